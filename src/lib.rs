@@ -1,0 +1,4 @@
+//! acapy-deliver: the delivery agent for ACA-Py's outbound queue.
+
+pub mod policy;
+pub mod queue;

@@ -1,0 +1,196 @@
+//! What the threads need of a queue, and the words for it.
+//!
+//! A queue gives out *claims* (messages recorded as in flight under the agent's
+//! number) and takes *settlements* (what became of them). It promises that a
+//! message is at every moment in exactly one place: queued, in flight, waiting,
+//! on the retry schedule, dead, or gone because it was delivered. It leaves to
+//! others when to claim, what to attempt and how to judge.
+
+use std::fmt;
+use std::time::Duration;
+
+/// A message's id: 16 decimal digits wherever it is written, so that text
+/// order is number order. It stays the same through waiting, recovery and replay.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Id(pub u64);
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016}", self.0)
+    }
+}
+
+/// What is remembered of a message that could not be delivered at once.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct History {
+    /// Attempts made so far.
+    pub attempts: u32,
+    /// Of these, the failures that were the message's own fault; more than none
+    /// means that it is on a backoff of its own, and no probe of its lane.
+    pub own_failures: u32,
+    /// How long ago it was first put off, by the queue's clock; `None` if never.
+    pub age: Option<Duration>,
+    /// The last error, for people; empty if there was none.
+    pub last_error: String,
+}
+
+/// Where a claim was taken from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// From the queue itself: never claimed before.
+    Queue,
+    /// From what waits for its lane.
+    Waiting,
+    /// From the retry schedule: a backoff of its own, recovered, or replayed.
+    Retry,
+}
+
+/// A message as the queue gave it out, not yet decoded.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RawClaim {
+    /// The message's id.
+    pub id: Id,
+    /// The bytes that ACA-Py pushed, untouched.
+    pub bytes: Vec<u8>,
+    /// What earlier claims of it came to.
+    pub history: History,
+    /// Agents that died while they had it in flight, since its last settled attempt.
+    pub recovered: u32,
+    /// Where it was taken from.
+    pub source: Source,
+}
+
+/// An agent's number: from the same counter as the ids, new at every `join`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct AgentNumber(pub u64);
+
+impl fmt::Display for AgentNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016}", self.0)
+    }
+}
+
+/// How much a claim may take.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Bounds {
+    /// Messages in all.
+    pub messages: usize,
+    /// Bytes in all; the message that reaches it is still taken, so that none is too large to pass.
+    pub bytes: usize,
+    /// Messages that return (from the retry schedule or from waiting), while the queue has new ones.
+    pub returning: usize,
+    /// Lanes that are open here and have messages waiting: origin, and how many of them to take.
+    pub wants: Vec<(String, usize)>,
+    /// Other lanes that may be tried now, with one message each.
+    pub probes: usize,
+    /// How long the lane of a probe is left alone: a whole attempt.
+    pub probe_for: Duration,
+    /// Whether one message that two or more agents died of may be among them.
+    pub suspect: bool,
+    /// Strict order: retries first and alone, and only while no older agent is registered.
+    pub ordered: bool,
+    /// A value that the wait has already popped from the queue (`--pop blpop`).
+    pub popped: Option<Vec<u8>>,
+}
+
+/// The answer to a claim.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Claimed {
+    /// This agent is not registered any more: its lease ran out and another took its messages back.
+    Gone,
+    /// Ordered mode: an older agent is at work; this one is its standby.
+    Standby,
+    /// What was taken.
+    Taken {
+        /// The messages, oldest first within each source.
+        claims: Vec<RawClaim>,
+        /// Origins that have nothing waiting any more.
+        emptied: Vec<String>,
+        /// Time until a retry or a closed lane is due; `None` if nothing is scheduled.
+        due_in: Option<Duration>,
+        /// Whether the queue itself had more than was taken.
+        more: bool,
+    },
+}
+
+/// Where a settlement puts a message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// Delivered: out of the queue, wherever it is.
+    Delivered,
+    /// On the retry schedule, due after this long.
+    Retry(Duration),
+    /// Waiting for the lane of this origin; if the lane is not known to the queue
+    /// yet, it may be tried after this long (`None`: it has never failed, at once).
+    Waiting(String, Option<Duration>),
+    /// Dead, for `History::last_error`.
+    Dead,
+}
+
+/// What became of one claim.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settlement {
+    /// The message.
+    pub id: Id,
+    /// Where it goes now.
+    pub place: Place,
+    /// Attempts and errors so far; not read for `Delivered`. `age` is ignored: the
+    /// queue remembers the first time by its own clock.
+    pub history: History,
+}
+
+/// A lane's change of state, for all agents.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LaneChange {
+    /// It may be used: a delivery succeeded.
+    Open(String),
+    /// It failed, and may be tried after this long.
+    Close(String, Duration),
+}
+
+/// Another agent as the queue sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Peer {
+    /// Its number.
+    pub number: AgentNumber,
+    /// Its lease as it stands in the queue, opaque; `None` if it has messages in
+    /// flight but is not registered. It is alive as long as this changes.
+    pub lease: Option<u64>,
+}
+
+/// A lane with waiting messages as the queue sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WaitingLane {
+    /// Its origin.
+    pub origin: String,
+    /// When it may be tried: `None` if it has not failed since its last delivery.
+    pub due_in: Option<Duration>,
+}
+
+/// The answer to a beat.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Beat {
+    /// False if the agent is gone and must join again.
+    pub registered: bool,
+    /// All other agents, registered or holding messages.
+    pub peers: Vec<Peer>,
+}
+
+/// Why a move could not be made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Error {
+    /// Waiting may mend it: unreachable, restarting, loading, read-only, full.
+    Unavailable(String),
+    /// Waiting cannot mend it: wrong password, no permission, wrong type at a key.
+    Fatal(String),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Unavailable(why) | Error::Fatal(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
