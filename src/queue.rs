@@ -7,7 +7,78 @@
 //! others when to claim, what to attempt and how to judge.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
+
+mod connection;
+pub mod redis_list;
+
+/// What the threads need of a queue. Each thread has one of its own, so that a
+/// blocking wait holds up nobody's settlement.
+pub trait Queue: Send {
+    /// Registers a new agent whose lease runs out after `lease`.
+    fn join(&mut self, lease: Duration) -> Result<AgentNumber, Error>;
+
+    /// Takes messages within `bounds`, recorded as in flight under `me`. A claim
+    /// whose answer was lost is sent again under the same `call` (with `again`),
+    /// and answers the same.
+    fn claim(&mut self, me: AgentNumber, call: u64, again: bool, bounds: &Bounds) -> Result<Claimed, Error>;
+
+    /// Waits until the queue has something, for at most this long.
+    fn wait(&mut self, at_most: Duration) -> Result<Waited, Error>;
+
+    /// Puts each message where its settlement says and tells all agents of lanes
+    /// that changed, in one step; sent again under the same `call` it changes
+    /// nothing. Returns the ids that are not this agent's any more.
+    fn settle(
+        &mut self,
+        me: AgentNumber,
+        call: u64,
+        settlements: &[Settlement],
+        changes: &[LaneChange],
+    ) -> Result<Vec<Id>, Error>;
+
+    /// Renews the lease of an agent that is registered; lists all others.
+    fn beat(&mut self, me: AgentNumber, lease: Duration) -> Result<Beat, Error>;
+
+    /// Takes back what a dead agent had in flight, at most `limit` messages, due
+    /// at once; `None` if its lease has changed since it was seen.
+    fn recover(&mut self, me: AgentNumber, dead: &Peer, limit: usize) -> Result<Option<usize>, Error>;
+
+    /// Gives back all that `me` still has in flight, without counting it as a death, and signs off.
+    fn leave(&mut self, me: AgentNumber) -> Result<(), Error>;
+
+    /// What the queue records as in flight under `me`.
+    fn in_flight(&mut self, me: AgentNumber) -> Result<Vec<Id>, Error>;
+
+    /// Makes these due again, as far as they are in flight under `me`.
+    fn give_back(&mut self, me: AgentNumber, ids: &[Id]) -> Result<usize, Error>;
+
+    /// Which of these the queue still has, wherever.
+    fn has(&mut self, ids: &[Id]) -> Result<Vec<bool>, Error>;
+
+    /// All lanes that have messages waiting.
+    fn lanes(&mut self) -> Result<Vec<WaitingLane>, Error>;
+
+    /// Buries what waits for a lane and was first put off at least `age` ago; returns how many.
+    fn expire(&mut self, origin: &str, age: Duration, reason: &str) -> Result<usize, Error>;
+
+    /// Removes for good the dead letters older than `age`; returns how many.
+    fn forget_dead(&mut self, age: Duration) -> Result<usize, Error>;
+}
+
+/// What a wait came to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Waited {
+    /// Time is up.
+    Nothing,
+    /// The queue has something.
+    Something,
+    /// The queue had something, and the wait has taken it (`--pop blpop`): it goes into the next claim.
+    Popped(Vec<u8>),
+    /// The queue cannot wait now (a full Redis refuses it): poll instead.
+    Refused,
+}
 
 /// A message's id: 16 decimal digits wherever it is written, so that text
 /// order is number order. It stays the same through waiting, recovery and replay.
@@ -39,8 +110,11 @@ pub struct History {
 pub enum Source {
     /// From the queue itself: never claimed before.
     Queue,
-    /// From what waits for its lane.
-    Waiting,
+    /// From what waits for its lane: to try whether the lane is mended (`probe`), or because the lane is open.
+    Waiting {
+        /// Its lane failed, or was never tried.
+        probe: bool,
+    },
     /// From the retry schedule: a backoff of its own, recovered, or replayed.
     Retry,
 }
@@ -87,7 +161,8 @@ pub struct Bounds {
     pub probe_for: Duration,
     /// Whether one message that two or more agents died of may be among them.
     pub suspect: bool,
-    /// Strict order: retries first and alone, and only while no older agent is registered.
+    /// Strict order: retries first and alone, due or not, and only while no older agent
+    /// is registered and nobody else has messages in flight.
     pub ordered: bool,
     /// A value that the wait has already popped from the queue (`--pop blpop`).
     pub popped: Option<Vec<u8>>,
@@ -106,6 +181,8 @@ pub enum Claimed {
         claims: Vec<RawClaim>,
         /// Origins that have nothing waiting any more.
         emptied: Vec<String>,
+        /// Of lanes that are probed: how many times in a row they have failed.
+        failures: Vec<(String, u32)>,
         /// Time until a retry or a closed lane is due; `None` if nothing is scheduled.
         due_in: Option<Duration>,
         /// Whether the queue itself had more than was taken.
@@ -120,9 +197,9 @@ pub enum Place {
     Delivered,
     /// On the retry schedule, due after this long.
     Retry(Duration),
-    /// Waiting for the lane of this origin; if the lane is not known to the queue
-    /// yet, it may be tried after this long (`None`: it has never failed, at once).
-    Waiting(String, Option<Duration>),
+    /// Waiting for its lane; if the lane is not known to the queue yet, it may be
+    /// tried after this long (`None`: it has not failed, at once).
+    Waiting(Option<Duration>),
     /// Dead, for `History::last_error`.
     Dead,
 }
@@ -132,6 +209,8 @@ pub enum Place {
 pub struct Settlement {
     /// The message.
     pub id: Id,
+    /// The origin of its endpoint, the name of its lane; empty if it has none that can be read.
+    pub origin: Arc<str>,
     /// Where it goes now.
     pub place: Place,
     /// Attempts and errors so far; not read for `Delivered`. `age` is ignored: the
@@ -143,9 +222,18 @@ pub struct Settlement {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LaneChange {
     /// It may be used: a delivery succeeded.
-    Open(String),
+    Open(Arc<str>),
     /// It failed, and may be tried after this long.
-    Close(String, Duration),
+    Close {
+        /// Its origin.
+        origin: Arc<str>,
+        /// When it may be tried.
+        after: Duration,
+        /// How many times in a row it has failed, this one included.
+        failures: u32,
+        /// The last error, for people.
+        why: String,
+    },
 }
 
 /// Another agent as the queue sees it.

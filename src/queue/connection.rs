@@ -1,0 +1,246 @@
+//! One synchronous connection to Redis: opened when it is needed, given up at the
+//! first sign of trouble, opened again at the next use. It runs the moves
+//! (EVALSHA, EVAL where the server does not know the script), and turns what
+//! Redis answers into the two kinds of [`Error`] that the threads tell apart.
+//! It leaves waiting and repeating to its callers.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use redis::{Client, Connection, ConnectionInfo, IntoConnectionInfo, Value};
+
+use super::Error;
+
+/// How long a connection may take to open, and an answer to come beyond the time a wait was asked for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where Redis is, and who we are to it.
+#[derive(Clone, Debug, Default)]
+pub struct Server {
+    /// `redis://`, `rediss://` or `unix://`, with user, password and database.
+    pub url: String,
+    /// Read anew at every connection, so that a rotated password needs no restart.
+    pub password_file: Option<PathBuf>,
+    /// PEM certificates that `rediss://` trusts beside the bundled roots.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl Server {
+    /// The address without user and password, for messages and logs.
+    pub fn name(&self) -> String {
+        match url::Url::parse(&self.url) {
+            Ok(url) if url.scheme().contains("unix") => format!("unix://{}", url.path()),
+            Ok(url) => {
+                let host = url.host_str().unwrap_or("localhost");
+                format!("{}://{}:{}", url.scheme(), host, url.port().unwrap_or(6379))
+            }
+            Err(_) => "the queue URL".to_string(),
+        }
+    }
+
+    fn info(&self) -> Result<ConnectionInfo, Error> {
+        let unusable = |why: &str| Error::Fatal(format!("option '--outbound-queue': {}: {why}", self.name()));
+        let info = self.url.as_str().into_connection_info().map_err(|error| unusable(&error.to_string()))?;
+        // Commands are single writes, and an answer awaited must not wait for an acknowledgement.
+        let tcp = info.tcp_settings().clone().set_nodelay(true);
+        let mut redis = info.redis_settings().clone().set_skip_set_lib_name();
+        if let Some(path) = &self.password_file {
+            let password = fs::read_to_string(path).map_err(|error| {
+                Error::Fatal(format!("option '--redis-password-file': cannot read {}: {error}", path.display()))
+            })?;
+            redis = redis.set_password(password.trim_end_matches(['\r', '\n']));
+        }
+        Ok(info.set_tcp_settings(tcp).set_redis_settings(redis))
+    }
+
+    /// Opens a connection and makes sure that it answers.
+    pub fn connect(&self) -> Result<Connection, Error> {
+        let info = self.info()?;
+        let client = match &self.ca_file {
+            None => Client::open(info),
+            Some(path) => {
+                let pem = fs::read(path).map_err(|error| {
+                    Error::Fatal(format!("option '--redis-ca-file': cannot read {}: {error}", path.display()))
+                })?;
+                Client::build_with_tls(info, redis::TlsCertificates { client_tls: None, root_cert: Some(pem) })
+            }
+        }
+        .map_err(|error| Error::Fatal(format!("option '--outbound-queue': {}: {error}", self.name())))?;
+        let connection = client.get_connection_with_timeout(PATIENCE).map_err(|error| self.explain(error))?;
+        let patience = |error| self.explain(error);
+        connection.set_read_timeout(Some(PATIENCE)).map_err(patience)?;
+        connection.set_write_timeout(Some(PATIENCE)).map_err(patience)?;
+        Ok(connection)
+    }
+
+    /// An error of the client or the server in our own words, and whether waiting may mend it.
+    pub fn explain(&self, error: redis::RedisError) -> Error {
+        let text = error.to_string();
+        let name = self.name();
+        // Inside a script, servers before 7 wrap the error code in a sentence: so the text is searched.
+        let says = |code: &str| text.contains(code);
+        if says("WRONGPASS") || says("invalid username-password") || says("invalid password") {
+            return Error::Fatal(format!(
+                "{name} refused the user name or password: check the queue URL or '--redis-password-file'"
+            ));
+        }
+        if says("NOAUTH") {
+            return Error::Fatal(format!(
+                "{name} wants a password: put it into the queue URL or give '--redis-password-file'"
+            ));
+        }
+        if error.kind() == redis::ErrorKind::AuthenticationFailed {
+            return Error::Fatal(format!("{name} refused to log us in: {text}"));
+        }
+        if says("NOPERM") {
+            return Error::Fatal(format!(
+                "{name} does not permit what the agent needs: {text}; see 'acapy-deliver check'"
+            ));
+        }
+        if says("WRONGTYPE") {
+            return Error::Fatal(format!("{name} holds a value of the wrong type at a key of the queue: {text}"));
+        }
+        if error.kind() == redis::ErrorKind::InvalidClientConfig {
+            return Error::Fatal(format!("option '--outbound-queue': {name}: {text}"));
+        }
+        let why = if says("LOADING") {
+            "it is still loading its data".to_string()
+        } else if says("OOM ") {
+            "it is full (maxmemory reached)".to_string()
+        } else if says("READONLY") {
+            "it is a read-only replica".to_string()
+        } else if says("MISCONF") {
+            "it cannot save to disk and refuses writes (MISCONF)".to_string()
+        } else if says("MOVED") {
+            format!("it is a Cluster node that does not hold the queue's keys ({text}); name the node that does")
+        } else {
+            text.clone()
+        };
+        Error::Unavailable(format!("{name}: {why}"))
+    }
+}
+
+/// A move: its text and the SHA-1 under which a server may know it already.
+#[derive(Debug)]
+pub struct Move {
+    text: String,
+    sha: String,
+}
+
+impl Move {
+    /// `head` comes before every move.
+    pub fn new(head: &str, body: &str) -> Move {
+        let text = format!("{head}{body}");
+        let sha = redis::Script::new(&text).get_hash().to_string();
+        Move { text, sha }
+    }
+}
+
+/// A connection that is opened when it is used.
+pub struct Link {
+    /// Where to.
+    pub server: Server,
+    open: Option<Connection>,
+}
+
+impl Link {
+    /// Nothing is opened yet.
+    pub fn new(server: Server) -> Link {
+        Link { server, open: None }
+    }
+
+    /// Runs a command. After any failure but an answer of the server the connection
+    /// is given up: what comes next on it could be the answer to something older.
+    pub fn query(&mut self, command: &redis::Cmd) -> Result<Value, Error> {
+        self.query_raw(command).map_err(|error| match error {
+            Failure::Redis(error) => self.server.explain(error),
+            Failure::Ours(error) => error,
+        })
+    }
+
+    /// Runs a command that may block for `at_most` on purpose.
+    pub fn query_blocking(&mut self, command: &redis::Cmd, at_most: Duration) -> Result<Value, Failure> {
+        let connection = self.connection().map_err(Failure::Ours)?;
+        connection.set_read_timeout(Some(at_most + PATIENCE)).map_err(Failure::Redis)?;
+        let answer = self.query_raw(command);
+        if let Some(connection) = &self.open {
+            connection.set_read_timeout(Some(PATIENCE)).map_err(Failure::Redis)?;
+        }
+        answer
+    }
+
+    /// Runs a move on all keys of the queue.
+    pub fn run(&mut self, script: &Move, keys: &[String], arguments: &Arguments) -> Result<Value, Error> {
+        let call = |name: &str, script: &str| {
+            let mut command = redis::cmd(name);
+            command.arg(script).arg(keys.len()).arg(keys).arg(&arguments.0);
+            command
+        };
+        match self.query_raw(&call("EVALSHA", &script.sha)) {
+            Err(Failure::Redis(error)) if error.to_string().contains("NOSCRIPT") => {
+                self.query(&call("EVAL", &script.text))
+            }
+            Err(Failure::Redis(error)) => Err(self.server.explain(error)),
+            Err(Failure::Ours(error)) => Err(error),
+            Ok(value) => Ok(value),
+        }
+    }
+
+    fn query_raw(&mut self, command: &redis::Cmd) -> Result<Value, Failure> {
+        let answer = command.query::<Value>(self.connection().map_err(Failure::Ours)?);
+        match answer {
+            Ok(value) => Ok(value),
+            Err(error) => {
+                let answered = matches!(error.kind(), redis::ErrorKind::Server(_) | redis::ErrorKind::Extension);
+                if !answered {
+                    self.open = None;
+                }
+                Err(Failure::Redis(error))
+            }
+        }
+    }
+
+    fn connection(&mut self) -> Result<&mut Connection, Error> {
+        if self.open.is_none() {
+            self.open = Some(self.server.connect()?);
+        }
+        Ok(self.open.as_mut().expect("just opened"))
+    }
+}
+
+/// Why a command failed, before it is put into words.
+pub enum Failure {
+    /// The client or the server said so.
+    Redis(redis::RedisError),
+    /// The connection could not be opened.
+    Ours(Error),
+}
+
+/// The arguments of a move, in the order in which it reads them.
+#[derive(Default)]
+pub struct Arguments(Vec<Vec<u8>>);
+
+impl Arguments {
+    /// Appends bytes as they are.
+    pub fn bytes(&mut self, bytes: &[u8]) -> &mut Arguments {
+        self.0.push(bytes.to_vec());
+        self
+    }
+
+    /// Appends anything that can be written as text.
+    pub fn text(&mut self, text: impl ToString) -> &mut Arguments {
+        self.0.push(text.to_string().into_bytes());
+        self
+    }
+
+    /// Appends a flag as `1` or `0`.
+    pub fn flag(&mut self, flag: bool) -> &mut Arguments {
+        self.text(u8::from(flag))
+    }
+
+    /// Appends a duration in whole milliseconds.
+    pub fn millis(&mut self, duration: Duration) -> &mut Arguments {
+        self.text(duration.as_millis().min(u128::from(u32::MAX) * 1000))
+    }
+}

@@ -1,0 +1,27 @@
+-- recover(me, agent, lease as seen or '' or '*', limit, count) -> {refused or moved, n}
+-- Moves what a dead agent had in flight to the retry schedule, due now. Refused
+-- if its lease has changed since it was seen: then it lives. '*' is for an agent
+-- that leaves by itself.
+local me, agent, seen = ARGV[1], ARGV[2], ARGV[3]
+local limit, count = assert(tonumber(ARGV[4])), ARGV[5] == '1'
+assert(tonumber(agent))
+local lease = redis.call('ZSCORE', AGENTS, agent)
+lease = lease and string.format('%.0f', tonumber(lease)) or ''
+if seen ~= '*' and lease ~= seen then return {'refused', 0} end
+check_types()
+open_for_writing()
+local ids = redis.call('ZRANGEBYSCORE', INFLIGHT, agent, agent, 'LIMIT', 0, limit)
+for _, id in ipairs(ids) do
+  local died = count and redis.call('HINCRBY', RECOVERED, id, 1) or 0
+  if died >= 5 then
+    local history = redis.call('HGET', HISTORY, id)
+    redis.call('ZADD', DEAD, now, id)
+    put_off(id, history, tonumber(history and string.match(history, '^%d+') or 0), 0, 'in flight in 5 agents that died')
+  else
+    redis.call('ZADD', RETRY, now, id)
+  end
+end
+all('ZREM', INFLIGHT, ids)
+redis.call('ZREM', AGENTS, agent)
+if #ids < limit then redis.call('HDEL', CALLS, agent, 's' .. agent) end
+return {'moved', #ids}

@@ -1,0 +1,630 @@
+//! The queue on a Redis LIST: one Lua script per move, atomic, by Redis's own
+//! clock. The bytes that ACA-Py pushed never change and are never sent back.
+//! It keeps no state beside its connection; numbering calls and repeating them
+//! is its callers' part.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::Value;
+
+use super::connection::{Arguments, Failure, Link, Move, Server};
+use super::{
+    AgentNumber, Beat, Bounds, Claimed, Error, History, Id, LaneChange, Peer, Place, Queue, RawClaim, Settlement,
+    Source, Waited, WaitingLane,
+};
+
+/// How a wait is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Pop {
+    /// `BLMOVE K K LEFT LEFT`: looks without taking, so that a cut connection loses nothing.
+    #[default]
+    Peek,
+    /// `BLPOP`: takes, and hands the value to the next claim; it can lose the one message just popped.
+    Blpop,
+}
+
+/// The longest and the shortest time that a wait blocks: a stop is to be noticed,
+/// and `0.001` blocks for ever on Redis 6.2.
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
+const SHORTEST_WAIT: Duration = Duration::from_millis(20);
+
+/// Ids in one call of the moves that take a list of them.
+const IDS_PER_CALL: usize = 500;
+
+/// The names of a queue's keys, all in the slot of the queue itself on a Cluster.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    all: Vec<String>,
+}
+
+/// The order in which every move is given the keys, after the queue's own.
+const KEY_NAMES: [&str; 12] = [
+    "id",
+    "messages",
+    "inflight",
+    "waiting",
+    "lanes",
+    "failures",
+    "retry",
+    "dead",
+    "history",
+    "recovered",
+    "agents",
+    "calls",
+];
+
+impl Keys {
+    /// The keys of the queue `{prefix}.outbound_transport`.
+    pub fn new(prefix: &str) -> Keys {
+        let queue = format!("{prefix}.outbound_transport");
+        let tagged = queue.find('{').is_some_and(|open| queue[open + 1..].find('}').is_some_and(|length| length > 0));
+        let beside = |name: &&str| if tagged { format!("{queue}:{name}") } else { format!("{{{queue}}}:{name}") };
+        let mut all = vec![queue.clone()];
+        all.extend(KEY_NAMES.iter().map(beside));
+        Keys { all }
+    }
+
+    /// The LIST that ACA-Py pushes to.
+    pub fn queue(&self) -> &str {
+        &self.all[0]
+    }
+
+    /// One of the keys beside it, by its short name.
+    pub fn named(&self, name: &str) -> &str {
+        let at = KEY_NAMES.iter().position(|known| *known == name).expect("a key of the queue");
+        &self.all[at + 1]
+    }
+
+    /// All of them, the queue first.
+    pub fn all(&self) -> &[String] {
+        &self.all
+    }
+}
+
+struct Moves {
+    join: Move,
+    claim: Move,
+    settle: Move,
+    beat: Move,
+    recover: Move,
+    give_back: Move,
+    expire: Move,
+    replay: Move,
+    drop: Move,
+    forget: Move,
+    adopt: Move,
+}
+
+impl Moves {
+    /// `clock`: for tests, the name of a key that holds the time in microseconds.
+    fn new(clock: Option<&str>) -> Moves {
+        let mut head = include_str!("head.lua").to_string();
+        if let Some(clock) = clock {
+            let simulated = format!(
+                "{{math.floor(redis.call('GET', '{clock}') / 1000000), redis.call('GET', '{clock}') % 1000000}}"
+            );
+            assert!(head.contains("redis.call('TIME')"), "the head reads the clock");
+            head = head.replace("redis.call('TIME')", &simulated);
+        }
+        let new = |body| Move::new(&head, body);
+        Moves {
+            join: new(include_str!("join.lua")),
+            claim: new(include_str!("claim.lua")),
+            settle: new(include_str!("settle.lua")),
+            beat: new(include_str!("beat.lua")),
+            recover: new(include_str!("recover.lua")),
+            give_back: new(include_str!("give_back.lua")),
+            expire: new(include_str!("expire.lua")),
+            replay: new(include_str!("replay.lua")),
+            drop: new(include_str!("drop.lua")),
+            forget: new(include_str!("forget.lua")),
+            adopt: new(include_str!("adopt.lua")),
+        }
+    }
+}
+
+/// The queue on a Redis LIST.
+pub struct RedisList {
+    link: Link,
+    keys: Keys,
+    moves: Arc<Moves>,
+    pop: Pop,
+    /// False once the server has refused BLMOVE: it is older than 6.2.
+    has_blmove: bool,
+    ordered: bool,
+}
+
+impl RedisList {
+    /// A queue on its own connection, which is opened at the first use.
+    pub fn new(server: Server, prefix: &str, pop: Pop, ordered: bool) -> RedisList {
+        RedisList::build(server, prefix, pop, ordered, None)
+    }
+
+    /// For tests of the moves: reads the time, in microseconds, from a key in place of Redis's clock.
+    #[doc(hidden)]
+    pub fn with_clock(server: Server, prefix: &str, ordered: bool, clock: &str) -> RedisList {
+        RedisList::build(server, prefix, Pop::Peek, ordered, Some(clock))
+    }
+
+    fn build(server: Server, prefix: &str, pop: Pop, ordered: bool, clock: Option<&str>) -> RedisList {
+        let moves = Arc::new(Moves::new(clock));
+        RedisList { link: Link::new(server), keys: Keys::new(prefix), moves, pop, has_blmove: true, ordered }
+    }
+
+    /// The same queue on another connection.
+    pub fn another(&self) -> RedisList {
+        RedisList {
+            link: Link::new(self.link.server.clone()),
+            keys: self.keys.clone(),
+            moves: self.moves.clone(),
+            pop: self.pop,
+            has_blmove: self.has_blmove,
+            ordered: self.ordered,
+        }
+    }
+
+    /// The names of its keys.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// Runs any command on this connection, for what only operators need.
+    pub fn query(&mut self, command: &redis::Cmd) -> Result<Value, Error> {
+        self.link.query(command)
+    }
+
+    /// Makes dead messages due again, as if they had never been attempted; returns how many of them were dead.
+    pub fn replay(&mut self, ids: &[Id]) -> Result<usize, Error> {
+        self.on_ids(|moves| &moves.replay, None, ids)
+    }
+
+    /// Removes dead messages for good; returns how many of them were dead.
+    pub fn drop_dead(&mut self, ids: &[Id]) -> Result<usize, Error> {
+        self.on_ids(|moves| &moves.drop, None, ids)
+    }
+
+    /// Moves what the aca-deliver prototype left on its own retry schedule to the
+    /// right of the queue; returns how many messages that were.
+    pub fn adopt(&mut self, legacy_key: &str) -> Result<usize, Error> {
+        let mut keys = self.keys.all.clone();
+        keys.push(legacy_key.to_string());
+        let mut arguments = Arguments::default();
+        arguments.text(IDS_PER_CALL);
+        let mut adopted = 0;
+        loop {
+            let n = count(self.link.run(&self.moves.adopt, &keys, &arguments)?)?;
+            adopted += n;
+            if n < IDS_PER_CALL {
+                return Ok(adopted);
+            }
+        }
+    }
+
+    fn run(&mut self, script: fn(&Moves) -> &Move, arguments: &Arguments) -> Result<Value, Error> {
+        let answer = self.link.run(script(&self.moves), &self.keys.all, arguments);
+        match answer {
+            Err(Error::Fatal(why)) if why.contains("WRONGTYPE") => Err(self.name_wrong_type(why)),
+            answer => answer,
+        }
+    }
+
+    /// Redis does not say at which key it found the wrong type: so look.
+    fn name_wrong_type(&mut self, why: String) -> Error {
+        let expected = |at: usize| match at {
+            0 => "list",
+            1 => "string",
+            2 | 6 | 9 | 10 | 12 => "hash",
+            _ => "zset",
+        };
+        for (at, key) in self.keys.all.clone().iter().enumerate() {
+            if let Ok(Value::SimpleString(found)) = self.link.query(redis::cmd("TYPE").arg(key))
+                && found != "none"
+                && found != expected(at)
+            {
+                return Error::Fatal(format!(
+                    "key '{key}' at {} holds a {found}, where the queue keeps a {}: rename or delete it, or choose another '--outbound-queue-prefix'",
+                    self.link.server.name(),
+                    expected(at)
+                ));
+            }
+        }
+        Error::Fatal(why)
+    }
+
+    fn on_ids(&mut self, script: fn(&Moves) -> &Move, first: Option<AgentNumber>, ids: &[Id]) -> Result<usize, Error> {
+        let mut done = 0;
+        for ids in ids.chunks(IDS_PER_CALL) {
+            let mut arguments = Arguments::default();
+            if let Some(me) = first {
+                arguments.text(me);
+            }
+            for id in ids {
+                arguments.text(id);
+            }
+            done += count(self.run(script, &arguments)?)?;
+        }
+        Ok(done)
+    }
+
+    fn recover_chunk(
+        &mut self,
+        me: AgentNumber,
+        agent: AgentNumber,
+        seen: &str,
+        limit: usize,
+        died: bool,
+    ) -> Result<Option<usize>, Error> {
+        let mut arguments = Arguments::default();
+        arguments.text(me).text(agent).text(seen).text(limit).flag(died);
+        let mut answer = Answer::of(self.run(|moves| &moves.recover, &arguments)?)?;
+        let state = answer.text()?;
+        let n = answer.number()?;
+        Ok((state == "moved").then_some(n as usize))
+    }
+
+    fn wait_command(&self, at_most: Duration) -> redis::Cmd {
+        let key = self.keys.queue();
+        let seconds = at_most.clamp(SHORTEST_WAIT, LONGEST_WAIT).as_secs_f64();
+        let mut command;
+        if self.pop == Pop::Blpop {
+            command = redis::cmd("BLPOP");
+            command.arg(key);
+        } else if self.has_blmove {
+            command = redis::cmd("BLMOVE");
+            command.arg(key).arg(key).arg("LEFT").arg("LEFT");
+        } else {
+            command = redis::cmd("BRPOPLPUSH");
+            command.arg(key).arg(key);
+        }
+        // Servers before 6 take whole seconds; those have no BLMOVE either.
+        if self.has_blmove {
+            command.arg(seconds)
+        } else {
+            command.arg(1)
+        };
+        command
+    }
+}
+
+impl Queue for RedisList {
+    fn join(&mut self, lease: Duration) -> Result<AgentNumber, Error> {
+        let mut arguments = Arguments::default();
+        arguments.millis(lease);
+        let mut answer = Answer(vec![self.run(|moves| &moves.join, &arguments)?].into_iter());
+        Ok(AgentNumber(answer.number_in_text()?))
+    }
+
+    fn claim(&mut self, me: AgentNumber, call: u64, again: bool, bounds: &Bounds) -> Result<Claimed, Error> {
+        let mut arguments = Arguments::default();
+        arguments.text(me).text(call).text(bounds.messages).text(bounds.bytes).text(bounds.returning);
+        arguments.text(bounds.probes).millis(bounds.probe_for).flag(bounds.suspect).flag(bounds.ordered).flag(again);
+        arguments.flag(bounds.popped.is_some()).bytes(bounds.popped.as_deref().unwrap_or_default());
+        for (origin, n) in &bounds.wants {
+            arguments.text(origin).text(n);
+        }
+        let mut answer = Answer::of(self.run(|moves| &moves.claim, &arguments)?)?;
+        match answer.text()?.as_str() {
+            // A call older than one already answered: our numbering is not what Redis knows, so begin anew.
+            "gone" | "old" => return Ok(Claimed::Gone),
+            "standby" => return Ok(Claimed::Standby),
+            _ => {}
+        }
+        let now = answer.number()?;
+        let due_in = answer.number()?;
+        let more = answer.number()? != 0;
+        let mut emptied = Vec::new();
+        let mut origins = answer.list()?;
+        while origins.more() {
+            emptied.push(origins.text()?);
+        }
+        let mut failures = Vec::new();
+        let mut records = answer.list()?;
+        while records.more() {
+            let origin = records.text()?;
+            let record = records.text()?;
+            failures.push((origin, record.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)));
+        }
+        let mut claims = Vec::new();
+        let mut messages = answer.list()?;
+        while messages.more() {
+            claims.push(RawClaim {
+                id: messages.id()?,
+                bytes: messages.bytes()?,
+                history: history(&messages.bytes()?, now),
+                recovered: messages.number_in_text()? as u32,
+                source: match messages.text()?.as_str() {
+                    "k" => Source::Queue,
+                    "o" => Source::Waiting { probe: false },
+                    "p" => Source::Waiting { probe: true },
+                    _ => Source::Retry,
+                },
+            });
+        }
+        let due_in = u64::try_from(due_in).ok().map(Duration::from_millis);
+        Ok(Claimed::Taken { claims, emptied, failures, due_in, more })
+    }
+
+    fn wait(&mut self, at_most: Duration) -> Result<Waited, Error> {
+        if self.ordered && !self.has_blmove {
+            // BRPOPLPUSH turns the list, and so would break the order of more than one.
+            std::thread::sleep(at_most.clamp(SHORTEST_WAIT, SHORTEST_WAIT * 5));
+            return Ok(Waited::Something);
+        }
+        let command = self.wait_command(at_most);
+        match self.link.query_blocking(&command, LONGEST_WAIT * 2) {
+            Ok(Value::Nil) => Ok(Waited::Nothing),
+            Ok(Value::Array(values)) if self.pop == Pop::Blpop => match values.into_iter().nth(1) {
+                Some(Value::BulkString(bytes)) => Ok(Waited::Popped(bytes)),
+                _ => Ok(Waited::Nothing),
+            },
+            Ok(_) => Ok(Waited::Something),
+            Err(Failure::Ours(error)) => Err(error),
+            Err(Failure::Redis(error)) => {
+                let text = error.to_string();
+                if self.has_blmove && text.contains("unknown command") {
+                    self.has_blmove = false;
+                    return self.wait(at_most);
+                }
+                // BLPOP takes a fraction of a second from 6.0 on.
+                if self.has_blmove && text.contains("not an integer") {
+                    self.has_blmove = false;
+                    return self.wait(at_most);
+                }
+                if text.contains("OOM ") {
+                    return Ok(Waited::Refused);
+                }
+                match self.link.server.explain(error) {
+                    Error::Fatal(why) if why.contains("WRONGTYPE") => Err(self.name_wrong_type(why)),
+                    error => Err(error),
+                }
+            }
+        }
+    }
+
+    fn settle(
+        &mut self,
+        me: AgentNumber,
+        call: u64,
+        settlements: &[Settlement],
+        changes: &[LaneChange],
+    ) -> Result<Vec<Id>, Error> {
+        let arguments = settle_arguments(me, call, settlements, changes);
+        let mut answer = Answer::of(self.run(|moves| &moves.settle, &arguments)?)?;
+        answer.text()?;
+        let mut lost = Vec::new();
+        let mut ids = answer.list()?;
+        while ids.more() {
+            lost.push(ids.id()?);
+        }
+        Ok(lost)
+    }
+
+    fn beat(&mut self, me: AgentNumber, lease: Duration) -> Result<Beat, Error> {
+        let mut arguments = Arguments::default();
+        arguments.text(me).millis(lease);
+        let mut answer = Answer::of(self.run(|moves| &moves.beat, &arguments)?)?;
+        let registered = answer.number()? != 0;
+        let mut peers = Vec::new();
+        let mut agents = answer.list()?;
+        while agents.more() {
+            let number = AgentNumber(agents.number_in_text()?);
+            let lease = agents.text()?.parse().ok();
+            if number != me {
+                peers.push(Peer { number, lease });
+            }
+        }
+        Ok(Beat { registered, peers })
+    }
+
+    fn recover(&mut self, me: AgentNumber, dead: &Peer, limit: usize) -> Result<Option<usize>, Error> {
+        let seen = dead.lease.map(|lease| lease.to_string()).unwrap_or_default();
+        self.recover_chunk(me, dead.number, &seen, limit, true)
+    }
+
+    fn leave(&mut self, me: AgentNumber) -> Result<(), Error> {
+        while self.recover_chunk(me, me, "*", IDS_PER_CALL, false)? == Some(IDS_PER_CALL) {}
+        Ok(())
+    }
+
+    fn in_flight(&mut self, me: AgentNumber) -> Result<Vec<Id>, Error> {
+        let mut command = redis::cmd("ZRANGEBYSCORE");
+        command.arg(self.keys.named("inflight")).arg(me.to_string()).arg(me.to_string());
+        let mut answer = Answer::of(self.link.query(&command)?)?;
+        let mut ids = Vec::new();
+        while answer.more() {
+            ids.push(answer.id()?);
+        }
+        Ok(ids)
+    }
+
+    fn give_back(&mut self, me: AgentNumber, ids: &[Id]) -> Result<usize, Error> {
+        self.on_ids(|moves| &moves.give_back, Some(me), ids)
+    }
+
+    fn has(&mut self, ids: &[Id]) -> Result<Vec<bool>, Error> {
+        let mut has = Vec::new();
+        for id in ids {
+            let mut command = redis::cmd("HEXISTS");
+            command.arg(self.keys.named("messages")).arg(id.to_string());
+            has.push(self.link.query(&command)? == Value::Int(1));
+        }
+        Ok(has)
+    }
+
+    fn lanes(&mut self) -> Result<Vec<WaitingLane>, Error> {
+        let mut clock = Answer::of(self.link.query(&redis::cmd("TIME"))?)?;
+        let now = clock.number_in_text()? as f64 * 1000.0;
+        let mut lanes = Vec::new();
+        const PAGE: usize = 1000;
+        loop {
+            let mut command = redis::cmd("ZRANGE");
+            command.arg(self.keys.named("lanes")).arg(lanes.len()).arg(lanes.len() + PAGE - 1).arg("WITHSCORES");
+            let mut answer = Answer::of(self.link.query(&command)?)?;
+            let before = lanes.len();
+            while answer.more() {
+                let origin = answer.text()?;
+                let score: f64 = answer.text()?.parse().map_err(|_| unexpected("a lane's time"))?;
+                let due_in = (score > 0.0).then(|| Duration::from_millis((score - now).max(0.0) as u64));
+                lanes.push(WaitingLane { origin, due_in });
+            }
+            if lanes.len() < before + PAGE {
+                return Ok(lanes);
+            }
+        }
+    }
+
+    fn expire(&mut self, origin: &str, age: Duration, reason: &str) -> Result<usize, Error> {
+        let mut arguments = Arguments::default();
+        arguments.text(origin).millis(age).text(reason).text(IDS_PER_CALL);
+        self.repeat(|moves| &moves.expire, &arguments)
+    }
+
+    fn forget_dead(&mut self, age: Duration) -> Result<usize, Error> {
+        let mut arguments = Arguments::default();
+        arguments.millis(age).text(IDS_PER_CALL);
+        self.repeat(|moves| &moves.forget, &arguments)
+    }
+}
+
+impl RedisList {
+    /// Runs a move of at most IDS_PER_CALL until it finds fewer.
+    fn repeat(&mut self, script: fn(&Moves) -> &Move, arguments: &Arguments) -> Result<usize, Error> {
+        let mut done = 0;
+        loop {
+            let n = count(self.run(script, arguments)?)?;
+            done += n;
+            if n < IDS_PER_CALL {
+                return Ok(done);
+            }
+        }
+    }
+}
+
+fn settle_arguments(me: AgentNumber, call: u64, settlements: &[Settlement], changes: &[LaneChange]) -> Arguments {
+    let mut arguments = Arguments::default();
+    arguments.text(me).text(call);
+
+    // By origin, so that each origin is sent once.
+    let mut delivered: Vec<&Settlement> = settlements.iter().filter(|one| one.place == Place::Delivered).collect();
+    delivered.sort_by(|a, b| a.origin.cmp(&b.origin));
+    let groups: Vec<&[&Settlement]> = delivered.chunk_by(|a, b| a.origin == b.origin).collect();
+    arguments.text(groups.len());
+    for group in groups {
+        arguments.text(&group[0].origin).text(group.len());
+        for one in group {
+            arguments.text(one.id);
+        }
+    }
+    let count = |of: fn(&Place) -> bool| settlements.iter().filter(|one| of(&one.place)).count();
+    let past = |arguments: &mut Arguments, history: &History| {
+        arguments.text(history.attempts).text(history.own_failures).text(&history.last_error);
+    };
+    arguments.text(count(|place| matches!(place, Place::Retry(_))));
+    for one in settlements {
+        if let Place::Retry(delay) = one.place {
+            arguments.text(one.id).millis(delay);
+            past(&mut arguments, &one.history);
+        }
+    }
+    arguments.text(count(|place| matches!(place, Place::Waiting(_))));
+    for one in settlements {
+        if let Place::Waiting(delay) = one.place {
+            arguments.text(one.id).text(&one.origin);
+            match delay {
+                Some(delay) => arguments.millis(delay),
+                None => arguments.text(-1),
+            };
+            past(&mut arguments, &one.history);
+        }
+    }
+    arguments.text(count(|place| *place == Place::Dead));
+    for one in settlements {
+        if one.place == Place::Dead {
+            arguments.text(one.id);
+            past(&mut arguments, &one.history);
+        }
+    }
+    arguments.text(changes.len());
+    for change in changes {
+        match change {
+            LaneChange::Open(origin) => arguments.text(origin).text("o"),
+            LaneChange::Close { origin, after, failures, why } => {
+                arguments.text(origin).text("c").millis(*after).text(failures).text(why)
+            }
+        };
+    }
+    arguments
+}
+
+/// `attempts own first error`, as `settle` writes it.
+pub(crate) fn history(record: &[u8], now_ms: i64) -> History {
+    let record = String::from_utf8_lossy(record);
+    let mut words = record.splitn(4, ' ');
+    let mut number = || words.next().and_then(|word| word.parse::<i64>().ok());
+    let (attempts, own_failures, first) = (number(), number(), number());
+    History {
+        attempts: attempts.unwrap_or(0) as u32,
+        own_failures: own_failures.unwrap_or(0) as u32,
+        age: first.map(|first| Duration::from_millis((now_ms - first).max(0) as u64)),
+        last_error: words.next().unwrap_or_default().to_string(),
+    }
+}
+
+fn unexpected(what: &str) -> Error {
+    Error::Unavailable(format!("an answer of Redis is not what the move returns: {what}"))
+}
+
+fn count(value: Value) -> Result<usize, Error> {
+    match value {
+        Value::Int(n) => Ok(n.max(0) as usize),
+        _ => Err(unexpected("a count")),
+    }
+}
+
+/// An answer's values, taken one by one; bytes are moved, not copied.
+struct Answer(std::vec::IntoIter<Value>);
+
+impl Answer {
+    fn of(value: Value) -> Result<Answer, Error> {
+        match value {
+            Value::Array(values) => Ok(Answer(values.into_iter())),
+            _ => Err(unexpected("a list")),
+        }
+    }
+
+    fn more(&self) -> bool {
+        self.0.len() > 0
+    }
+
+    fn bytes(&mut self) -> Result<Vec<u8>, Error> {
+        match self.0.next() {
+            Some(Value::BulkString(bytes)) => Ok(bytes),
+            Some(Value::SimpleString(text)) => Ok(text.into_bytes()),
+            _ => Err(unexpected("bytes")),
+        }
+    }
+
+    fn text(&mut self) -> Result<String, Error> {
+        String::from_utf8(self.bytes()?).map_err(|_| unexpected("text"))
+    }
+
+    fn number(&mut self) -> Result<i64, Error> {
+        match self.0.next() {
+            Some(Value::Int(n)) => Ok(n),
+            _ => Err(unexpected("a number")),
+        }
+    }
+
+    fn number_in_text(&mut self) -> Result<u64, Error> {
+        self.text()?.parse().map_err(|_| unexpected("a number"))
+    }
+
+    fn id(&mut self) -> Result<Id, Error> {
+        Ok(Id(self.number_in_text()?))
+    }
+
+    fn list(&mut self) -> Result<Answer, Error> {
+        Answer::of(self.0.next().ok_or_else(|| unexpected("a list"))?)
+    }
+}

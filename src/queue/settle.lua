@@ -1,0 +1,95 @@
+-- settle(me, call, n, {origin, n, id...}...        delivered, by origin
+--                  n, {id, delay, attempts, own, why}...            to the retry schedule
+--                  n, {id, origin, delay or -1, attempts, own, why}...  to wait for their lanes
+--                  n, {id, attempts, own, why}...                   dead
+--                  n, {origin, 'o'}... or {origin, 'c', delay, failures, why}...  lanes that opened or closed)
+--   -> {state, ids that are not ours any more}
+-- What was delivered goes wherever it is. Everything else is done only if it is
+-- still ours: after a recovery another agent may have it.
+local me, call = ARGV[1], ARGV[2]
+local at = 2
+local function word() at = at + 1 return (assert(ARGV[at])) end
+local function number() return (assert(tonumber(word()))) end
+local function id_word() local id = word() assert(string.match(id, '^%d+$') and #id == 16) return id end
+local function many(read) local list = {} for i = 1, number() do list[i] = read() end return list end
+assert(tonumber(call))
+
+local delivered = many(function()
+  local group = {origin = word()}
+  for i = 1, number() do group[i] = id_word() end
+  return group
+end)
+local retries = many(function() return {id = id_word(), delay = number(), attempts = number(), own = number(), why = word()} end)
+local waits = many(function()
+  return {id = id_word(), origin = word(), delay = number(), attempts = number(), own = number(), why = word()}
+end)
+local deaths = many(function() return {id = id_word(), attempts = number(), own = number(), why = word()} end)
+local changes = many(function()
+  local change = {origin = word(), what = word()}
+  if change.what == 'c' then change.delay, change.failures, change.why = number(), number(), word() end
+  return change
+end)
+
+local last = redis.call('HGET', CALLS, 's' .. me)
+if last and tonumber(last) >= tonumber(call) then return {'again', {}} end
+check_types()
+open_for_writing()
+
+local mine, lost = tonumber(me), {}
+-- A settled attempt clears the count of agents that died with the message.
+local any_recovered = redis.call('HLEN', RECOVERED) > 0
+local function for_mine(list, place)
+  for _, it in ipairs(list) do
+    local owner = redis.call('ZSCORE', INFLIGHT, it.id)
+    if owner and tonumber(owner) == mine then
+      place(it)
+      local history = redis.call('HGET', HISTORY, it.id)
+      put_off(it.id, history, it.attempts, it.own, it.why)
+      local before = history and tonumber(string.match(history, '^%d+')) or 0
+      if any_recovered and it.attempts > before then redis.call('HDEL', RECOVERED, it.id) end
+      redis.call('ZREM', INFLIGHT, it.id)
+    else lost[#lost + 1] = it.id end
+  end
+end
+for_mine(retries, function(it) redis.call('ZADD', RETRY, now + it.delay, it.id) end)
+for_mine(waits, function(it)
+  redis.call('ZADD', WAITING, 0, member(it.origin, it.id))
+  -- A lane that never failed is negative, the newest first; one that failed is due at a time.
+  if not redis.call('ZSCORE', LANES, it.origin) then
+    redis.call('ZADD', LANES, it.delay < 0 and -now or now + it.delay, it.origin)
+  end
+end)
+for_mine(deaths, function(it) redis.call('ZADD', DEAD, now, it.id) end)
+
+for _, group in ipairs(delivered) do
+  for i = 1, #group, 500 do
+    local to = math.min(i + 499, #group)
+    if redis.call('ZREM', INFLIGHT, unpack(group, i, to)) < to - i + 1 then
+      redis.call('ZREM', RETRY, unpack(group, i, to))
+      redis.call('ZREM', DEAD, unpack(group, i, to))
+      for j = i, to do redis.call('ZREM', WAITING, member(group.origin, group[j])) end
+      close_if_empty(group.origin)
+    end
+    redis.call('HDEL', MESSAGES, unpack(group, i, to))
+  end
+  if redis.call('HLEN', HISTORY) > 0 then all('HDEL', HISTORY, group) end
+  if any_recovered then all('HDEL', RECOVERED, group) end
+end
+
+for _, change in ipairs(changes) do
+  if redis.call('ZSCORE', LANES, change.origin) then
+    if change.what == 'o' then
+      redis.call('ZADD', LANES, 0, change.origin)
+      redis.call('HDEL', FAILURES, change.origin)
+    else
+      -- Only the failure that is news counts: a late one, begun before another agent closed the lane, does not.
+      local known = tonumber(string.match(redis.call('HGET', FAILURES, change.origin) or '0', '^%d+'))
+      if change.failures > known then
+        redis.call('ZADD', LANES, now + change.delay, change.origin)
+        redis.call('HSET', FAILURES, change.origin, string.format('%d ', change.failures) .. change.why)
+      end
+    end
+  end
+end
+if redis.call('ZSCORE', AGENTS, me) then redis.call('HSET', CALLS, 's' .. me, call) end
+return {'ok', lost}
