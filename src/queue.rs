@@ -157,6 +157,8 @@ pub struct Bounds {
     pub wants: Vec<(String, usize)>,
     /// Other lanes that may be tried now, with one message each.
     pub probes: usize,
+    /// How many of these may be lanes that failed.
+    pub failed_probes: usize,
     /// How long the lane of a probe is left alone: a whole attempt.
     pub probe_for: Duration,
     /// Whether one message that two or more agents died of may be among them.

@@ -1,16 +1,17 @@
--- claim(me, call, messages, bytes, returning, probes, probe ms, suspect, ordered, again, popped?, popped,
---       {origin, n}...) -> {state, now, due in (-1: nothing is), more, emptied origins, failures of probed lanes, messages}
+-- claim(me, call, messages, bytes, returning, probes, of failed lanes, probe ms, suspect, ordered, again,
+--       popped?, popped, {origin, n}...) -> {state, now, due in (-1: nothing is), more, emptied origins, failures of probed lanes, messages}
 -- Takes due retries, messages of lanes that the agent wants, one each of other
 -- lanes that may be tried, then from the left of K, until a bound. Messages come
 -- flat as id, bytes, history, recovered, source: k (queue), o (waiting, its lane
 -- is open), p (waiting, a probe), r (retry).
 local me, call = ARGV[1], ARGV[2]
 local max_messages, max_bytes, max_returning = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local probes, probe_ms = tonumber(ARGV[6]), tonumber(ARGV[7])
-local suspect, ordered, again = ARGV[8] == '1', ARGV[9] == '1', ARGV[10] == '1'
-local popped = ARGV[11] == '1' and ARGV[12]
-assert(max_messages and max_bytes and max_returning and probes and probe_ms and tonumber(call))
-for i = 13, #ARGV, 2 do assert(tonumber(ARGV[i + 1])) end
+local probes, failed_probes, probe_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local suspect, ordered, again = ARGV[9] == '1', ARGV[10] == '1', ARGV[11] == '1'
+local popped = ARGV[12] == '1' and ARGV[13]
+local WANTS = 14
+assert(max_messages and max_bytes and max_returning and probes and failed_probes and probe_ms and tonumber(call))
+for i = WANTS, #ARGV, 2 do assert(tonumber(ARGV[i + 1])) end
 
 if not redis.call('ZSCORE', AGENTS, me) then return {'gone'} end
 if ordered then
@@ -120,21 +121,25 @@ end
 local lanes_left = false
 if not (ordered and #ids > 0) then
   local wanted = {}
-  for i = 13, #ARGV, 2 do
+  for i = WANTS, #ARGV, 2 do
     local origin = ARGV[i]
     wanted[origin] = true
     local due = redis.call('ZSCORE', LANES, origin)
     due = due and tonumber(due)
     if not due then emptied[#emptied + 1] = origin
     elseif due <= 0 then take_from(origin, tonumber(ARGV[i + 1]), 'o')
-    elseif due <= now and n_probed < probes then probe(origin) end
+    elseif due <= now and n_probed < probes and failed_probes > 0 then failed_probes = failed_probes - 1 probe(origin) end
   end
   if probes > 0 then
-    local due = redis.call('ZRANGEBYSCORE', LANES, '-inf', now, 'WITHSCORES', 'LIMIT', 0, probes + (#ARGV - 12) / 2)
+    local due = redis.call('ZRANGEBYSCORE', LANES, '-inf', now, 'WITHSCORES', 'LIMIT', 0, probes + (#ARGV - WANTS + 1) / 2)
     for i = 1, #due, 2 do
       if not wanted[due[i]] then
+        local since = tonumber(due[i + 1])
+        -- Those that never failed come first, so what follows has failed too.
+        if since > 0 and failed_probes <= 0 then break end
         if n_probed >= probes or #ids >= max_returning or bytes >= returning_bytes then lanes_left = true break end
-        if tonumber(due[i + 1]) == 0 then
+        if since > 0 then failed_probes = failed_probes - 1 end
+        if since == 0 then
           if take_from(due[i], 1, 'o') > 0 then n_probed = n_probed + 1 end
         else probe(due[i]) end
       end

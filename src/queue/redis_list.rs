@@ -89,6 +89,7 @@ struct Moves {
     beat: Move,
     recover: Move,
     give_back: Move,
+    has: Move,
     expire: Move,
     replay: Move,
     drop: Move,
@@ -115,6 +116,7 @@ impl Moves {
             beat: new(include_str!("beat.lua")),
             recover: new(include_str!("recover.lua")),
             give_back: new(include_str!("give_back.lua")),
+            has: new(include_str!("has.lua")),
             expire: new(include_str!("expire.lua")),
             replay: new(include_str!("replay.lua")),
             drop: new(include_str!("drop.lua")),
@@ -298,7 +300,13 @@ impl Queue for RedisList {
     fn claim(&mut self, me: AgentNumber, call: u64, again: bool, bounds: &Bounds) -> Result<Claimed, Error> {
         let mut arguments = Arguments::default();
         arguments.text(me).text(call).text(bounds.messages).text(bounds.bytes).text(bounds.returning);
-        arguments.text(bounds.probes).millis(bounds.probe_for).flag(bounds.suspect).flag(bounds.ordered).flag(again);
+        arguments
+            .text(bounds.probes)
+            .text(bounds.failed_probes)
+            .millis(bounds.probe_for)
+            .flag(bounds.suspect)
+            .flag(bounds.ordered)
+            .flag(again);
         arguments.flag(bounds.popped.is_some()).bytes(bounds.popped.as_deref().unwrap_or_default());
         for (origin, n) in &bounds.wants {
             arguments.text(origin).text(n);
@@ -443,11 +451,16 @@ impl Queue for RedisList {
     }
 
     fn has(&mut self, ids: &[Id]) -> Result<Vec<bool>, Error> {
-        let mut has = Vec::new();
-        for id in ids {
-            let mut command = redis::cmd("HEXISTS");
-            command.arg(self.keys.named("messages")).arg(id.to_string());
-            has.push(self.link.query(&command)? == Value::Int(1));
+        let mut has = Vec::with_capacity(ids.len());
+        for ids in ids.chunks(IDS_PER_CALL) {
+            let mut arguments = Arguments::default();
+            for id in ids {
+                arguments.text(id);
+            }
+            let mut answer = Answer::of(self.run(|moves| &moves.has, &arguments)?)?;
+            while answer.more() {
+                has.push(answer.number()? != 0);
+            }
         }
         Ok(has)
     }
