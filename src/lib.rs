@@ -1,4 +1,5 @@
 //! acapy-deliver: the delivery agent for ACA-Py's outbound queue.
 
+pub mod envelope;
 pub mod policy;
 pub mod queue;
