@@ -1,7 +1,186 @@
 //! From an [`Attempt`], the attempts so far and an age to an [`Outcome`]:
-//! delivered, later, or dead for a reason. Pure; it knows no clock and no socket.
+//! delivered, later, or dead for a reason. Pure; it knows no clock, no socket
+//! and no source of randomness: those are arguments.
+//!
+//! It promises that every attempt has exactly one outcome, that only a 2xx
+//! answer delivers, and that reasons of death stay few in kind, so that dead
+//! letters can be counted by them. It leaves to the lanes what a fault closes,
+//! and to the queue how old a message is.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use ureq::http::StatusCode;
+
+use crate::queue::History;
+
+/// The longest that a message at fault waits between two attempts, before
+/// jitter; also the longest `Retry-After` that is honoured.
+pub const MESSAGE_BACKOFF_MAX: Duration = Duration::from_secs(3600);
+
+/// Answers after which the same message will never do, so that another attempt
+/// only costs the recipient: what HTTP says of them, and what ACA-Py's
+/// recipients were seen to answer to bodies they will never take.
+const FINAL_STATUSES: [u16; 11] = [400, 405, 410, 411, 413, 414, 415, 422, 431, 501, 505];
+
+/// Answers that speak of the endpoint's state and not of the message.
+const THROTTLED_STATUSES: [u16; 4] = [429, 502, 503, 504];
+
+/// When a message is attempted again, and when no more.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Retry {
+    /// The wait after a first failure (`--retry-first`).
+    pub first: Duration,
+    /// The longest wait of a lane (`--retry-max`).
+    pub max: Duration,
+    /// Age, since the first time it was put off, at which a failed message dies (`--give-up-after`).
+    pub give_up_after: Duration,
+    /// Statuses that are final, whatever the table says (`--final`).
+    pub final_statuses: Vec<u16>,
+    /// Statuses that are not final, whatever the table says (`--retryable`).
+    pub retryable_statuses: Vec<u16>,
+}
+
+impl Default for Retry {
+    fn default() -> Retry {
+        Retry {
+            first: Duration::from_secs(5),
+            max: Duration::from_secs(600),
+            give_up_after: Duration::from_secs(24 * 3600),
+            final_statuses: Vec::new(),
+            retryable_statuses: Vec::new(),
+        }
+    }
+}
+
+/// What is to become of a message after this attempt. `history` is as it was
+/// before it: `history.age` is the time since the message was first put off.
+///
+/// What this machine lacked never makes a message dead, however old: it was not
+/// attempted, and a machine short of descriptors would bury all that waits.
+pub fn judge(attempt: &Attempt, history: &History, retry: &Retry) -> Outcome {
+    match judge_attempt(attempt, retry) {
+        Outcome::Later { fault, error, .. }
+            if fault != Fault::Ours
+                && history.age.is_some_and(|age| age >= retry.give_up_after) =>
+        {
+            let after = spell_duration(retry.give_up_after);
+            Outcome::Dead {
+                reason: format!("gave up after {after}: {error}"),
+            }
+        }
+        outcome => outcome,
+    }
+}
+
+fn judge_attempt(attempt: &Attempt, retry: &Retry) -> Outcome {
+    match attempt {
+        Attempt::Answered {
+            status,
+            retry_after,
+            note,
+        } => judge_status(*status, *retry_after, note.as_deref(), retry),
+        Attempt::Failed { error, .. } => Outcome::Later {
+            fault: Fault::NoAnswer,
+            retry_after: None,
+            error: error.clone(),
+        },
+        Attempt::Refused { reason } => Outcome::Dead {
+            reason: reason.clone(),
+        },
+        Attempt::Lacking { error } => Outcome::Later {
+            fault: Fault::Ours,
+            retry_after: None,
+            error: error.clone(),
+        },
+    }
+}
+
+fn judge_status(
+    status: u16,
+    retry_after: Option<Duration>,
+    note: Option<&str>,
+    retry: &Retry,
+) -> Outcome {
+    let later = |fault| Outcome::Later {
+        fault,
+        retry_after,
+        error: spell_status(status, note),
+    };
+    let dead = || Outcome::Dead {
+        reason: spell_status(status, note),
+    };
+    match status {
+        // Before the lists: what has arrived must not be sent again, nor called dead.
+        200..=299 => Outcome::Delivered,
+        _ if retry.final_statuses.contains(&status) => dead(),
+        _ if retry.retryable_statuses.contains(&status) => later(Fault::Message),
+        _ if THROTTLED_STATUSES.contains(&status) => later(Fault::Throttled),
+        _ if FINAL_STATUSES.contains(&status) => dead(),
+        _ => later(Fault::Message),
+    }
+}
+
+/// For people, few in kind: `410 Gone`, `302 Found (redirect not followed)`.
+fn spell_status(status: u16, note: Option<&str>) -> String {
+    let name = StatusCode::from_u16(status)
+        .ok()
+        .and_then(|status| status.canonical_reason());
+    let mut words = status.to_string();
+    if let Some(name) = name {
+        words.push(' ');
+        words.push_str(name);
+    }
+    if let Some(note) = note {
+        words.push_str(" (");
+        words.push_str(note);
+        words.push(')');
+    }
+    words
+}
+
+/// In the largest unit that leaves no fraction: `24h`, `90m`, `45s`, `500ms`.
+fn spell_duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    let (unit, name) = [(3_600_000, "h"), (60_000, "m"), (1_000, "s")]
+        .into_iter()
+        .find(|(unit, _)| millis > 0 && millis % unit == 0)
+        .unwrap_or((1, "ms"));
+    format!("{}{name}", millis / unit)
+}
+
+/// How long a lane stays closed after its `n_failures`th failure since its last
+/// delivery: `first` × 2^(n−1), at most `max`, then varied by up to a fifth either
+/// way, so that lanes that closed together do not reopen together. `jitter` is a
+/// random number from −1 to 1.
+pub fn lane_backoff(n_failures: u32, first: Duration, max: Duration, jitter: f64) -> Duration {
+    doubled(n_failures, first, max).mul_f64(1.0 + 0.2 * jitter.clamp(-1.0, 1.0))
+}
+
+/// How long a message waits after its `own_failures`th failure that was its own
+/// fault: as [`lane_backoff`], doubling to an hour.
+pub fn message_backoff(own_failures: u32, first: Duration, jitter: f64) -> Duration {
+    lane_backoff(own_failures, first, MESSAGE_BACKOFF_MAX.max(first), jitter)
+}
+
+fn doubled(n_failures: u32, first: Duration, max: Duration) -> Duration {
+    // 2^31 of anything worth waiting for is beyond any `max`.
+    let factor = 1_u32 << n_failures.saturating_sub(1).min(31);
+    first.saturating_mul(factor).min(max)
+}
+
+/// What a `Retry-After` header asks for, as a time from `now`: seconds or an HTTP
+/// date, brought within 1 s to 1 h; `None` if it is neither.
+pub fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    let value = value.trim();
+    let wait = if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        // All digits and still no number means too many of them.
+        Duration::from_secs(value.parse().unwrap_or(u64::MAX))
+    } else {
+        let date = httpdate::parse_http_date(value).ok()?;
+        date.duration_since(now).unwrap_or(Duration::ZERO)
+    };
+    Some(wait.clamp(Duration::from_secs(1), MESSAGE_BACKOFF_MAX))
+}
 
 /// What one POST came to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -12,6 +191,8 @@ pub enum Attempt {
         status: u16,
         /// `Retry-After`, already turned into a time from now.
         retry_after: Option<Duration>,
+        /// What the status alone does not say, e.g. why a redirect was not followed.
+        note: Option<String>,
     },
     /// No answer: what went wrong, and the words for it.
     Failed {
@@ -79,4 +260,260 @@ pub enum Fault {
     Message,
     /// This machine's own: nobody is blamed, and no attempt is counted.
     Ours,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(status: u16) -> Attempt {
+        Attempt::Answered {
+            status,
+            retry_after: None,
+            note: None,
+        }
+    }
+
+    fn aged(age: Duration) -> History {
+        History {
+            age: Some(age),
+            ..History::default()
+        }
+    }
+
+    fn later(fault: Fault, error: &str) -> Outcome {
+        Outcome::Later {
+            fault,
+            retry_after: None,
+            error: error.to_string(),
+        }
+    }
+
+    fn dead(reason: &str) -> Outcome {
+        Outcome::Dead {
+            reason: reason.to_string(),
+        }
+    }
+
+    fn check(status: u16, expected: Outcome) {
+        let outcome = judge(&answered(status), &History::default(), &Retry::default());
+        assert_eq!(outcome, expected, "status {status}");
+    }
+
+    #[test]
+    fn statuses_are_judged_as_the_table_says() {
+        for status in [200, 201, 202, 204, 226, 299] {
+            check(status, Outcome::Delivered);
+        }
+        check(429, later(Fault::Throttled, "429 Too Many Requests"));
+        check(502, later(Fault::Throttled, "502 Bad Gateway"));
+        check(503, later(Fault::Throttled, "503 Service Unavailable"));
+        check(504, later(Fault::Throttled, "504 Gateway Timeout"));
+        check(500, later(Fault::Message, "500 Internal Server Error"));
+        check(507, later(Fault::Message, "507 Insufficient Storage"));
+        check(408, later(Fault::Message, "408 Request Timeout"));
+        check(425, later(Fault::Message, "425 Too Early"));
+        check(401, later(Fault::Message, "401 Unauthorized"));
+        check(404, later(Fault::Message, "404 Not Found"));
+        check(302, later(Fault::Message, "302 Found"));
+        check(101, later(Fault::Message, "101 Switching Protocols"));
+        check(599, later(Fault::Message, "599"));
+        check(999, later(Fault::Message, "999"));
+        check(400, dead("400 Bad Request"));
+        check(405, dead("405 Method Not Allowed"));
+        check(410, dead("410 Gone"));
+        check(411, dead("411 Length Required"));
+        check(413, dead("413 Payload Too Large"));
+        check(414, dead("414 URI Too Long"));
+        check(415, dead("415 Unsupported Media Type"));
+        check(422, dead("422 Unprocessable Entity"));
+        check(431, dead("431 Request Header Fields Too Large"));
+        check(501, dead("501 Not Implemented"));
+        check(505, dead("505 HTTP Version Not Supported"));
+    }
+
+    #[test]
+    fn every_status_has_an_outcome_and_only_2xx_delivers() {
+        for status in 0..=u16::MAX {
+            let outcome = judge(&answered(status), &History::default(), &Retry::default());
+            assert_eq!(
+                outcome == Outcome::Delivered,
+                (200..300).contains(&status),
+                "status {status}"
+            );
+        }
+    }
+
+    #[test]
+    fn lists_override_the_table_but_not_a_delivery() {
+        let retry = Retry {
+            final_statuses: vec![404, 503, 200],
+            retryable_statuses: vec![400, 429, 200],
+            ..Retry::default()
+        };
+        let check = |status, expected| {
+            let outcome = judge(&answered(status), &History::default(), &retry);
+            assert_eq!(outcome, expected, "status {status}");
+        };
+        check(404, dead("404 Not Found"));
+        check(503, dead("503 Service Unavailable"));
+        check(400, later(Fault::Message, "400 Bad Request"));
+        check(429, later(Fault::Message, "429 Too Many Requests"));
+        check(200, Outcome::Delivered);
+        check(410, dead("410 Gone"));
+    }
+
+    #[test]
+    fn no_answer_of_any_kind_is_the_endpoints_fault() {
+        for failure in [
+            Failure::Resolve,
+            Failure::Connect,
+            Failure::Tls,
+            Failure::Timeout,
+            Failure::Broken,
+        ] {
+            let attempt = Attempt::Failed {
+                failure,
+                error: "connection refused".to_string(),
+            };
+            let outcome = judge(&attempt, &History::default(), &Retry::default());
+            assert_eq!(outcome, later(Fault::NoAnswer, "connection refused"));
+        }
+    }
+
+    #[test]
+    fn a_refused_endpoint_is_dead_with_the_rule() {
+        let attempt = Attempt::Refused {
+            reason: "address 169.254.169.254 is link-local".to_string(),
+        };
+        assert_eq!(
+            judge(&attempt, &History::default(), &Retry::default()),
+            dead("address 169.254.169.254 is link-local")
+        );
+    }
+
+    #[test]
+    fn what_we_lack_is_nobodys_fault_at_any_age() {
+        let attempt = Attempt::Lacking {
+            error: "no file descriptors left".to_string(),
+        };
+        for history in [History::default(), aged(Duration::from_secs(1_000_000))] {
+            assert_eq!(
+                judge(&attempt, &history, &Retry::default()),
+                later(Fault::Ours, "no file descriptors left")
+            );
+        }
+    }
+
+    #[test]
+    fn a_message_put_off_too_long_ago_dies_with_its_last_error() {
+        let day = Duration::from_secs(24 * 3600);
+        let second = Duration::from_secs(1);
+        let check = |history: History, expected: Outcome| {
+            let outcome = judge(&answered(500), &history, &Retry::default());
+            assert_eq!(outcome, expected, "{history:?}");
+        };
+        let error = "500 Internal Server Error";
+        check(History::default(), later(Fault::Message, error));
+        check(aged(day - second), later(Fault::Message, error));
+        check(
+            aged(day),
+            dead("gave up after 24h: 500 Internal Server Error"),
+        );
+        check(
+            aged(day * 9),
+            dead("gave up after 24h: 500 Internal Server Error"),
+        );
+        assert_eq!(
+            judge(&answered(204), &aged(day * 9), &Retry::default()),
+            Outcome::Delivered
+        );
+        assert_eq!(
+            judge(&answered(410), &aged(day * 9), &Retry::default()),
+            dead("410 Gone")
+        );
+    }
+
+    #[test]
+    fn retry_after_and_note_come_through() {
+        let attempt = Attempt::Answered {
+            status: 308,
+            retry_after: Some(Duration::from_secs(7)),
+            note: Some("redirect without a location".to_string()),
+        };
+        assert_eq!(
+            judge(&attempt, &History::default(), &Retry::default()),
+            Outcome::Later {
+                fault: Fault::Message,
+                retry_after: Some(Duration::from_secs(7)),
+                error: "308 Permanent Redirect (redirect without a location)".to_string(),
+            }
+        );
+    }
+
+    #[test]
+    fn durations_are_spelled_in_whole_units() {
+        for (millis, words) in [
+            (0, "0ms"),
+            (500, "500ms"),
+            (1_500, "1500ms"),
+            (45_000, "45s"),
+            (90_000, "90s"),
+            (5_400_000, "90m"),
+            (86_400_000, "24h"),
+        ] {
+            assert_eq!(spell_duration(Duration::from_millis(millis)), words);
+        }
+    }
+
+    #[test]
+    fn backoff_doubles_to_its_limit_and_varies_by_a_fifth() {
+        let seconds = Duration::from_secs;
+        for (n_failures, jitter, expected) in [
+            (0, 0.0, seconds(5)),
+            (1, 0.0, seconds(5)),
+            (2, 0.0, seconds(10)),
+            (3, 0.0, seconds(20)),
+            (7, 0.0, seconds(320)),
+            (8, 0.0, seconds(600)),
+            (33, 0.0, seconds(600)),
+            (u32::MAX, 0.0, seconds(600)),
+            (1, 1.0, seconds(6)),
+            (1, -1.0, seconds(4)),
+            (8, 1.0, seconds(720)),
+            (1, 55.0, seconds(6)),
+        ] {
+            let wait = lane_backoff(n_failures, seconds(5), seconds(600), jitter);
+            assert_eq!(wait, expected, "failure {n_failures}, jitter {jitter}");
+        }
+        assert_eq!(message_backoff(1, seconds(5), 0.0), seconds(5));
+        assert_eq!(message_backoff(10, seconds(5), 0.0), seconds(2560));
+        assert_eq!(message_backoff(11, seconds(5), 0.0), seconds(3600));
+        assert_eq!(message_backoff(1, seconds(7200), 0.0), seconds(7200));
+    }
+
+    #[test]
+    fn retry_after_is_read_as_seconds_or_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        let seconds = |n| Some(Duration::from_secs(n));
+        for (value, expected) in [
+            ("120", seconds(120)),
+            (" 3 ", seconds(3)),
+            ("0", seconds(1)),
+            ("86400", seconds(3600)),
+            ("99999999999999999999999999", seconds(3600)),
+            ("Sun, 06 Nov 1994 08:50:37 GMT", seconds(60)),
+            ("Sunday, 06-Nov-94 08:50:37 GMT", seconds(60)),
+            ("Sun Nov  6 08:50:37 1994", seconds(60)),
+            ("Sun, 06 Nov 1994 07:00:00 GMT", seconds(1)),
+            ("Sat, 06 Nov 2094 08:49:37 GMT", seconds(3600)),
+            ("", None),
+            ("-1", None),
+            ("1.5", None),
+            ("soon", None),
+            ("Sun, 99 Nov 1994 08:49:37 GMT", None),
+        ] {
+            assert_eq!(parse_retry_after(value, now), expected, "{value:?}");
+        }
+    }
 }
