@@ -57,20 +57,9 @@ impl Envelope {
     /// with an `endpoint` and a `payload` that HTTP can carry.
     pub fn decode(raw: Vec<u8>) -> Result<Envelope, Malformed> {
         match Parts::read(&raw) {
-            Ok(Parts {
-                payload,
-                endpoint,
-                headers,
-                retries,
-                target,
-            }) => Ok(Envelope {
-                raw,
-                payload,
-                endpoint,
-                headers,
-                retries,
-                target,
-            }),
+            Ok(Parts { payload, endpoint, headers, retries, target }) => {
+                Ok(Envelope { raw, payload, endpoint, headers, retries, target })
+            }
             Err(reason) => Err(Malformed { raw, reason }),
         }
     }
@@ -208,10 +197,7 @@ impl fmt::Display for Malformed {
 /// Leaves the bytes out, for it may end in a log.
 impl fmt::Debug for Malformed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Malformed")
-            .field("size", &self.raw.len())
-            .field("reason", &self.reason)
-            .finish()
+        f.debug_struct("Malformed").field("size", &self.raw.len()).field("reason", &self.reason).finish()
     }
 }
 
@@ -254,20 +240,14 @@ impl Parts {
         match reader.n_left() {
             0 => {}
             n_left => {
-                return Err(format!(
-                    "more after the map: {n_left} of {} bytes",
-                    raw.len()
-                ));
+                return Err(format!("more after the map: {n_left} of {} bytes", raw.len()));
             }
         }
 
         let payload = payload.ok_or("no payload")?.bytes("payload")?;
         let endpoint = endpoint.ok_or("no endpoint")?.bytes("endpoint")?;
         let headers = match headers {
-            None | Some(Value::Nil) => HeaderEntries {
-                first: 0,
-                n_entries: 0,
-            },
+            None | Some(Value::Nil) => HeaderEntries { first: 0, n_entries: 0 },
             Some(Value::Map { first, n_entries }) => HeaderEntries { first, n_entries },
             Some(other) => return Err(format!("headers is {}, not a map", other.kind())),
         };
@@ -277,13 +257,7 @@ impl Parts {
             Some(Value::Integer(n)) if n > 0 => u32::try_from(n).unwrap_or(u32::MAX),
             _ => 0,
         };
-        Ok(Parts {
-            payload,
-            endpoint,
-            headers,
-            retries,
-            target,
-        })
+        Ok(Parts { payload, endpoint, headers, retries, target })
     }
 }
 
@@ -306,29 +280,20 @@ impl Target {
         let quoted = || quoted(endpoint);
         let mut url = Url::parse(endpoint).map_err(|error| match error {
             url::ParseError::RelativeUrlWithoutBase => {
-                format!(
-                    "endpoint {} is not an absolute URL, as http://host/ is",
-                    quoted()
-                )
+                format!("endpoint {} is not an absolute URL, as http://host/ is", quoted())
             }
             error => format!("endpoint {} is not a URL: {error}", quoted()),
         })?;
         if !matches!(url.scheme(), "http" | "https") {
             let scheme = bounded(url.scheme());
-            return Err(format!(
-                "endpoint of scheme {scheme}, only http and https are supported"
-            ));
+            return Err(format!("endpoint of scheme {scheme}, only http and https are supported"));
         }
         let host = url.host_str().expect("http URLs have a host");
         if host.len() > MAX_HOST {
             let n = host.len();
-            return Err(format!(
-                "host of {n} bytes in the endpoint, {MAX_HOST} are possible"
-            ));
+            return Err(format!("host of {n} bytes in the endpoint, {MAX_HOST} are possible"));
         }
-        let port = url
-            .port_or_known_default()
-            .expect("http has a default port");
+        let port = url.port_or_known_default().expect("http has a default port");
         let origin = format!("{}://{host}:{port}", url.scheme());
 
         let mut authorization = None;
@@ -343,11 +308,7 @@ impl Target {
         // `Url` allows a few characters in hosts that `Uri` does not.
         let uri = Uri::try_from(String::from(url))
             .map_err(|error| format!("endpoint {} cannot be requested: {error}", quoted()))?;
-        Ok(Target {
-            uri,
-            origin,
-            authorization,
-        })
+        Ok(Target { uri, origin, authorization })
     }
 }
 
@@ -410,22 +371,15 @@ impl HeaderEntries {
                 let kind = value.kind();
                 return Err(format!("header {} is {kind}, not text", bounded(name)));
             };
-            if let Some(byte) = raw[value.clone()]
-                .iter()
-                .find(|&&byte| !is_field_content(byte))
-            {
+            if let Some(byte) = raw[value.clone()].iter().find(|&&byte| !is_field_content(byte)) {
                 let name = bounded(name);
-                return Err(format!(
-                    "value of header {name} has byte {byte:#04x}, not allowed"
-                ));
+                return Err(format!("value of header {name} has byte {byte:#04x}, not allowed"));
             }
             has_authorization |= name.eq_ignore_ascii_case("Authorization");
             n_bytes += name.len() + value.len();
         }
         if n_bytes > MAX_HEADERS {
-            return Err(format!(
-                "headers of {n_bytes} bytes, {MAX_HEADERS} are allowed"
-            ));
+            return Err(format!("headers of {n_bytes} bytes, {MAX_HEADERS} are allowed"));
         }
         Ok(has_authorization)
     }
@@ -440,9 +394,7 @@ fn header_name(name: &[u8]) -> Result<&str, String> {
         Some(at) => {
             let (good, byte) = (String::from_utf8_lossy(&name[..at]), name[at]);
             let good = bounded(&good);
-            Err(format!(
-                "name of header \"{good}...\" has byte {byte:#04x}, not allowed"
-            ))
+            Err(format!("name of header \"{good}...\" has byte {byte:#04x}, not allowed"))
         }
     }
 }
@@ -474,9 +426,7 @@ fn belongs_to_connection(name: &[u8]) -> bool {
     ];
     const PREFIX: &[u8] = b"Proxy-";
     NAMES.iter().any(|other| name.eq_ignore_ascii_case(other))
-        || name
-            .get(..PREFIX.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
+        || name.get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
 }
 
 /// One MessagePack value, as far as envelopes need to know it.
@@ -536,10 +486,7 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn new(raw: &'a [u8], start: usize) -> Reader<'a> {
-        Reader {
-            raw,
-            rest: Bytes::new(&raw[start..]),
-        }
+        Reader { raw, rest: Bytes::new(&raw[start..]) }
     }
 
     fn n_left(&self) -> usize {
@@ -576,10 +523,7 @@ impl<'a> Reader<'a> {
             }
             Marker::FixMap(_) | Marker::Map16 | Marker::Map32 => {
                 let n_entries = decode::read_map_len(rest).map_err(|_| truncated())?;
-                Value::Map {
-                    first: self.raw.len() - self.n_left(),
-                    n_entries,
-                }
+                Value::Map { first: self.raw.len() - self.n_left(), n_entries }
             }
             Marker::FixArray(_) | Marker::Array16 | Marker::Array32 => {
                 let n_values = decode::read_array_len(rest).map_err(|_| truncated())?;
@@ -703,13 +647,7 @@ mod tests {
 
     fn check_endpoint(endpoint: &str, expected: Result<&str, &str>) {
         let raw = Envelope::encode([], endpoint, b"x");
-        check(
-            &raw,
-            expected
-                .map(|line| format!("{line}\nx 0"))
-                .as_deref()
-                .map_err(|error| *error),
-        );
+        check(&raw, expected.map(|line| format!("{line}\nx 0")).as_deref().map_err(|error| *error));
     }
 
     fn check_headers(headers: &[(&str, &str)], expected: Result<&str, &str>) {
@@ -720,12 +658,7 @@ mod tests {
 
     /// `value` under `key`, beside a good endpoint and payload.
     fn check_extra(key: &[u8], value: &[u8], expected: Result<&str, &str>) {
-        let good = [
-            &text("endpoint")[..],
-            &text("http://h"),
-            &text("payload"),
-            &bin(b"x"),
-        ];
+        let good = [&text("endpoint")[..], &text("http://h"), &text("payload"), &bin(b"x")];
         for at in [0, 2, 4] {
             let mut parts = good.to_vec();
             parts.splice(at..at, [key, value]);
@@ -738,36 +671,18 @@ mod tests {
     #[test]
     fn endpoints_become_what_http_can_request() {
         check_endpoint("http://h", Ok("http://h/ http://h:80"));
-        check_endpoint(
-            "HTTP://Host.Example:80/A?b=c#d",
-            Ok("http://host.example/A?b=c http://host.example:80"),
-        );
+        check_endpoint("HTTP://Host.Example:80/A?b=c#d", Ok("http://host.example/A?b=c http://host.example:80"));
         check_endpoint("https://h/", Ok("https://h/ https://h:443"));
         check_endpoint("https://h:80", Ok("https://h:80/ https://h:80"));
-        check_endpoint(
-            " http://h/a b\u{e4}\n",
-            Ok("http://h/a%20b%C3%A4 http://h:80"),
-        );
+        check_endpoint(" http://h/a b\u{e4}\n", Ok("http://h/a%20b%C3%A4 http://h:80"));
         check_endpoint(
             "http://m\u{fc}nchen.example",
             Ok("http://xn--mnchen-3ya.example/ http://xn--mnchen-3ya.example:80"),
         );
-        check_endpoint(
-            "http://0x7f.1:8020/",
-            Ok("http://127.0.0.1:8020/ http://127.0.0.1:8020"),
-        );
-        check_endpoint(
-            "http://2130706433",
-            Ok("http://127.0.0.1/ http://127.0.0.1:80"),
-        );
-        check_endpoint(
-            "http://[::FFFF:127.0.0.1]:1",
-            Ok("http://[::ffff:7f00:1]:1/ http://[::ffff:7f00:1]:1"),
-        );
-        check_endpoint(
-            "http://h/../a/./b?x=`{|}^\"<>",
-            Ok("http://h/a/b?x=`{|}^%22%3C%3E http://h:80"),
-        );
+        check_endpoint("http://0x7f.1:8020/", Ok("http://127.0.0.1:8020/ http://127.0.0.1:8020"));
+        check_endpoint("http://2130706433", Ok("http://127.0.0.1/ http://127.0.0.1:80"));
+        check_endpoint("http://[::FFFF:127.0.0.1]:1", Ok("http://[::ffff:7f00:1]:1/ http://[::ffff:7f00:1]:1"));
+        check_endpoint("http://h/../a/./b?x=`{|}^\"<>", Ok("http://h/a/b?x=`{|}^%22%3C%3E http://h:80"));
         check_endpoint("http:\\\\h\\a", Ok("http://h/a http://h:80"));
     }
 
@@ -777,104 +692,46 @@ mod tests {
             "http://Aladdin:open%20sesame@h/",
             Ok("http://h/ http://h:80\nAuthorization: Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="),
         );
-        check_endpoint(
-            "http://user@h/",
-            Ok("http://h/ http://h:80\nAuthorization: Basic dXNlcjo="),
-        );
+        check_endpoint("http://user@h/", Ok("http://h/ http://h:80\nAuthorization: Basic dXNlcjo="));
         check_endpoint("http://@h/", Ok("http://h/ http://h:80"));
         let own = [("authorization", "Bearer t")];
         let raw = Envelope::encode(own, "http://user:secret@h/p#f", b"payload");
-        check(
-            &raw,
-            Ok("http://h/p http://h:80\nauthorization: Bearer t\npayload 0"),
-        );
+        check(&raw, Ok("http://h/p http://h:80\nauthorization: Bearer t\npayload 0"));
         let envelope = Envelope::decode(raw).unwrap();
         assert_eq!(envelope.endpoint(), "http://user:secret@h/p#f");
         assert_eq!(envelope.endpoint_for_people(), "http://h/p");
         let debug = format!("{envelope:?}");
-        assert!(
-            !debug.contains("secret") && !debug.contains("Bearer"),
-            "{debug}"
-        );
+        assert!(!debug.contains("secret") && !debug.contains("Bearer"), "{debug}");
 
-        check_endpoint(
-            "http://user:secret@h:port/",
-            Err("endpoint \"***@h:port/\" is not a URL: invalid port number"),
-        );
-        check_endpoint(
-            "http://user:sec/ret@h:1/",
-            Err("endpoint \"***@h:1/\" is not a URL: invalid port number"),
-        );
-        check_endpoint(
-            "user:secret@h",
-            Err("endpoint of scheme user, only http and https are supported"),
-        );
+        check_endpoint("http://user:secret@h:port/", Err("endpoint \"***@h:port/\" is not a URL: invalid port number"));
+        check_endpoint("http://user:sec/ret@h:1/", Err("endpoint \"***@h:1/\" is not a URL: invalid port number"));
+        check_endpoint("user:secret@h", Err("endpoint of scheme user, only http and https are supported"));
     }
 
     #[test]
     fn what_cannot_be_requested_is_explained() {
-        check_endpoint(
-            "",
-            Err("endpoint \"\" is not an absolute URL, as http://host/ is"),
-        );
-        check_endpoint(
-            "h/path",
-            Err("endpoint \"h/path\" is not an absolute URL, as http://host/ is"),
-        );
-        check_endpoint(
-            "http://",
-            Err("endpoint \"http://\" is not a URL: empty host"),
-        );
+        check_endpoint("", Err("endpoint \"\" is not an absolute URL, as http://host/ is"));
+        check_endpoint("h/path", Err("endpoint \"h/path\" is not an absolute URL, as http://host/ is"));
+        check_endpoint("http://", Err("endpoint \"http://\" is not a URL: empty host"));
         check_endpoint(
             "http://a\n\u{1b}[31m b",
-            Err(
-                "endpoint \"http://a\\n\\u{1b}[31m b\" is not a URL: invalid international domain name",
-            ),
+            Err("endpoint \"http://a\\n\\u{1b}[31m b\" is not a URL: invalid international domain name"),
         );
-        check_endpoint(
-            "http://1.2.3.4.5/",
-            Err("endpoint \"http://1.2.3.4.5/\" is not a URL: invalid IPv4 address"),
-        );
-        check_endpoint(
-            "ws://h/ws",
-            Err("endpoint of scheme ws, only http and https are supported"),
-        );
-        check_endpoint(
-            "WSS://h/ws",
-            Err("endpoint of scheme wss, only http and https are supported"),
-        );
-        check_endpoint(
-            "did:sov:abc",
-            Err("endpoint of scheme did, only http and https are supported"),
-        );
-        check_endpoint(
-            "h:8020",
-            Err("endpoint of scheme h, only http and https are supported"),
-        );
-        check_endpoint(
-            "http://a{b}/",
-            Err("endpoint \"http://a{b}/\" cannot be requested: invalid uri character"),
-        );
+        check_endpoint("http://1.2.3.4.5/", Err("endpoint \"http://1.2.3.4.5/\" is not a URL: invalid IPv4 address"));
+        check_endpoint("ws://h/ws", Err("endpoint of scheme ws, only http and https are supported"));
+        check_endpoint("WSS://h/ws", Err("endpoint of scheme wss, only http and https are supported"));
+        check_endpoint("did:sov:abc", Err("endpoint of scheme did, only http and https are supported"));
+        check_endpoint("h:8020", Err("endpoint of scheme h, only http and https are supported"));
+        check_endpoint("http://a{b}/", Err("endpoint \"http://a{b}/\" cannot be requested: invalid uri character"));
         check_endpoint(
             &format!("http://{}/", "a".repeat(255)),
             Err("host of 255 bytes in the endpoint, 254 are possible"),
         );
-        check_endpoint(
-            &format!("http://h/{}", "a".repeat(9000)),
-            Err("endpoint of 9009 bytes, 8192 are allowed"),
-        );
-        let long = format!(
-            "endpoint \"{}...\" is not an absolute URL, as http://host/ is",
-            "a".repeat(80)
-        );
+        check_endpoint(&format!("http://h/{}", "a".repeat(9000)), Err("endpoint of 9009 bytes, 8192 are allowed"));
+        let long = format!("endpoint \"{}...\" is not an absolute URL, as http://host/ is", "a".repeat(80));
         check_endpoint(&"a".repeat(100), Err(&long));
         check(
-            &map(&[
-                &text("endpoint"),
-                &bin(b"http://\xff"),
-                &text("payload"),
-                &bin(b""),
-            ]),
+            &map(&[&text("endpoint"), &bin(b"http://\xff"), &text("payload"), &bin(b"")]),
             Err("endpoint is not UTF-8"),
         );
     }
@@ -882,23 +739,14 @@ mod tests {
     #[test]
     fn the_longest_endpoint_and_host_are_accepted() {
         let host = "a".repeat(MAX_HOST);
-        check_endpoint(
-            &format!("http://{host}"),
-            Ok(&format!("http://{host}/ http://{host}:80")),
-        );
+        check_endpoint(&format!("http://{host}"), Ok(&format!("http://{host}/ http://{host}:80")));
         let path = "a".repeat(MAX_ENDPOINT - "http://h/".len());
-        check_endpoint(
-            &format!("http://h/{path}"),
-            Ok(&format!("http://h/{path} http://h:80")),
-        );
+        check_endpoint(&format!("http://h/{path}"), Ok(&format!("http://h/{path} http://h:80")));
     }
 
     #[test]
     fn headers_keep_order_spelling_and_repetitions() {
-        check_headers(
-            &[("X-b", "1"), ("a", "2"), ("x-B", "\t\u{e4} 3")],
-            Ok("X-b: 1\na: 2\nx-B: \\t\\xc3\\xa4 3\n"),
-        );
+        check_headers(&[("X-b", "1"), ("a", "2"), ("x-B", "\t\u{e4} 3")], Ok("X-b: 1\na: 2\nx-B: \\t\\xc3\\xa4 3\n"));
         check_headers(&[("Empty", "")], Ok("Empty: \n"));
     }
 
@@ -917,10 +765,7 @@ mod tests {
             "Proxy-Authorization",
             "proxy-connection",
         ] {
-            check_headers(
-                &[(name, "1"), ("Content-Type", "t")],
-                Ok("Content-Type: t\n"),
-            );
+            check_headers(&[(name, "1"), ("Content-Type", "t")], Ok("Content-Type: t\n"));
         }
         check_headers(&[("Proxy", "1"), ("TEA", "2")], Ok("Proxy: 1\nTEA: 2\n"));
     }
@@ -928,42 +773,18 @@ mod tests {
     #[test]
     fn headers_that_http_does_not_allow_are_refused() {
         check_headers(&[("", "1")], Err("a header's name is empty"));
-        check_headers(
-            &[("a\r\nb", "1")],
-            Err("name of header \"a...\" has byte 0x0d, not allowed"),
-        );
+        check_headers(&[("a\r\nb", "1")], Err("name of header \"a...\" has byte 0x0d, not allowed"));
         check_headers(
             &[("Authorization: secret", "")],
             Err("name of header \"Authorization...\" has byte 0x3a, not allowed"),
         );
-        check_headers(
-            &[("\u{e4}", "")],
-            Err("name of header \"...\" has byte 0xc3, not allowed"),
-        );
-        check_headers(
-            &[("a", "1"), ("b", "secret\r\nc: 2")],
-            Err("value of header b has byte 0x0d, not allowed"),
-        );
-        check_headers(
-            &[("a", "1\n")],
-            Err("value of header a has byte 0x0a, not allowed"),
-        );
-        check_headers(
-            &[("a", "\0")],
-            Err("value of header a has byte 0x00, not allowed"),
-        );
-        check_headers(
-            &[("a", "\x7f")],
-            Err("value of header a has byte 0x7f, not allowed"),
-        );
-        check_headers(
-            &[("Host", "\r\n")],
-            Err("value of header Host has byte 0x0d, not allowed"),
-        );
-        check_headers(
-            &[("a", &"b".repeat(MAX_HEADERS))],
-            Err("headers of 65537 bytes, 65536 are allowed"),
-        );
+        check_headers(&[("\u{e4}", "")], Err("name of header \"...\" has byte 0xc3, not allowed"));
+        check_headers(&[("a", "1"), ("b", "secret\r\nc: 2")], Err("value of header b has byte 0x0d, not allowed"));
+        check_headers(&[("a", "1\n")], Err("value of header a has byte 0x0a, not allowed"));
+        check_headers(&[("a", "\0")], Err("value of header a has byte 0x00, not allowed"));
+        check_headers(&[("a", "\x7f")], Err("value of header a has byte 0x7f, not allowed"));
+        check_headers(&[("Host", "\r\n")], Err("value of header Host has byte 0x0d, not allowed"));
+        check_headers(&[("a", &"b".repeat(MAX_HEADERS))], Err("headers of 65537 bytes, 65536 are allowed"));
         let value = "b".repeat(MAX_HEADERS - 1);
         check_headers(&[("a", &value)], Ok(&format!("a: {value}\n")));
     }
@@ -974,81 +795,38 @@ mod tests {
         let lines = Ok("http://h/ http://h:80\nn: v\\xff\n\\xffx 0");
         let payload = b"\xa2\xffx";
         check(
-            &map(&[
-                &bin(b"headers"),
-                &headers,
-                &bin(b"endpoint"),
-                &bin(b"http://h"),
-                &bin(b"payload"),
-                payload,
-            ]),
+            &map(&[&bin(b"headers"), &headers, &bin(b"endpoint"), &bin(b"http://h"), &bin(b"payload"), payload]),
             lines,
         );
     }
 
     #[test]
     fn headers_may_be_missing_or_nil_but_nothing_else() {
-        check(
-            &map(&[
-                &text("payload"),
-                &bin(b"x"),
-                &text("endpoint"),
-                &text("http://h"),
-            ]),
-            GOOD,
-        );
+        check(&map(&[&text("payload"), &bin(b"x"), &text("endpoint"), &text("http://h")]), GOOD);
         check_extra(&text("headers"), b"\xc0", GOOD);
         check_extra(&text("headers"), b"\x80", GOOD);
-        check_extra(
-            &text("headers"),
-            b"\x90",
-            Err("headers is an array, not a map"),
-        );
-        check_extra(
-            &text("headers"),
-            b"\x81\x01\xa1v",
-            Err("a header's name is an integer, not text or bytes"),
-        );
-        check_extra(
-            &text("headers"),
-            b"\x81\xa1n\x01",
-            Err("header n is an integer, not text"),
-        );
-        check_extra(
-            &text("headers"),
-            b"\x81\xa1n\x91\xc0",
-            Err("header n is an array, not text"),
-        );
+        check_extra(&text("headers"), b"\x90", Err("headers is an array, not a map"));
+        check_extra(&text("headers"), b"\x81\x01\xa1v", Err("a header's name is an integer, not text or bytes"));
+        check_extra(&text("headers"), b"\x81\xa1n\x01", Err("header n is an integer, not text"));
+        check_extra(&text("headers"), b"\x81\xa1n\x91\xc0", Err("header n is an array, not text"));
     }
 
     #[test]
     fn what_is_missing_or_of_a_wrong_type_is_named() {
         check(b"\x80", Err("no payload"));
         check(&map(&[&text("payload"), &bin(b"x")]), Err("no endpoint"));
-        check(
-            &map(&[&text("payload"), b"\xc0"]),
-            Err("payload is nil, not text or bytes"),
-        );
-        check(
-            &map(&[&text("payload"), b"\x80"]),
-            Err("payload is a map, not text or bytes"),
-        );
+        check(&map(&[&text("payload"), b"\xc0"]), Err("payload is nil, not text or bytes"));
+        check(&map(&[&text("payload"), b"\x80"]), Err("payload is a map, not text or bytes"));
         check(
             &map(&[&text("payload"), &bin(b""), &text("endpoint"), b"\xc3"]),
             Err("endpoint is a boolean, not text or bytes"),
         );
         check(b"", Err("empty: not a single byte"));
         check(b"\x93\x01\x02\x03", Err("not a map but an array"));
-        check(
-            b"{\"endpoint\": 1}",
-            Err("not a MessagePack map; it begins with '{' as JSON does"),
-        );
+        check(b"{\"endpoint\": 1}", Err("not a MessagePack map; it begins with '{' as JSON does"));
         check(b"hello", Err("not a map but an integer"));
         check(b"\xc1", Err("not MessagePack: byte 0xc1 begins no value"));
-        check(
-            b"\x81\x01\xc1",
-            Err("not MessagePack: byte 0xc1 begins no value"),
-        );
+        check(b"\x81\x01\xc1", Err("not MessagePack: byte 0xc1 begins no value"));
     }
 
     #[test]
@@ -1060,10 +838,7 @@ mod tests {
         }
         let mut longer = whole.clone();
         longer.extend_from_slice(b"\xc0\xc0");
-        check(
-            &longer,
-            Err(&format!("more after the map: 2 of {} bytes", longer.len())),
-        );
+        check(&longer, Err(&format!("more after the map: 2 of {} bytes", longer.len())));
     }
 
     #[test]
@@ -1082,10 +857,7 @@ mod tests {
             let raw = map(&[&text("other"), &inside, &text("payload"), &bin(b"x")]);
             check(&raw, Err("truncated: it ends within a value"));
         }
-        check(
-            b"\xdf\xff\xff\xff\xff\xa1",
-            Err("truncated: it ends within a value"),
-        );
+        check(b"\xdf\xff\xff\xff\xff\xa1", Err("truncated: it ends within a value"));
     }
 
     #[test]
@@ -1125,27 +897,11 @@ mod tests {
     fn the_last_of_equal_keys_counts() {
         let (payload, endpoint) = (text("payload"), text("endpoint"));
         check(
-            &map(&[
-                &payload,
-                b"\xc0",
-                &endpoint,
-                &text("bad"),
-                &endpoint,
-                &text("http://h"),
-                &payload,
-                &bin(b"x"),
-            ]),
+            &map(&[&payload, b"\xc0", &endpoint, &text("bad"), &endpoint, &text("http://h"), &payload, &bin(b"x")]),
             GOOD,
         );
         check(
-            &map(&[
-                &endpoint,
-                &text("http://h"),
-                &payload,
-                &bin(b"x"),
-                &payload,
-                b"\xc0",
-            ]),
+            &map(&[&endpoint, &text("http://h"), &payload, &bin(b"x"), &payload, b"\xc0"]),
             Err("payload is nil, not text or bytes"),
         );
     }
@@ -1164,11 +920,7 @@ mod tests {
             (b"\xa13", 0),
             (b"\xcb\x40\x00\x00\x00\x00\x00\x00\x00", 0),
         ] {
-            check_extra(
-                &text("retries"),
-                value,
-                Ok(&format!("http://h/ http://h:80\nx {retries}")),
-            );
+            check_extra(&text("retries"), value, Ok(&format!("http://h/ http://h:80\nx {retries}")));
         }
     }
 
@@ -1176,9 +928,6 @@ mod tests {
     fn what_is_shown_of_an_endpoint_has_an_end() {
         let raw = Envelope::encode([], &format!("http://h/{}", "\u{e4}".repeat(1000)), b"");
         let shown = Envelope::decode(raw).unwrap().endpoint_for_people();
-        assert!(
-            shown.starts_with("http://h/%C3%A4") && shown.ends_with("...") && shown.len() == 203,
-            "{shown}"
-        );
+        assert!(shown.starts_with("http://h/%C3%A4") && shown.ends_with("...") && shown.len() == 203, "{shown}");
     }
 }

@@ -60,13 +60,10 @@ impl Default for Retry {
 pub fn judge(attempt: &Attempt, history: &History, retry: &Retry) -> Outcome {
     match judge_attempt(attempt, retry) {
         Outcome::Later { fault, error, .. }
-            if fault != Fault::Ours
-                && history.age.is_some_and(|age| age >= retry.give_up_after) =>
+            if fault != Fault::Ours && history.age.is_some_and(|age| age >= retry.give_up_after) =>
         {
             let after = spell_duration(retry.give_up_after);
-            Outcome::Dead {
-                reason: format!("gave up after {after}: {error}"),
-            }
+            Outcome::Dead { reason: format!("gave up after {after}: {error}"), fault: Some(fault) }
         }
         outcome => outcome,
     }
@@ -74,41 +71,18 @@ pub fn judge(attempt: &Attempt, history: &History, retry: &Retry) -> Outcome {
 
 fn judge_attempt(attempt: &Attempt, retry: &Retry) -> Outcome {
     match attempt {
-        Attempt::Answered {
-            status,
-            retry_after,
-            note,
-        } => judge_status(*status, *retry_after, note.as_deref(), retry),
-        Attempt::Failed { error, .. } => Outcome::Later {
-            fault: Fault::NoAnswer,
-            retry_after: None,
-            error: error.clone(),
-        },
-        Attempt::Refused { reason } => Outcome::Dead {
-            reason: reason.clone(),
-        },
-        Attempt::Lacking { error } => Outcome::Later {
-            fault: Fault::Ours,
-            retry_after: None,
-            error: error.clone(),
-        },
+        Attempt::Answered { status, retry_after, note } => judge_status(*status, *retry_after, note.as_deref(), retry),
+        Attempt::Failed { error, .. } => {
+            Outcome::Later { fault: Fault::NoAnswer, retry_after: None, error: error.clone() }
+        }
+        Attempt::Refused { reason } => Outcome::Dead { reason: reason.clone(), fault: None },
+        Attempt::Lacking { error } => Outcome::Later { fault: Fault::Ours, retry_after: None, error: error.clone() },
     }
 }
 
-fn judge_status(
-    status: u16,
-    retry_after: Option<Duration>,
-    note: Option<&str>,
-    retry: &Retry,
-) -> Outcome {
-    let later = |fault| Outcome::Later {
-        fault,
-        retry_after,
-        error: spell_status(status, note),
-    };
-    let dead = || Outcome::Dead {
-        reason: spell_status(status, note),
-    };
+fn judge_status(status: u16, retry_after: Option<Duration>, note: Option<&str>, retry: &Retry) -> Outcome {
+    let later = |fault| Outcome::Later { fault, retry_after, error: spell_status(status, note) };
+    let dead = || Outcome::Dead { reason: spell_status(status, note), fault: Some(Fault::Message) };
     match status {
         // Before the lists: what has arrived must not be sent again, nor called dead.
         200..=299 => Outcome::Delivered,
@@ -122,9 +96,7 @@ fn judge_status(
 
 /// For people, few in kind: `410 Gone`, `302 Found (redirect not followed)`.
 fn spell_status(status: u16, note: Option<&str>) -> String {
-    let name = StatusCode::from_u16(status)
-        .ok()
-        .and_then(|status| status.canonical_reason());
+    let name = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
     let mut words = status.to_string();
     if let Some(name) = name {
         words.push(' ');
@@ -246,6 +218,8 @@ pub enum Outcome {
     Dead {
         /// For the dead letter.
         reason: String,
+        /// Whose fault the last attempt was; `None` if the endpoint was not reached at all.
+        fault: Option<Fault>,
     },
 }
 
@@ -267,32 +241,19 @@ mod tests {
     use super::*;
 
     fn answered(status: u16) -> Attempt {
-        Attempt::Answered {
-            status,
-            retry_after: None,
-            note: None,
-        }
+        Attempt::Answered { status, retry_after: None, note: None }
     }
 
     fn aged(age: Duration) -> History {
-        History {
-            age: Some(age),
-            ..History::default()
-        }
+        History { age: Some(age), ..History::default() }
     }
 
     fn later(fault: Fault, error: &str) -> Outcome {
-        Outcome::Later {
-            fault,
-            retry_after: None,
-            error: error.to_string(),
-        }
+        Outcome::Later { fault, retry_after: None, error: error.to_string() }
     }
 
     fn dead(reason: &str) -> Outcome {
-        Outcome::Dead {
-            reason: reason.to_string(),
-        }
+        Outcome::Dead { reason: reason.to_string(), fault: Some(Fault::Message) }
     }
 
     fn check(status: u16, expected: Outcome) {
@@ -336,21 +297,14 @@ mod tests {
     fn every_status_has_an_outcome_and_only_2xx_delivers() {
         for status in 0..=u16::MAX {
             let outcome = judge(&answered(status), &History::default(), &Retry::default());
-            assert_eq!(
-                outcome == Outcome::Delivered,
-                (200..300).contains(&status),
-                "status {status}"
-            );
+            assert_eq!(outcome == Outcome::Delivered, (200..300).contains(&status), "status {status}");
         }
     }
 
     #[test]
     fn lists_override_the_table_but_not_a_delivery() {
-        let retry = Retry {
-            final_statuses: vec![404, 503, 200],
-            retryable_statuses: vec![400, 429, 200],
-            ..Retry::default()
-        };
+        let retry =
+            Retry { final_statuses: vec![404, 503, 200], retryable_statuses: vec![400, 429, 200], ..Retry::default() };
         let check = |status, expected| {
             let outcome = judge(&answered(status), &History::default(), &retry);
             assert_eq!(outcome, expected, "status {status}");
@@ -365,17 +319,8 @@ mod tests {
 
     #[test]
     fn no_answer_of_any_kind_is_the_endpoints_fault() {
-        for failure in [
-            Failure::Resolve,
-            Failure::Connect,
-            Failure::Tls,
-            Failure::Timeout,
-            Failure::Broken,
-        ] {
-            let attempt = Attempt::Failed {
-                failure,
-                error: "connection refused".to_string(),
-            };
+        for failure in [Failure::Resolve, Failure::Connect, Failure::Tls, Failure::Timeout, Failure::Broken] {
+            let attempt = Attempt::Failed { failure, error: "connection refused".to_string() };
             let outcome = judge(&attempt, &History::default(), &Retry::default());
             assert_eq!(outcome, later(Fault::NoAnswer, "connection refused"));
         }
@@ -383,25 +328,18 @@ mod tests {
 
     #[test]
     fn a_refused_endpoint_is_dead_with_the_rule() {
-        let attempt = Attempt::Refused {
-            reason: "address 169.254.169.254 is link-local".to_string(),
-        };
+        let attempt = Attempt::Refused { reason: "address 169.254.169.254 is link-local".to_string() };
         assert_eq!(
             judge(&attempt, &History::default(), &Retry::default()),
-            dead("address 169.254.169.254 is link-local")
+            Outcome::Dead { reason: "address 169.254.169.254 is link-local".to_string(), fault: None }
         );
     }
 
     #[test]
     fn what_we_lack_is_nobodys_fault_at_any_age() {
-        let attempt = Attempt::Lacking {
-            error: "no file descriptors left".to_string(),
-        };
+        let attempt = Attempt::Lacking { error: "no file descriptors left".to_string() };
         for history in [History::default(), aged(Duration::from_secs(1_000_000))] {
-            assert_eq!(
-                judge(&attempt, &history, &Retry::default()),
-                later(Fault::Ours, "no file descriptors left")
-            );
+            assert_eq!(judge(&attempt, &history, &Retry::default()), later(Fault::Ours, "no file descriptors left"));
         }
     }
 
@@ -416,22 +354,10 @@ mod tests {
         let error = "500 Internal Server Error";
         check(History::default(), later(Fault::Message, error));
         check(aged(day - second), later(Fault::Message, error));
-        check(
-            aged(day),
-            dead("gave up after 24h: 500 Internal Server Error"),
-        );
-        check(
-            aged(day * 9),
-            dead("gave up after 24h: 500 Internal Server Error"),
-        );
-        assert_eq!(
-            judge(&answered(204), &aged(day * 9), &Retry::default()),
-            Outcome::Delivered
-        );
-        assert_eq!(
-            judge(&answered(410), &aged(day * 9), &Retry::default()),
-            dead("410 Gone")
-        );
+        check(aged(day), dead("gave up after 24h: 500 Internal Server Error"));
+        check(aged(day * 9), dead("gave up after 24h: 500 Internal Server Error"));
+        assert_eq!(judge(&answered(204), &aged(day * 9), &Retry::default()), Outcome::Delivered);
+        assert_eq!(judge(&answered(410), &aged(day * 9), &Retry::default()), dead("410 Gone"));
     }
 
     #[test]

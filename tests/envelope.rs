@@ -21,41 +21,18 @@ mod envelope_rules;
 #[test]
 fn every_fixture_is_read_as_its_manifest_says() {
     for fixture in fixtures() {
-        let Fixture {
-            name,
-            raw,
-            manifest,
-        } = &fixture;
-        assert_eq!(
-            raw.len() as u64,
-            manifest["size"].as_u64().unwrap(),
-            "{name}"
-        );
+        let Fixture { name, raw, manifest } = &fixture;
+        assert_eq!(raw.len() as u64, manifest["size"].as_u64().unwrap(), "{name}");
         assert_eq!(sha256(raw), manifest["sha256"].as_str().unwrap(), "{name}");
         let envelope = envelope_rules::check(raw).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert_eq!(
-            envelope.endpoint(),
-            manifest["endpoint"].as_str().unwrap(),
-            "{name}"
-        );
+        assert_eq!(envelope.endpoint(), manifest["endpoint"].as_str().unwrap(), "{name}");
         let headers: Vec<(&str, &[u8])> = envelope.headers().collect();
         let expected = fixture.headers();
-        let expected: Vec<_> = expected
-            .iter()
-            .map(|(name, value)| (*name, value.as_bytes()))
-            .collect();
+        let expected: Vec<_> = expected.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
         assert_eq!(headers, expected, "{name}");
         let payload = envelope.payload();
-        assert_eq!(
-            payload.len() as u64,
-            manifest["payload_size"].as_u64().unwrap(),
-            "{name}"
-        );
-        assert_eq!(
-            sha256(payload),
-            manifest["payload_sha256"].as_str().unwrap(),
-            "{name}"
-        );
+        assert_eq!(payload.len() as u64, manifest["payload_size"].as_u64().unwrap(), "{name}");
+        assert_eq!(sha256(payload), manifest["payload_sha256"].as_str().unwrap(), "{name}");
         assert_eq!(envelope.retries(), 0, "{name}");
     }
 }
@@ -100,10 +77,7 @@ fn headers_without_number_cost_nothing() {
 fn an_endless_endpoint_is_not_parsed() {
     let raw = Envelope::encode([], &"\u{e4}".repeat(1 << 20), b"");
     let (read, peak) = peak_of(|| Envelope::decode(raw));
-    assert_eq!(
-        read.unwrap_err().to_string(),
-        "endpoint of 2097152 bytes, 8192 are allowed"
-    );
+    assert_eq!(read.unwrap_err().to_string(), "endpoint of 2097152 bytes, 8192 are allowed");
     assert!(peak < 1024, "{peak} bytes");
 }
 
@@ -185,12 +159,7 @@ fn check_any(raw: &[u8]) {
     let owned = raw.to_vec();
     let (_, peak) = peak_of(|| Envelope::decode(owned));
     let bound = 2048 + 12 * raw.len().min(MAX_ENDPOINT);
-    assert!(
-        peak <= bound,
-        "{peak} bytes for {} bytes: {}",
-        raw.len(),
-        raw.escape_ascii()
-    );
+    assert!(peak <= bound, "{peak} bytes for {} bytes: {}", raw.len(), raw.escape_ascii());
     let _ = envelope_rules::check(raw);
 }
 
@@ -264,10 +233,7 @@ struct Fixture {
 impl Fixture {
     fn headers(&self) -> Vec<(&str, &str)> {
         let headers = self.manifest["headers"].as_object().unwrap();
-        headers
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str().unwrap()))
-            .collect()
+        headers.iter().map(|(name, value)| (name.as_str(), value.as_str().unwrap())).collect()
     }
 }
 
@@ -278,11 +244,7 @@ fn fixtures() -> Vec<Fixture> {
     let mut fixtures = Vec::new();
     for (name, manifest) in manifest.as_object().unwrap() {
         let raw = fs::read(dir.join(name)).unwrap();
-        fixtures.push(Fixture {
-            name: name.clone(),
-            raw,
-            manifest: manifest.clone(),
-        });
+        fixtures.push(Fixture { name: name.clone(), raw, manifest: manifest.clone() });
     }
     assert_eq!(fixtures.len(), 16, "all fixtures are in the manifest");
     fixtures
@@ -299,11 +261,7 @@ fn small_fixture(index: prop::sample::Index) -> Vec<u8> {
 
 fn sha256(bytes: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
-    digest
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What `f` returns, and the most bytes that this thread held beyond what it held before.

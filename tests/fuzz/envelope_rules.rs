@@ -31,34 +31,19 @@ fn accepted_can_be_sent(envelope: &Envelope, raw: &[u8]) {
 
     let payload = envelope.payload();
     let (whole, part) = (envelope.raw().as_ptr_range(), payload.as_ptr_range());
-    assert!(
-        whole.start <= part.start && part.end <= whole.end,
-        "the payload is not copied"
-    );
+    assert!(whole.start <= part.start && part.end <= whole.end, "the payload is not copied");
 
     let uri = envelope.uri();
     let origin = envelope.origin();
     let host = uri.host().expect("an absolute URI");
     let scheme = uri.scheme_str().expect("an absolute URI");
     assert!(scheme == "http" || scheme == "https", "{uri}");
-    let port = uri
-        .port_u16()
-        .unwrap_or(if scheme == "http" { 80 } else { 443 });
-    assert_eq!(
-        origin,
-        format!("{scheme}://{host}:{port}"),
-        "the origin is that of the URI"
-    );
+    let port = uri.port_u16().unwrap_or(if scheme == "http" { 80 } else { 443 });
+    assert_eq!(origin, format!("{scheme}://{host}:{port}"), "the origin is that of the URI");
     assert_eq!(origin, origin.to_lowercase());
-    assert!(
-        !origin.contains(['\n', '@', ' ']) && host.len() <= MAX_HOST,
-        "{origin:?}"
-    );
+    assert!(!origin.contains(['\n', '@', ' ']) && host.len() <= MAX_HOST, "{origin:?}");
     let shown = envelope.endpoint_for_people();
-    assert!(
-        shown.bytes().all(|byte| byte.is_ascii_graphic()) && shown.len() <= 203,
-        "{shown:?}"
-    );
+    assert!(shown.bytes().all(|byte| byte.is_ascii_graphic()) && shown.len() <= 203, "{shown:?}");
 
     // At most the endpoint's own credentials come to those that were pushed.
     let mut n_bytes = 0;
@@ -78,10 +63,8 @@ fn accepted_can_be_sent(envelope: &Envelope, raw: &[u8]) {
 
 /// As far as it can be encoded: header values of old may be no text.
 fn encoded_again_means_the_same(envelope: &Envelope) {
-    let headers: Option<Vec<(&str, &str)>> = envelope
-        .headers()
-        .map(|(name, value)| Some((name, std::str::from_utf8(value).ok()?)))
-        .collect();
+    let headers: Option<Vec<(&str, &str)>> =
+        envelope.headers().map(|(name, value)| Some((name, std::str::from_utf8(value).ok()?))).collect();
     let Some(headers) = headers else { return };
     // The endpoint's credentials may be among these headers now, and not be added a second time.
     let again = Envelope::encode(headers, envelope.endpoint(), envelope.payload());
