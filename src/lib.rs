@@ -1,5 +1,6 @@
 //! acapy-deliver: the delivery agent for ACA-Py's outbound queue.
 
 pub mod envelope;
+pub mod lanes;
 pub mod policy;
 pub mod queue;
