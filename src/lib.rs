@@ -1,5 +1,8 @@
 //! acapy-deliver: the delivery agent for ACA-Py's outbound queue.
 
+pub mod commands;
+pub mod config;
 pub mod envelope;
 pub mod policy;
 pub mod queue;
+pub mod signals;
