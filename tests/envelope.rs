@@ -74,6 +74,34 @@ fn headers_without_number_cost_nothing() {
 }
 
 #[test]
+fn lengths_that_are_not_there_cost_nothing() {
+    let heads: [&[u8]; 5] = [
+        b"\xdf\xff\xff\xff\xff",
+        b"\xdd\xff\xff\xff\xff",
+        b"\xdb\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xff",
+        b"\xc9\xff\xff\xff\xff\x01",
+    ];
+    let places: [&[u8]; 5] = [
+        b"",
+        b"\x81\xa7headers",
+        b"\x81\xa8endpoint",
+        b"\x81\xa7payload",
+        b"\x81\xa7unknown\x91",
+    ];
+    for (place, head) in places
+        .iter()
+        .flat_map(|place| heads.map(|head| (place, head)))
+    {
+        let raw = [place, head].concat();
+        let shown = raw.escape_ascii().to_string();
+        let (read, peak) = peak_of(|| Envelope::decode(raw));
+        read.unwrap_err();
+        assert!(peak < 512, "{peak} bytes for {shown}");
+    }
+}
+
+#[test]
 fn an_endless_endpoint_is_not_parsed() {
     let raw = Envelope::encode([], &"\u{e4}".repeat(1 << 20), b"");
     let (read, peak) = peak_of(|| Envelope::decode(raw));

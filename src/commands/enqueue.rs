@@ -1,0 +1,166 @@
+//! Pushes one message, or the same one several times, exactly as ACA-Py would. Refuses what
+//! the agent could never deliver, so that a slip of the keyboard does not become a dead letter.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Write};
+use std::time::Duration;
+
+use redis::{Client, Connection, IntoConnectionInfo, RedisError, TlsCertificates};
+
+use super::{Error, Exit};
+use crate::config::{Enqueue, Payload, RedisAddress, redacted};
+
+/// What ACA-Py sends with a packed message.
+const CONTENT_TYPE: (&str, &str) = ("Content-Type", "application/ssi-agent-wire");
+/// Redis takes no value over 512 MiB; this leaves room for headers and endpoint.
+const LARGEST_PAYLOAD: u64 = (512 << 20) - (1 << 20);
+/// Bytes pushed with one command, so that a large `--count` stays small in memory.
+const PUSHED_AT_ONCE: usize = 4 << 20;
+/// For connecting, and for each answer of Redis.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Pushes and says so.
+///
+/// # Errors
+///
+/// `Usage` for an endpoint, header or payload that could not be delivered; `Failed` if
+/// Redis cannot be reached or refuses.
+pub fn run(options: &Enqueue) -> Result<Exit, Error> {
+    check_endpoint(&options.endpoint)?;
+    let headers = headers(&options.headers)?;
+    let payload = payload(&options.payload)?;
+    let bytes = encode(&headers, &options.endpoint, &payload);
+
+    let mut connection = connect(&options.redis)?;
+    let waiting = push(&mut connection, &options.redis, &bytes, options.count)?;
+    let mut out = io::stdout().lock();
+    let plural = if options.count == 1 { "" } else { "s" };
+    writeln!(
+        out,
+        "pushed {} message{plural} of {} bytes for {} onto {} at {}; its length is now {waiting}",
+        options.count,
+        payload.len(),
+        redacted(&options.endpoint),
+        options.redis.key(),
+        options.redis.shown(),
+    )?;
+    Ok(Exit::Done)
+}
+
+fn check_endpoint(endpoint: &str) -> Result<(), Error> {
+    let refused = |why: String| Err(Error::Usage(format!("option '--endpoint': '{}' {why}", redacted(endpoint))));
+    match url::Url::parse(endpoint) {
+        Err(error) => refused(format!("is not an absolute URL, as in http://host:8020 ({error})")),
+        Ok(url) if !["http", "https"].contains(&url.scheme()) => {
+            refused(format!("has the scheme '{}'; only http and https can be delivered to", url.scheme()))
+        }
+        Ok(_) => Ok(()),
+    }
+}
+
+fn headers(given: &[(String, String)]) -> Result<Vec<(&str, &str)>, Error> {
+    let mut headers: Vec<(&str, &str)> = Vec::with_capacity(given.len() + 1);
+    if !given.iter().any(|(name, _)| name.eq_ignore_ascii_case(CONTENT_TYPE.0)) {
+        headers.push(CONTENT_TYPE);
+    }
+    for (name, value) in given {
+        if headers.iter().any(|(other, _)| other.eq_ignore_ascii_case(name)) {
+            return Err(Error::Usage(format!("option '--header': '{name}' is given twice")));
+        }
+        headers.push((name, value));
+    }
+    Ok(headers)
+}
+
+fn payload(from: &Payload) -> Result<Vec<u8>, Error> {
+    match from {
+        Payload::Text(text) => Ok(text.clone().into_bytes()),
+        Payload::File(path) => {
+            let cannot = |error| Error::Failed(format!("cannot read '{}': {error}", path.display()));
+            read_bounded(File::open(path).map_err(cannot)?).map_err(cannot)
+        }
+        Payload::Unsaid if io::stdin().is_terminal() => {
+            Err(Error::Usage("no payload: name a file, '-' for standard input, or give '--text STRING'".to_owned()))
+        }
+        Payload::Stdin | Payload::Unsaid => {
+            let bytes = read_bounded(io::stdin().lock())
+                .map_err(|error| Error::Failed(format!("cannot read standard input: {error}")))?;
+            if bytes.is_empty() && *from == Payload::Unsaid {
+                let why = "no payload: standard input is empty; name a file, or '-' if an empty payload is meant";
+                return Err(Error::Usage(why.to_owned()));
+            }
+            Ok(bytes)
+        }
+    }
+}
+
+fn read_bounded(from: impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.take(LARGEST_PAYLOAD + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LARGEST_PAYLOAD {
+        return Err(io::Error::other("it is over 511 MiB, and Redis takes no more than 512 MiB a message"));
+    }
+    Ok(bytes)
+}
+
+fn encode(headers: &[(&str, &str)], endpoint: &str, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(payload.len() + 256);
+    let into_memory = "writing into memory cannot fail";
+    rmp::encode::write_map_len(&mut bytes, 3).expect(into_memory);
+    rmp::encode::write_str(&mut bytes, "headers").expect(into_memory);
+    rmp::encode::write_map_len(&mut bytes, headers.len() as u32).expect(into_memory);
+    for (name, value) in headers {
+        rmp::encode::write_str(&mut bytes, name).expect(into_memory);
+        rmp::encode::write_str(&mut bytes, value).expect(into_memory);
+    }
+    rmp::encode::write_str(&mut bytes, "endpoint").expect(into_memory);
+    rmp::encode::write_str(&mut bytes, endpoint).expect(into_memory);
+    rmp::encode::write_str(&mut bytes, "payload").expect(into_memory);
+    rmp::encode::write_bin(&mut bytes, payload).expect(into_memory);
+    bytes
+}
+
+fn connect(address: &RedisAddress) -> Result<Connection, Error> {
+    let failed = |why: String| Error::Failed(format!("cannot use Redis at {}: {why}", address.shown()));
+    let words = |error: RedisError| failed(error.to_string());
+    let mut info = address.url.as_str().into_connection_info().map_err(words)?;
+    if let Some(password) = address.password().map_err(|error| Error::Failed(error.to_string()))? {
+        let settings = info.redis_settings().clone().set_password(password);
+        info = info.set_redis_settings(settings);
+    }
+    let client = match &address.ca_file {
+        None => Client::open(info),
+        Some(path) => {
+            let pem = std::fs::read(path).map_err(|error| failed(format!("'{}': {error}", path.display())))?;
+            Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert: Some(pem) })
+        }
+    };
+    let connection = client.and_then(|client| client.get_connection_with_timeout(PATIENCE)).map_err(words)?;
+    connection.set_read_timeout(Some(PATIENCE)).map_err(words)?;
+    connection.set_write_timeout(Some(PATIENCE)).map_err(words)?;
+    Ok(connection)
+}
+
+/// The length of the queue afterwards.
+fn push(connection: &mut Connection, address: &RedisAddress, bytes: &[u8], count: u64) -> Result<u64, Error> {
+    let at_once = (PUSHED_AT_ONCE / bytes.len()).clamp(1, 10_000) as u64;
+    let (mut pushed, mut length) = (0, 0);
+    while pushed < count {
+        let n = at_once.min(count - pushed);
+        let mut command = redis::cmd("RPUSH");
+        command.arg(address.key());
+        for _ in 0..n {
+            command.arg(bytes);
+        }
+        length = command.query(connection).map_err(|error| {
+            let so_far = if pushed == 0 { String::new() } else { format!("after {pushed} messages ") };
+            Error::Failed(format!(
+                "{so_far}Redis at {} refused to push onto {}: {error}",
+                address.shown(),
+                address.key()
+            ))
+        })?;
+        pushed += n;
+    }
+    Ok(length)
+}

@@ -1,0 +1,462 @@
+use super::*;
+
+/// Words with spaces between them, and variables as `NAME=value`.
+fn parsed(line: &str, variables: &[&str]) -> Result<Command, Error> {
+    let environment = variables.iter().map(|variable| variable.split_once('=').unwrap());
+    let environment = environment.map(|(name, value)| (name.to_owned(), OsString::from(value))).collect();
+    parse(line.split_whitespace().map(OsString::from).collect(), &environment)
+}
+
+/// What `run` makes of the options, with a queue.
+fn config(options: &str, variables: &[&str]) -> Result<Config, Error> {
+    match parsed(&format!("run -oq redis://h {options}"), variables)? {
+        Command::Run(config) => Ok(config),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn refused(line: &str, variables: &[&str], words: &[&str]) {
+    let message = parsed(line, variables).expect_err(line).to_string();
+    for word in words {
+        assert!(message.contains(word), "{line}: {message:?} lacks {word:?}");
+    }
+    assert!(!message.contains("secret"), "{line}: {message:?}");
+}
+
+fn refused_option(options: &str, words: &[&str]) {
+    refused(&format!("-oq redis://h {options}"), &[], words);
+}
+
+#[test]
+fn a_queue_url_is_all_that_run_needs() {
+    let expected = Command::Run(Config::with_defaults(RedisAddress::new("redis://h:6379")));
+    for line in [
+        "-oq redis://h:6379",
+        "-oq=redis://h:6379",
+        "--outbound-queue redis://h:6379",
+        "--outbound-queue=redis://h:6379",
+        "run -oq redis://h:6379",
+        "-oq redis://h:6379 -oqp acapy -oqc redis",
+        "-oq redis://h:6379 -oqc aries_cloudagent.transport.outbound.queue.redis:RedisOutboundQueue",
+        "-oq redis://h:6379 -oqc aries_cloudagent.transport.outbound.queue.redis.RedisOutboundQueue",
+    ] {
+        assert_eq!(parsed(line, &[]), Ok(expected.clone()), "{line}");
+    }
+    assert_eq!(parsed("", &["ACAPY_OUTBOUND_TRANSPORT_QUEUE=redis://h:6379"]), Ok(expected));
+    refused("", &[], &["-oq", "ACAPY_OUTBOUND_TRANSPORT_QUEUE"]);
+    refused("run", &["ACAPY_OUTBOUND_TRANSPORT_QUEUE="], &["-oq"]);
+}
+
+#[test]
+fn every_option_of_run_sets_its_field_from_the_command_line_and_from_the_environment() {
+    type Set = fn(&mut Config);
+    let table: &[(&str, &str, Set)] = &[
+        ("--outbound-queue-prefix", "p", |c| c.redis.prefix = "p".into()),
+        ("--outbound-queue-class", "redis", |_| {}),
+        ("--workers", "9", |c| c.workers = 9),
+        ("--endpoint-concurrency", "3", |c| c.endpoint_concurrency = 3),
+        ("--in-flight", "300", |c| c.in_flight = 300),
+        ("--in-flight-bytes", "3MiB", |c| c.in_flight_bytes = 3 << 20),
+        ("--connect-timeout", "200ms", |c| c.connect_timeout = Duration::from_millis(200)),
+        ("--timeout", "7s", |c| c.timeout = Duration::from_secs(7)),
+        ("--retry-first", "1m", |c| c.retry_first = Duration::from_secs(60)),
+        ("--retry-max", "2h", |c| c.retry_max = Duration::from_secs(7200)),
+        ("--give-up-after", "7d", |c| c.give_up_after = Duration::from_secs(604_800)),
+        ("--final", "404,409", |c| c.final_statuses = vec![404, 409]),
+        ("--retryable", "400", |c| c.retryable_statuses = vec![400]),
+        ("--keep-dead", "30d", |c| c.keep_dead = Some(Duration::from_secs(30 * 86_400))),
+        ("--drain-timeout", "0s", |c| c.drain_timeout = Duration::ZERO),
+        ("--lease", "3s", |c| c.lease = Duration::from_secs(3)),
+        ("--pop", "blpop", |c| c.pop = Pop::Blpop),
+        ("--allow-net", "10.1.0.0/16", |c| c.allow_net = vec!["10.1.0.0/16".into()]),
+        ("--deny-net", "private,fd00::/8", |c| c.deny_net = vec!["private".into(), "fd00::/8".into()]),
+        ("--status-addr", "[::1]:9100", |c| c.status_addr = Some("[::1]:9100".into())),
+        ("--id-header", "X-Id", |c| c.id_header = Some("X-Id".into())),
+        ("--log-format", "bare", |c| c.log_format = LogFormat::Bare),
+        ("--ordered", "", |c| c.ordered = true),
+    ];
+    let asked = options_of("run");
+    for (name, value, set) in table {
+        let mut expected = Config::with_defaults(RedisAddress::new("redis://h"));
+        // Bounds that were said shrink what lies under them.
+        set(&mut expected);
+        expected.workers = expected.workers.min(expected.in_flight / 2);
+        expected.endpoint_concurrency = expected.endpoint_concurrency.min(expected.workers);
+        assert_eq!(config(&format!("{name} {value}"), &[]).as_ref(), Ok(&expected), "{name}");
+        let variable = asked.iter().find(|asked| asked.name == *name).unwrap().variable.clone().unwrap();
+        let value = if value.is_empty() { "yes" } else { value };
+        assert_eq!(config("", &[&format!("{variable}={value}")]).as_ref(), Ok(&expected), "{variable}");
+    }
+    let files = ["--outbound-queue", "--ca-file", "--redis-ca-file", "--redis-password-file"]; // tested by themselves
+    for option in asked {
+        let covered = files.contains(&option.name) || table.iter().any(|(name, _, _)| *name == option.name);
+        assert!(covered, "{option:?} is not in this table");
+    }
+}
+
+#[test]
+fn the_command_line_wins_over_the_environment_and_lists_are_not_mixed() {
+    let variables =
+        ["ACAPY_DELIVER_WORKERS=3", "ACAPY_DELIVER_DENY_NET=private, loopback,", "ACAPY_DELIVER_ORDERED=on"];
+    let from_both = config("--workers 4 --deny-net 10.0.0.0/8 --deny-net 192.0.2.1", &variables).unwrap();
+    assert_eq!((from_both.workers, from_both.ordered), (4, true));
+    assert_eq!(from_both.deny_net, ["10.0.0.0/8", "192.0.2.1"]);
+    assert_eq!(config("", &variables).unwrap().deny_net, ["private", "loopback"]);
+    for off in ["0", "false", "No", "OFF"] {
+        assert!(!config("", &[&format!("ACAPY_DELIVER_ORDERED={off}")]).unwrap().ordered);
+    }
+    refused("-oq redis://h", &["ACAPY_DELIVER_ORDERED=maybe"], &["variable ACAPY_DELIVER_ORDERED", "'maybe'", "yes"]);
+    refused("-oq redis://h", &["ACAPY_DELIVER_WORKERS=x"], &["variable ACAPY_DELIVER_WORKERS", "'x'", "1 to 4096"]);
+}
+
+#[test]
+fn bad_values_are_refused_with_option_value_and_what_would_be_right() {
+    let table: &[(&str, &[&str])] = &[
+        ("--workers 0", &["'--workers'", "'0'", "1 to 4096"]),
+        ("--workers 5x", &["'--workers'", "'5x'"]),
+        ("--workers +5", &["'--workers'"]),
+        ("--workers=", &["'--workers'", "''"]),
+        ("--workers 99999999999999999999999", &["'--workers'"]),
+        ("--workers", &["'--workers'", "needs a value"]),
+        ("--workers --ordered", &["'--workers'", "needs a value"]),
+        ("--workers -1", &["'--workers'", "needs a value"]),
+        ("--workers 1 --workers 2", &["'--workers'", "twice"]),
+        ("--ordered --ordered", &["'--ordered'", "twice"]),
+        ("--timeout 30", &["'--timeout'", "'30'", "30s"]),
+        ("--timeout 1.5s", &["'--timeout'", "200ms"]),
+        ("--timeout 0s", &["'--timeout'", "1ms to 1d"]),
+        ("--timeout s", &["'--timeout'"]),
+        ("--timeout 99999999999999999d", &["'--timeout'"]),
+        ("--lease 2s", &["'--lease'", "3s to 1h"]),
+        ("--drain-timeout 2h", &["'--drain-timeout'", "0s to 1h"]),
+        ("--in-flight-bytes 64M", &["'--in-flight-bytes'", "64MiB"]),
+        ("--in-flight-bytes 0", &["'--in-flight-bytes'", "at least 1"]),
+        ("--final 200", &["'--final'", "300 to 599"]),
+        ("--final 404,", &["'--final'"]),
+        ("--final 404 --retryable 404", &["404", "'--final'", "'--retryable'"]),
+        ("--pop lpop", &["'--pop'", "peek, blpop"]),
+        ("--log-format json", &["'--log-format'", "full, bare"]),
+        ("--deny-net 10.0.0.0/33", &["'--deny-net'", "'10.0.0.0/33'"]),
+        ("--deny-net example.com", &["'--deny-net'", "private"]),
+        ("--allow-net private --deny-net private", &["'private'", "'--allow-net'", "'--deny-net'"]),
+        ("--ca-file /nonexistent", &["'--ca-file'", "'/nonexistent'", "cannot be read"]),
+        ("--ca-file Cargo.toml", &["'--ca-file'", "PEM"]),
+        ("--redis-password-file /nonexistent", &["/nonexistent"]),
+        ("--status-addr 9100", &["'--status-addr'", "127.0.0.1:9100"]),
+        ("--status-addr 127.0.0.1:99999", &["'--status-addr'"]),
+        ("--id-header a:b", &["'--id-header'"]),
+        ("--id-header Content-Length", &["'--id-header'", "needs for itself"]),
+        ("-oqc kafka", &["'--outbound-queue-class'", "'kafka'", "redis"]),
+        ("-oqp=", &["'--outbound-queue-prefix'", "empty"]),
+        ("--outbound-queue redis://g", &["'--outbound-queue'", "twice"]),
+        ("--status 200", &["'--status'", "'listen'"]),
+        ("--wrokers 3", &["'--wrokers'", "did you mean '--workers'"]),
+        ("--password=secret", &["'--password'", "--help"]),
+        ("-x", &["'-x'"]),
+        ("extra", &["'extra'", "'run'"]),
+        ("enqueue", &["'enqueue'", "first"]),
+    ];
+    for (options, words) in table {
+        refused_option(options, words);
+    }
+}
+
+#[test]
+fn contradictions_are_refused_and_defaults_give_way_to_bounds() {
+    refused_option("--connect-timeout 31s", &["'--connect-timeout'", "31s", "'--timeout'", "30s"]);
+    refused_option("--connect-timeout 6s --timeout 5s", &["'--connect-timeout'"]);
+    refused_option("--endpoint-concurrency 129", &["'--endpoint-concurrency'", "'--workers'", "128"]);
+    refused_option("--workers 2049", &["'--workers'", "'--in-flight'", "2048"]);
+    refused_option("--workers 5 --in-flight 9", &["'--workers'", "'--in-flight'"]);
+    refused_option("--retry-first 11m", &["'--retry-first'", "'--retry-max'", "10m"]);
+
+    let small = config("--workers 2 --in-flight 8", &[]).unwrap();
+    assert_eq!((small.workers, small.endpoint_concurrency, small.in_flight), (2, 2, 8));
+    let smaller = config("--in-flight 8", &[]).unwrap();
+    assert_eq!((smaller.workers, smaller.endpoint_concurrency), (4, 4));
+    let quick = config("--timeout 1s --retry-max 100ms", &[]).unwrap();
+    assert_eq!((quick.connect_timeout, quick.retry_first), (Duration::from_secs(1), Duration::from_millis(100)));
+}
+
+#[test]
+fn queue_urls_are_judged_early_and_never_with_their_password() {
+    for url in
+        ["redis://h", "redis://u:p@h:1/2", "rediss://h:1", "unix:///s", "redis+unix:///s?db=1", "redis://[::1]:1"]
+    {
+        parsed(&format!("-oq {url}"), &[]).expect(url);
+    }
+    let refused_urls = [
+        "http://:secret@h",
+        "redis://:secret@",
+        "redis://:sec/secret@h",
+        "redis://default:secret",
+        "redis://:secret@h:99999",
+        "redis://:secret@h/x",
+        "redis://:secret@0.0.0.0",
+        "user:secret@h:6379",
+        "secret@h",
+        "unix://s/x?pass=secret",
+        "http:///s?db=x&pass=secret&password=secret",
+        "rediss://:secret@h#insecure",
+        "rediss://:secret@h#other",
+        "h:6379",
+        "",
+    ];
+    for url in refused_urls {
+        refused(&format!("-oq={url}"), &[], &["option '--outbound-queue'"]);
+        if !url.is_empty() {
+            let variable = format!("ACAPY_OUTBOUND_TRANSPORT_QUEUE={url}");
+            refused("", &[&variable], &["variable ACAPY_OUTBOUND_TRANSPORT_QUEUE"]);
+        }
+    }
+    refused("-oq redis://:secret@h redis://:secret@g", &[], &["one too many"]);
+    refused("redis://:secret@g", &[], &["no command"]);
+    refused("-oq redis://:secret@h --outbound-queu=redis://:secret@g", &[], &["'--outbound-queu'"]);
+    let debug = format!("{:?}", parsed("-oq redis://u:secret@h", &[]).unwrap());
+    assert!(debug.contains("redis://u:***@h") && !debug.contains("secret"), "{debug}");
+}
+
+#[test]
+fn redaction_hides_what_may_be_a_password_and_nothing_else() {
+    let table = [
+        ("redis://host:6379/0", "redis://host:6379/0"),
+        ("redis://user@host", "redis://user@host"),
+        ("redis://user:pw@host:6379", "redis://user:***@host:6379"),
+        ("redis://:p@s/s@host", "redis://:***@host"),
+        ("redis://user:pw", "redis://user:***"),
+        ("redis://[::1]:6379", "redis://[::1]:6379"),
+        ("redis://[::1]", "redis://[::1]"),
+        ("unix:///run/s?db=1&pass=pw&user=u", "unix:///run/s?db=1&pass=***&user=u"),
+        ("http://host/a?password=pw", "http://host/a?password=***"),
+        ("word", "word"),
+        ("pw@host", "***@host"),
+    ];
+    for (text, shown) in table {
+        assert_eq!(redacted(text), shown, "{text}");
+    }
+}
+
+#[test]
+fn a_password_comes_from_the_url_or_from_a_file_but_not_from_both() {
+    let path = std::env::temp_dir().join(format!("acapy-deliver-password-{}", std::process::id()));
+    std::fs::write(&path, "secret\n").unwrap();
+    let file = path.display();
+    let Ok(Command::Run(config)) = parsed(&format!("-oq redis://h --redis-password-file {file}"), &[]) else {
+        panic!()
+    };
+    assert_eq!(config.redis.password(), Ok(Some("secret".to_owned())));
+    refused(&format!("-oq redis://:secret@h --redis-password-file {file}"), &[], &["both"]);
+    std::fs::write(&path, "\n").unwrap();
+    refused(&format!("-oq redis://h --redis-password-file {file}"), &[], &["empty"]);
+    std::fs::write(&path, "-----BEGIN CERTIFICATE-----\n").unwrap();
+    refused(&format!("-oq redis://h --redis-ca-file {file}"), &[], &["'--redis-ca-file'", "rediss://"]);
+    let Ok(Command::Run(config)) = parsed(&format!("-oq rediss://h --redis-ca-file {file} --ca-file {file}"), &[])
+    else {
+        panic!()
+    };
+    assert_eq!((config.redis.ca_file.as_ref(), config.ca_file.as_ref()), (Some(&path), Some(&path)));
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn durations_and_sizes_take_units() {
+    let duration = |text| duration_within(text, Duration::ZERO, 10 * YEAR);
+    for (text, milliseconds) in
+        [("0s", 0), ("200ms", 200), ("5s", 5000), ("10m", 600_000), ("24h", 86_400_000), ("7d", 604_800_000)]
+    {
+        assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+    }
+    for (text, bytes) in [
+        ("512", 512),
+        ("512B", 512),
+        ("64KiB", 65_536),
+        ("64MiB", 67_108_864),
+        ("1GiB", 1_073_741_824),
+        ("2gib", 2_147_483_648),
+        ("64kB", 64_000),
+        ("3MB", 3_000_000),
+        ("1GB", 1_000_000_000),
+    ] {
+        assert_eq!(size(text), Ok(bytes), "{text}");
+    }
+    for text in ["", "KiB", "1k", "1 KiB", "-1", "1TiB", "2000GiB", "99999999999999999999"] {
+        assert!(size(text).is_err(), "{text}");
+    }
+    for (milliseconds, text) in [(1500, "1500ms"), (5000, "5s"), (90_000, "90s"), (3_600_000, "1h"), (0, "0s")] {
+        assert_eq!(Span(Duration::from_millis(milliseconds)).to_string(), text);
+    }
+}
+
+#[test]
+fn enqueue_takes_its_payload_from_one_place() {
+    let enqueue = |line: &str, variables: &[&str]| match parsed(&format!("enqueue -oq redis://h {line}"), variables)? {
+        Command::Enqueue(enqueue) => Ok::<_, Error>(enqueue),
+        other => panic!("{other:?}"),
+    };
+    let expected = Enqueue {
+        redis: RedisAddress::new("redis://h"),
+        endpoint: "http://e".into(),
+        headers: vec![],
+        payload: Payload::Unsaid,
+        count: 1,
+    };
+    assert_eq!(enqueue("--endpoint http://e", &[]), Ok(expected.clone()));
+    assert_eq!(enqueue("", &["ACAPY_DELIVER_ENDPOINT=http://e"]), Ok(expected));
+    assert_eq!(enqueue("--endpoint http://e -", &[]).unwrap().payload, Payload::Stdin);
+    assert_eq!(enqueue("file --endpoint http://e", &[]).unwrap().payload, Payload::File("file".into()));
+    assert_eq!(enqueue("--endpoint http://e --text hi", &[]).unwrap().payload, Payload::Text("hi".into()));
+    let text = ["ACAPY_DELIVER_TEXT=hi", "ACAPY_DELIVER_HEADER=A: 1, B:2"];
+    let from_environment = enqueue("--endpoint http://e", &text).unwrap();
+    assert_eq!(from_environment.payload, Payload::Text("hi".into()));
+    assert_eq!(from_environment.headers, [("A".to_owned(), "1".to_owned()), ("B".to_owned(), "2".to_owned())]);
+    assert_eq!(enqueue("--endpoint http://e file", &text).unwrap().payload, Payload::File("file".into()));
+    refused("enqueue -oq redis://h --endpoint http://e --text a file", &[], &["twice", "'--text'"]);
+    refused("enqueue -oq redis://h", &[], &["'--endpoint'"]);
+    refused("enqueue --endpoint http://e", &[], &["-oq"]);
+    refused("enqueue -oq redis://h --endpoint http://e a b", &[], &["'b'", "one too many"]);
+    refused("enqueue -oq redis://h --endpoint http://e --workers 2", &[], &["'--workers'", "'run'"]);
+    refused("enqueue -oq redis://h --endpoint http://e --header X=y", &[], &["'--header'", "Name: value"]);
+    refused("enqueue -oq redis://h --endpoint http://e --count 0", &[], &["'--count'"]);
+
+    let spaced = ["enqueue", "-oq", "redis://h", "--endpoint", "http://e", "--header", "A: \"b\"", "--text=\"c d\"=e"];
+    let Ok(Command::Enqueue(spaced)) = parse(spaced.map(OsString::from).to_vec(), &Environment::new()) else {
+        panic!()
+    };
+    assert_eq!(spaced.headers, [("A".to_owned(), "\"b\"".to_owned())]);
+    assert_eq!(spaced.payload, Payload::Text("\"c d\"=e".into()));
+    for bad in ["A: secret\r\nB: c", ": secret", "A b: secret", "A: secret\0"] {
+        let line = ["enqueue", "-oq", "redis://h", "--endpoint", "http://e", "--header", bad];
+        let message = parse(line.map(OsString::from).to_vec(), &Environment::new()).unwrap_err().to_string();
+        assert!(message.contains("'--header'") && !message.contains("secret"), "{message}");
+    }
+}
+
+#[test]
+fn listen_and_status_and_check_have_their_options() {
+    let listen = |address: &str, status, delay, quiet, count| {
+        let delay = Duration::from_millis(delay);
+        Ok(Command::Listen(Listen { address: address.into(), status, delay, quiet, count }))
+    };
+    assert_eq!(parsed("listen", &[]), listen("127.0.0.1:8030", 200, 0, false, None));
+    let line = "listen localhost:0 --status 503 --delay 200ms --quiet --count 3";
+    assert_eq!(parsed(line, &[]), listen("localhost:0", 503, 200, true, Some(3)));
+    refused("listen 8030", &[], &["'8030'", "127.0.0.1"]);
+    refused("listen --status 100", &[], &["'--status'", "200 to 599"]);
+
+    let redis = RedisAddress::new("redis://h");
+    let status = Status { redis: redis.clone(), json: true, limit: 5 };
+    assert_eq!(parsed("status -oq redis://h --json --limit 5", &[]), Ok(Command::Status(status)));
+    let mut config = Config::with_defaults(redis);
+    config.deny_net = vec!["private".into()];
+    let check = Check { config, endpoint: Some("http://e".into()) };
+    let line = "check -oq redis://h --endpoint http://e --deny-net private";
+    assert_eq!(parsed(line, &[]), Ok(Command::Check(check)));
+}
+
+#[test]
+fn dead_takes_ids_or_all_and_its_filters_only_from_the_command_line() {
+    let dead = |line: &str| match parsed(&format!("dead {line} -oq redis://h"), &["ACAPY_DELIVER_ENDPOINT=http://x"])? {
+        Command::Dead(dead) => Ok::<_, Error>(dead.action),
+        other => panic!("{other:?}"),
+    };
+    let filter = |endpoint: Option<&str>, reason: Option<&str>, limit| Filter {
+        endpoint: endpoint.map(str::to_owned),
+        reason: reason.map(str::to_owned),
+        limit,
+    };
+    assert_eq!(dead("list"), Ok(DeadAction::List { filter: filter(None, None, Some(50)), json: false }));
+    let narrow = filter(Some("http://e"), Some("410"), Some(3));
+    let line = "list --endpoint http://e --reason 410 --limit 3 --json";
+    assert_eq!(dead(line), Ok(DeadAction::List { filter: narrow.clone(), json: true }));
+    assert_eq!(
+        dead("show 0001700000000000"),
+        Ok(DeadAction::Show { id: 1_700_000_000_000, payload: false, json: false })
+    );
+    assert_eq!(dead("show 7 --payload --json"), Ok(DeadAction::Show { id: 7, payload: true, json: true }));
+    assert_eq!(dead("replay 7 8"), Ok(DeadAction::Replay(Selection::Ids(vec![7, 8]))));
+    assert_eq!(dead("drop 7"), Ok(DeadAction::Drop(Selection::Ids(vec![7]))));
+    let line = "replay --all --endpoint http://e --reason 410 --limit 3";
+    assert_eq!(dead(line), Ok(DeadAction::Replay(Selection::All(narrow))));
+    assert_eq!(dead("export"), Ok(DeadAction::Export(Filter::default())));
+
+    refused("dead", &[], &["list, show, replay, drop, export"]);
+    refused("dead lst", &[], &["'lst'", "did you mean 'list'"]);
+    refused("dead --json list", &[], &["right after it"]);
+    refused("dead drop -oq redis://h", &[], &["'dead drop'", "--all"]);
+    refused("dead drop -oq redis://h", &["ACAPY_DELIVER_ALL=1"], &["'dead drop'", "--all"]);
+    refused("dead drop 7 --all -oq redis://h", &[], &["not both"]);
+    refused("dead replay 7 --reason x -oq redis://h", &[], &["not both"]);
+    refused("dead drop x7 -oq redis://h", &[], &["'x7'", "16 digits"]);
+    refused("dead show 12345678901234567 -oq redis://h", &[], &["16 digits"]);
+    refused("dead show -oq redis://h", &[], &["needs the id"]);
+    refused("dead list --all -oq redis://h", &[], &["'--all'", "'dead list'"]);
+}
+
+#[test]
+fn help_can_be_asked_for_everywhere_and_names_every_option_and_variable() {
+    for command in COMMANDS {
+        let Ok(Command::Print(text)) = parsed(&format!("{command} --help"), &[]) else { panic!("{command}") };
+        assert_eq!(parsed(&format!("help {command}"), &[]), Ok(Command::Print(text.clone())));
+        assert_eq!(parsed(&format!("{command} -h --no-such-thing"), &[]), Ok(Command::Print(text.clone())));
+        let words: Vec<&str> = text.split(|c: char| !(c.is_ascii_alphanumeric() || "-_".contains(c))).collect();
+        for asked in options_of(command) {
+            assert!(words.contains(&asked.name), "help of {command} lacks {}", asked.name);
+            if let Some(variable) = asked.variable {
+                assert!(words.contains(&variable.as_str()), "help of {command} lacks {variable}");
+            }
+        }
+        for word in words.iter().filter(|word| word.starts_with("--") && !["--help", "--version"].contains(word)) {
+            assert!(options_of(command).iter().any(|asked| asked.name == *word), "help of {command} invents {word}");
+        }
+        assert!(text.lines().all(|line| line.chars().count() <= 92), "help of {command} is too wide");
+    }
+    let Ok(Command::Print(main)) = parsed("--help", &[]) else { panic!() };
+    for command in COMMANDS {
+        assert!(main.contains(&format!("acapy-deliver {command}")) || command == "run", "{command}");
+    }
+    assert_eq!(parsed("help", &[]), Ok(Command::Print(main)));
+    refused("help nonsense", &[], &["'nonsense'"]);
+    refused("enqeue --help", &[], &["did you mean 'enqueue'"]);
+}
+
+#[test]
+fn version_stands_alone() {
+    let version = Command::Print(format!("acapy-deliver {}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(parsed("--version", &[]), Ok(version.clone()));
+    assert_eq!(parsed("-V", &[]), Ok(version));
+    refused("--version --ordered", &[], &["'--ordered'"]);
+    refused("listen --version", &[], &["'--version'"]);
+}
+
+#[test]
+fn readme_names_every_option_of_run() {
+    let Ok(readme) = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")) else {
+        return;
+    };
+    let words: Vec<&str> = readme.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')).collect();
+    for asked in options_of("run") {
+        assert!(words.contains(&asked.name), "README.md lacks {}", asked.name);
+    }
+}
+
+#[test]
+fn misspelt_variables_are_told() {
+    let environment = ["ACAPY_DELIVER_WORKER", "ACAPY_DELIVER_WORKERS", "ACAPY_DELIVER_NONSENSE", "ACAPY_WALLET_KEY"];
+    let environment = environment.iter().map(|name| ((*name).to_owned(), OsString::from("secret"))).collect();
+    let told = unknown_variables(&environment);
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].contains("ACAPY_DELIVER_NONSENSE") && !told[0].contains("mean"), "{told:?}");
+    assert!(told[1].contains("did you mean 'ACAPY_DELIVER_WORKERS'"), "{told:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_not_utf_8_is_refused_by_place_or_name() {
+    use std::os::unix::ffi::OsStringExt;
+    let bytes = || OsString::from_vec(vec![0xff]);
+    let message = parse(vec![OsString::from("--text"), bytes()], &Environment::new()).unwrap_err().to_string();
+    assert!(message.contains("argument 2"), "{message}");
+    let environment = Environment::from([("ACAPY_DELIVER_FINAL".to_owned(), bytes())]);
+    let message = parse(Vec::new(), &environment).unwrap_err().to_string();
+    assert!(message.contains("ACAPY_DELIVER_FINAL"), "{message}");
+}
