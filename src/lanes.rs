@@ -300,19 +300,13 @@ impl Lanes {
 
     /// What the reader may claim now; `None` while there is no room worth a claim.
     pub fn appetite(&mut self, now: Instant, effects: &mut Effects) -> Option<Bounds> {
-        if !self.filing.is_empty() {
-            return None;
-        }
-        let limits = &self.limits;
-        let busy_limit = HELD_WHILE_BUSY.max(2 * limits.workers).min(limits.messages);
-        let limit = if self.has_idle_worker() { limits.messages } else { busy_limit };
-        let worth_it = (CLAIM_MESSAGES / 2).min(limit / 4).max(1);
-        if self.held.len() + worth_it > limit || self.held_bytes >= limits.bytes {
-            if self.has_idle_worker() {
+        if !self.has_room() {
+            if self.filing.is_empty() && self.has_idle_worker() {
                 self.spill(now, effects);
             }
             return None;
         }
+        let limit = self.held_at_most();
         let messages = (limit - self.held.len()).min(CLAIM_MESSAGES);
         self.round_up = !self.round_up;
         let unproven = self.most_unproven().saturating_sub(self.out_unproven + self.without_slot());
@@ -329,6 +323,20 @@ impl Lanes {
             ordered: self.limits.ordered,
             popped: None,
         })
+    }
+
+    /// Whether a claim would be worth its round trip.
+    pub fn has_room(&self) -> bool {
+        let limit = self.held_at_most();
+        let worth_it = (CLAIM_MESSAGES / 2).min(limit / 4).max(1);
+        self.filing.is_empty() && self.held.len() + worth_it <= limit && self.held_bytes < self.limits.bytes
+    }
+
+    fn held_at_most(&self) -> usize {
+        if self.has_idle_worker() {
+            return self.limits.messages;
+        }
+        HELD_WHILE_BUSY.max(2 * self.limits.workers).min(self.limits.messages)
     }
 
     /// Whether some open lane has more waiting in the queue: then the reader looks

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
+use acapy_deliver::agent;
 use acapy_deliver::commands::{self, Error, Exit};
 use acapy_deliver::config::{self, Command, LogFormat};
 use log::LevelFilter;
@@ -32,7 +33,7 @@ fn obey(command: Command) -> Result<Exit, Error> {
             for warning in config::unknown_variables(&config::environment()) {
                 log::warn!("{warning}");
             }
-            run_agent(&config).map(|()| Exit::Done).map_err(Error::Failed)
+            agent::run(&config).map(|()| Exit::Done).map_err(Error::Failed)
         }
         Command::Enqueue(options) => commands::enqueue::run(&options),
         Command::Listen(options) => commands::listen::run(&options),
@@ -41,11 +42,6 @@ fn obey(command: Command) -> Result<Exit, Error> {
         Command::Dead(_options) => not_built(),  // HOOK: commands::dead::run(&_options)
         Command::Print(text) => commands::print(&text),
     }
-}
-
-// HOOK: acapy_deliver::agent::run(config)
-fn run_agent(_config: &config::Config) -> Result<(), String> {
-    Err("not built yet".to_owned())
 }
 
 fn not_built() -> Result<Exit, Error> {

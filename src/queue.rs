@@ -10,7 +10,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-mod connection;
+pub mod advice;
+pub mod connection;
 pub mod redis_list;
 
 /// What the threads need of a queue. Each thread has one of its own, so that a
@@ -62,6 +63,10 @@ pub trait Queue: Send {
 
     /// Buries what waits for a lane and was first put off at least `age` ago; returns how many.
     fn expire(&mut self, origin: &str, age: Duration, reason: &str) -> Result<usize, Error>;
+
+    /// Once, at the start of an agent: brings the queue up to date with what earlier
+    /// programs left, and returns what its operator should know or change, a line each.
+    fn prepare(&mut self) -> Result<Vec<String>, Error>;
 
     /// Removes for good the dead letters older than `age`; returns how many.
     fn forget_dead(&mut self, age: Duration) -> Result<usize, Error>;
@@ -168,6 +173,24 @@ pub struct Bounds {
     pub ordered: bool,
     /// A value that the wait has already popped from the queue (`--pop blpop`).
     pub popped: Option<Vec<u8>>,
+}
+
+impl Bounds {
+    /// A claim of nothing but a value already popped.
+    pub fn only(popped: Vec<u8>) -> Bounds {
+        Bounds {
+            messages: 1,
+            bytes: 1,
+            returning: 0,
+            wants: Vec::new(),
+            probes: 0,
+            failed_probes: 0,
+            probe_for: Duration::ZERO,
+            suspect: false,
+            ordered: false,
+            popped: Some(popped),
+        }
+    }
 }
 
 /// The answer to a claim.

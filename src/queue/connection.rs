@@ -11,12 +11,13 @@ use std::time::Duration;
 use redis::{Client, Connection, ConnectionInfo, IntoConnectionInfo, Value};
 
 use super::Error;
+use crate::config::RedisAddress;
 
 /// How long a connection may take to open, and an answer to come beyond the time a wait was asked for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where Redis is, and who we are to it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Server {
     /// `redis://`, `rediss://` or `unix://`, with user, password and database.
     pub url: String,
@@ -24,6 +25,16 @@ pub struct Server {
     pub password_file: Option<PathBuf>,
     /// PEM certificates that `rediss://` trusts beside the bundled roots.
     pub ca_file: Option<PathBuf>,
+}
+
+impl From<&RedisAddress> for Server {
+    fn from(address: &RedisAddress) -> Server {
+        Server {
+            url: address.url.clone(),
+            password_file: address.password_file.clone(),
+            ca_file: address.ca_file.clone(),
+        }
+    }
 }
 
 impl Server {

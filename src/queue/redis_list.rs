@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use redis::Value;
 
+use super::advice;
 use super::connection::{Arguments, Failure, Link, Move, Server};
 use super::{
     AgentNumber, Beat, Bounds, Claimed, Error, History, Id, LaneChange, Peer, Place, Queue, RawClaim, Settlement,
@@ -485,6 +486,25 @@ impl Queue for RedisList {
                 return Ok(lanes);
             }
         }
+    }
+
+    fn prepare(&mut self) -> Result<Vec<String>, Error> {
+        let server = advice::Server::ask(self)?;
+        let mut lines = server.advice();
+        let queue = self.keys.queue();
+        let prefix = queue.strip_suffix(".outbound_transport").unwrap_or(queue);
+        let legacy = format!("{prefix}.outbound_retry");
+        if self.query(redis::cmd("EXISTS").arg(&legacy))? == Value::Int(1) {
+            if server.is_cluster {
+                lines.push(format!(
+                    "key '{legacy}' holds messages of the aca-deliver prototype; on a Cluster they cannot be adopted in one step and stay there"
+                ));
+            } else {
+                let n = self.adopt(&legacy)?;
+                lines.push(format!("{n} messages that the aca-deliver prototype left at '{legacy}' joined the queue"));
+            }
+        }
+        Ok(lines)
     }
 
     fn expire(&mut self, origin: &str, age: Duration, reason: &str) -> Result<usize, Error> {

@@ -1,0 +1,365 @@
+//! The whole: builds the channels, starts the threads, waits for a reason to
+//! stop, stops and joins them. Every thread's end is learned through one channel,
+//! so that one that ends early stops the agent and does not leave it half alive.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, tick};
+use log::{error, info, warn};
+
+use crate::config::{self, Config};
+use crate::guard::Guard;
+use crate::journal::spell;
+use crate::lanes::{Claim, Limits};
+use crate::metrics::{Metrics, read};
+use crate::policy::{Attempt, Retry};
+use crate::poster::{self, Poster};
+use crate::queue::connection::Server;
+use crate::queue::redis_list::{Pop, RedisList};
+use crate::queue::{self, History, LaneChange, Place, Queue, Settlement};
+use crate::settler;
+use crate::shared::{Report, Shared};
+use crate::signals;
+use crate::{reader, worker};
+
+/// Stack of a worker: an attempt needs a few dozen KiB, a TLS handshake some more.
+const WORKER_STACK: usize = 512 << 10;
+/// Beside a whole attempt, so long a probed lane is left alone while its outcome is settled.
+const SETTLING: Duration = Duration::from_secs(5);
+/// After the drain, giving back what is left may take so long: Redis answers in milliseconds or is away.
+const LEAVE_TIMEOUT: Duration = Duration::from_millis(1500);
+/// A line in the log this often, if anything happened.
+const SUMMARY_EVERY: Duration = Duration::from_secs(60);
+
+/// Runs an agent until a signal stops it.
+///
+/// # Errors
+///
+/// Why it could not go on, as a sentence for people.
+pub fn run(config: &Config) -> Result<(), String> {
+    let (_watch, signals) = signals::watch().map_err(|error| format!("cannot watch for signals: {error}"))?;
+    let agent = Agent::start(config)?;
+    info!(
+        "acapy-deliver {} delivers the queue '{}' at {} with {} workers{}",
+        env!("CARGO_PKG_VERSION"),
+        config.redis.key(),
+        config.redis.shown(),
+        config.workers,
+        if config.ordered { ", in order" } else { "" }
+    );
+    let summary = tick(SUMMARY_EVERY);
+    let mut counted = Counted::default();
+    let why = loop {
+        select! {
+            recv(signals) -> signal => match signal {
+                Ok(signal) => {
+                    info!("{signal}: stopping; what is being attempted has {} to end", spell(config.drain_timeout));
+                    break Ok(());
+                }
+                Err(_) => break Err("signals are not heard any more".to_string()),
+            },
+            recv(agent.ends) -> end => break Err(why_ended(end.ok())),
+            recv(summary) -> _ => {
+                counted.report(&agent.shared.metrics);
+                agent.shared.journal.flush();
+            }
+        }
+    };
+    let urgent = why.is_err();
+    agent.stop(if urgent { Duration::ZERO } else { config.drain_timeout }, &signals);
+    why
+}
+
+/// An agent at work, in this process.
+pub struct Agent {
+    shared: Arc<Shared>,
+    poster: Arc<Poster>,
+    ends: Receiver<End>,
+    reader: JoinHandle<()>,
+    workers: Vec<JoinHandle<()>>,
+    settler: JoinHandle<()>,
+    retry_first: Duration,
+    ordered: bool,
+}
+
+/// A thread that has ended, and how.
+struct End {
+    name: String,
+    result: Result<(), queue::Error>,
+}
+
+impl Agent {
+    /// Starts an agent on the Redis LIST that the configuration names.
+    ///
+    /// # Errors
+    ///
+    /// If an option cannot be used, or a thread cannot be started.
+    pub fn start(config: &Config) -> Result<Agent, String> {
+        let pop = match config.pop {
+            config::Pop::Peek => Pop::Peek,
+            config::Pop::Blpop => Pop::Blpop,
+        };
+        let queue = RedisList::new(Server::from(&config.redis), &config.redis.prefix, pop, config.ordered);
+        let other = queue.another();
+        Agent::start_on(config, Box::new(queue), Box::new(other))
+    }
+
+    /// Starts an agent on any queue: one end of it for the reader, one for the settler.
+    ///
+    /// # Errors
+    ///
+    /// If an option cannot be used, or a thread cannot be started.
+    pub fn start_on(
+        config: &Config,
+        mut reader_queue: Box<dyn Queue>,
+        mut settler_queue: Box<dyn Queue>,
+    ) -> Result<Agent, String> {
+        poster::raise_descriptor_limit();
+        let poster = Arc::new(Poster::new(poster_options(config)?)?);
+        let seed = seed();
+        let (shared, ready, reports) = Shared::new(limits(config), config.lease, seed);
+        let shared = Arc::new(shared);
+        let retry = Arc::new(retry(config));
+        // One message per thread.
+        let (end_sender, ends) = bounded(config.workers + 2);
+
+        let settler = {
+            let (shared, options) = (shared.clone(), settler_options(config));
+            spawn("settler".to_string(), None, end_sender.clone(), move || {
+                settler::run(&mut *settler_queue, &shared, &reports, &options)
+            })?
+        };
+        let mut workers = Vec::with_capacity(config.workers);
+        for n in 0..config.workers {
+            let (shared, ready, retry, poster) = (shared.clone(), ready.clone(), retry.clone(), poster.clone());
+            let named = config.id_header.is_some();
+            let started = spawn(format!("worker-{}", n + 1), Some(WORKER_STACK), end_sender.clone(), move || {
+                worker::run(n, &ready, |claim| post(&poster, claim, named), &retry, &shared);
+                Ok(())
+            });
+            match started {
+                Ok(worker) => workers.push(worker),
+                Err(why) => {
+                    shared.stop();
+                    shared.close();
+                    shared.report(Report::Leave);
+                    return Err(format!("{why}: lower '--workers' or raise the limit of processes (ulimit -u)"));
+                }
+            }
+        }
+        let reader = {
+            let shared = shared.clone();
+            spawn("reader".to_string(), None, end_sender, move || reader::run(&mut *reader_queue, &shared))?
+        };
+        let (retry_first, ordered) = (config.retry_first, config.ordered);
+        Ok(Agent { shared, poster, ends, reader, workers, settler, retry_first, ordered })
+    }
+
+    /// What its threads share, for those who watch it.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Stops: claims no more, lets what is being attempted end within `drain` (a
+    /// value on `hurry` cuts that short), gives back the rest.
+    pub fn stop<T>(self, drain: Duration, hurry: &Receiver<T>) {
+        let begun = Instant::now();
+        let deadline = after(drain);
+        self.shared.stop();
+        let unattempted = self.shared.close();
+        let mut running = self.workers.len() + usize::from(!self.reader.is_finished());
+        let mut hurry = hurry.clone();
+        while running > 0 {
+            select! {
+                recv(self.ends) -> end => match end {
+                    Ok(end) => {
+                        running -= usize::from(end.name != "settler");
+                        if let Err(why) = end.result {
+                            error!("the {} could not go on: {why}", end.name);
+                        }
+                    }
+                    Err(_) => break,
+                },
+                recv(deadline) -> _ => break,
+                recv(hurry) -> signal => if signal.is_ok() {
+                    info!("stopping at once");
+                    break;
+                } else {
+                    hurry = never();
+                },
+            }
+        }
+        let cut_off = self.shared.attempts_under_way();
+        for attempting in &cut_off {
+            self.give_back(attempting.clone());
+        }
+        self.shared.report(Report::Leave);
+        let leave_by = after(LEAVE_TIMEOUT);
+        while !self.settler.is_finished() {
+            select! {
+                recv(self.ends) -> end => {
+                    if let Ok(End { name, result: Err(why) }) = &end && name == "settler" {
+                        warn!("could not give back what is in flight: {why}; it is taken back when the lease has run out");
+                    }
+                    if end.is_err() || end.is_ok_and(|end| end.name == "settler") {
+                        break;
+                    }
+                }
+                recv(leave_by) -> _ => {
+                    warn!("Redis does not answer: what is in flight is taken back when the lease has run out");
+                    break;
+                }
+            }
+        }
+        // Attempts still under way end with their sockets; within another program their threads must not linger.
+        self.poster.close_idle();
+        for worker in self.workers {
+            if worker.is_finished() {
+                let _ = worker.join();
+            }
+        }
+        info!(
+            "stopped after {}; {} attempts were cut off, {unattempted} claims never attempted",
+            spell(begun.elapsed()),
+            cut_off.len()
+        );
+    }
+
+    /// What is cut off in mid-attempt may have arrived: twice is better than never,
+    /// but not within a second (two copies so close broke a real handshake).
+    fn give_back(&self, attempting: crate::shared::Attempting) {
+        let crate::shared::Attempting { id, origin, history } = attempting;
+        let history = History { attempts: history.attempts + 1, last_error: "cut off by a stop".to_string(), ..history };
+        let delay = self.retry_first;
+        let place = if self.ordered { Place::Waiting(Some(delay)) } else { Place::Retry(delay) };
+        let why = history.last_error.clone();
+        self.shared.report(Report::Settle(Settlement { id, origin: origin.clone(), place, history }));
+        if self.ordered {
+            self.shared.report(Report::Lane(LaneChange::Close { origin, after: delay, failures: 1, why }));
+        }
+    }
+}
+
+fn spawn(
+    name: String,
+    stack: Option<usize>,
+    ends: Sender<End>,
+    body: impl FnOnce() -> Result<(), queue::Error> + Send + 'static,
+) -> Result<JoinHandle<()>, String> {
+    let mut builder = Builder::new().name(name.clone());
+    if let Some(stack) = stack {
+        builder = builder.stack_size(stack);
+    }
+    let thread = name.clone();
+    builder
+        .spawn(move || {
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+                Err(queue::Error::Fatal(format!("internal error: {}", worker::panic_message(&*panic))))
+            });
+            let _ = ends.send(End { name, result });
+        })
+        .map_err(|error| format!("cannot start the thread '{thread}' ({error})"))
+}
+
+fn why_ended(end: Option<End>) -> String {
+    match end {
+        Some(End { result: Err(why), .. }) => why.to_string(),
+        Some(End { name, .. }) => format!("internal error: the {name} ended by itself"),
+        None => "internal error: all threads ended".to_string(),
+    }
+}
+
+fn post(poster: &Poster, claim: &Claim, named: bool) -> Attempt {
+    let id = named.then(|| claim.id.to_string());
+    let envelope = &claim.envelope;
+    poster.post(envelope.uri(), envelope.headers(), envelope.payload(), id.as_deref())
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        workers: config.workers,
+        endpoint_concurrency: config.endpoint_concurrency,
+        messages: config.in_flight,
+        bytes: usize::try_from(config.in_flight_bytes).unwrap_or(usize::MAX),
+        ordered: config.ordered,
+        retry_first: config.retry_first,
+        retry_max: config.retry_max,
+        attempt: config.timeout + SETTLING,
+    }
+}
+
+fn retry(config: &Config) -> Retry {
+    Retry {
+        first: config.retry_first,
+        max: config.retry_max,
+        give_up_after: config.give_up_after,
+        final_statuses: config.final_statuses.clone(),
+        retryable_statuses: config.retryable_statuses.clone(),
+    }
+}
+
+fn settler_options(config: &Config) -> settler::Options {
+    settler::Options { lease: config.lease, give_up_after: config.give_up_after, keep_dead: config.keep_dead }
+}
+
+fn poster_options(config: &Config) -> Result<poster::Options, String> {
+    let own = own_addresses(config);
+    let own: Vec<(SocketAddr, &str)> = own.iter().map(|(address, name)| (*address, *name)).collect();
+    Ok(poster::Options {
+        connect_timeout: config.connect_timeout,
+        timeout: config.timeout,
+        workers: config.workers,
+        endpoint_concurrency: config.endpoint_concurrency,
+        ca_file: config.ca_file.clone(),
+        id_header: config.id_header.clone(),
+        guard: Guard::new(&config.allow_net, &config.deny_net, &own)?,
+        proxy: ureq::Proxy::try_from_env(),
+        ..poster::Options::default()
+    })
+}
+
+/// The addresses that no message may be delivered to: our own Redis and status server.
+fn own_addresses(config: &Config) -> Vec<(SocketAddr, &'static str)> {
+    let mut own = Vec::new();
+    if let Ok(url) = url::Url::parse(&config.redis.url)
+        && let Some(host) = url.host_str()
+    {
+        let host = host.trim_matches(['[', ']']);
+        let found = (host, url.port().unwrap_or(6379)).to_socket_addrs();
+        own.extend(found.into_iter().flatten().map(|address| (address, "Redis")));
+    }
+    if let Some(status) = &config.status_addr {
+        own.extend(status.to_socket_addrs().into_iter().flatten().map(|address| (address, "status")));
+    }
+    own
+}
+
+/// Different for agents started in the same moment.
+fn seed() -> u64 {
+    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    time.as_nanos() as u64 ^ (u64::from(std::process::id()) << 32)
+}
+
+/// What the last summary line counted up to.
+#[derive(Default)]
+struct Counted {
+    delivered: u64,
+    later: u64,
+    dead: u64,
+}
+
+impl Counted {
+    fn report(&mut self, metrics: &Metrics) {
+        let now =
+            Counted { delivered: read(&metrics.delivered), later: read(&metrics.later), dead: read(&metrics.dead) };
+        let (delivered, later, dead) =
+            (now.delivered - self.delivered, now.later - self.later, now.dead - self.dead);
+        if delivered + later + dead > 0 {
+            info!("in the last minute: {delivered} delivered, {later} put off, {dead} dead");
+        }
+        *self = now;
+    }
+}

@@ -1,0 +1,180 @@
+//! What people read in the log: changes of state, each said once. An endpoint
+//! that flaps, or a thousand that fail together, do not fill it. It decides what
+//! is said and how often; what happened is decided elsewhere.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use log::{debug, info, warn};
+
+use crate::lanes::News;
+
+/// An endpoint's troubles are said at most this often.
+const QUIET_PER_ENDPOINT: Duration = Duration::from_secs(600);
+/// Lines about endpoints, and lines about dead messages, in one window of time.
+const LINES_PER_WINDOW: u32 = 20;
+const WINDOW: Duration = Duration::from_secs(60);
+/// Endpoints whose last line is remembered.
+const MOST_ENDPOINTS: usize = 10_000;
+
+/// The threads that speak with Redis, for telling when all of them are well again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Speaker {
+    /// The reader.
+    Reader = 1,
+    /// The settler.
+    Settler = 2,
+}
+
+/// The log's memory of what it has said.
+#[derive(Debug, Default)]
+pub struct Journal {
+    memory: Mutex<Memory>,
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    /// Which threads find Redis unusable, as a set of bits, and since when any does.
+    unusable: u8,
+    since: Option<Instant>,
+    endpoints: HashMap<Arc<str>, Instant>,
+    endpoint_lines: Budget,
+    dead_lines: Budget,
+}
+
+/// A number of lines per window, and how many were left out.
+#[derive(Debug, Default)]
+struct Budget {
+    window: Option<Instant>,
+    lines: u32,
+    left_out: u32,
+}
+
+impl Budget {
+    /// Whether a line may be written; `what` names the lines in the count of those left out.
+    fn allows(&mut self, now: Instant, what: &str) -> bool {
+        if self.window.is_none_or(|since| now.saturating_duration_since(since) >= WINDOW) {
+            self.flush(what);
+            self.window = Some(now);
+        }
+        self.lines += 1;
+        if self.lines > LINES_PER_WINDOW {
+            self.left_out += 1;
+        }
+        self.lines <= LINES_PER_WINDOW
+    }
+
+    fn flush(&mut self, what: &str) {
+        if self.left_out > 0 {
+            warn!("{} more {what} in the minute before; see 'acapy-deliver status'", self.left_out);
+        }
+        *self = Budget::default();
+    }
+}
+
+impl Journal {
+    /// Redis cannot be used by this thread: said when it is the first.
+    pub fn redis_lost(&self, speaker: Speaker, why: &str) {
+        let mut memory = self.memory();
+        let first = memory.unusable == 0;
+        memory.unusable |= speaker as u8;
+        if first {
+            memory.since = Some(Instant::now());
+            warn!("Redis cannot be used: {why}; nothing is lost, trying on");
+        } else {
+            debug!("Redis still cannot be used: {why}");
+        }
+    }
+
+    /// Redis answers this thread: said when the last thread is well again.
+    pub fn redis_back(&self, speaker: Speaker) {
+        let mut memory = self.memory();
+        if memory.unusable == 0 {
+            return;
+        }
+        memory.unusable &= !(speaker as u8);
+        if memory.unusable == 0
+            && let Some(since) = memory.since.take()
+        {
+            info!("Redis can be used again, after {}", spell(since.elapsed()));
+        }
+    }
+
+    /// Whether Redis answered every thread that asked it last.
+    pub fn redis_is_up(&self) -> bool {
+        self.memory().unusable == 0
+    }
+
+    /// What changed with the lanes.
+    pub fn lanes(&self, news: Vec<News>) {
+        if news.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let memory = &mut *self.memory();
+        for news in news {
+            match news {
+                News::Down { origin, why, failures, waiting, next } => {
+                    let said = memory.endpoints.get(&origin);
+                    let quiet = said.is_some_and(|said| now.saturating_duration_since(*said) < QUIET_PER_ENDPOINT);
+                    let first = failures <= 1 && !quiet;
+                    if first && memory.endpoint_lines.allows(now, "endpoints failed") {
+                        if memory.endpoints.len() >= MOST_ENDPOINTS {
+                            memory.endpoints.clear();
+                        }
+                        memory.endpoints.insert(origin.clone(), now);
+                        let waiting = match waiting {
+                            0 => String::new(),
+                            n => format!("; {n} more messages wait for it"),
+                        };
+                        warn!("{origin} is down: {why}{waiting}; next try in {}", spell(next));
+                    } else {
+                        debug!("{origin} failed again ({failures} in a row): {why}; next try in {}", spell(next));
+                    }
+                }
+                News::Back { origin, after } => {
+                    // Only what was said to be down is said to be back; the time stays, so that flapping is quiet.
+                    let said = memory.endpoints.get(&origin);
+                    if said.is_some_and(|said| now.saturating_duration_since(*said) <= after + WINDOW) {
+                        info!("{origin} is back, after {}", spell(after));
+                    } else {
+                        debug!("{origin} is back, after {}", spell(after));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A message died.
+    pub fn died(&self, id: impl std::fmt::Display, endpoint: &str, reason: &str) {
+        let allowed = self.memory().dead_lines.allows(Instant::now(), "messages died");
+        if allowed {
+            warn!("message {id} for {endpoint} is dead: {reason}");
+        } else {
+            debug!("message {id} for {endpoint} is dead: {reason}");
+        }
+    }
+
+    /// Says what was left out so far; for the end of a minute, and of the agent.
+    pub fn flush(&self) {
+        let memory = &mut *self.memory();
+        memory.endpoint_lines.flush("endpoints failed");
+        memory.dead_lines.flush("messages died");
+    }
+
+    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// A duration for people: `85ms`, `4.2s`, `12m 5s`, `3h 4m`.
+pub fn spell(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0 => format!("{}ms", duration.as_millis()),
+        1..60 => format!("{:.1}s", duration.as_secs_f64()),
+        60..3600 => format!("{}m {}s", seconds / 60, seconds % 60),
+        _ => format!("{}h {}m", seconds / 3600, seconds % 3600 / 60),
+    }
+}

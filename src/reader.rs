@@ -1,0 +1,281 @@
+//! The reader, exactly one: claims from the queue, decodes, admits to the lanes;
+//! what cannot be decoded goes to be settled as dead. It waits for room in memory,
+//! and for messages in Redis, half a second at most. It ends when the agent is
+//! to stop, or when waiting cannot mend what Redis says.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use log::{debug, info, warn};
+
+use crate::envelope::Envelope;
+use crate::journal::Speaker;
+use crate::lanes::Claim;
+use crate::metrics::add;
+use crate::queue::{AgentNumber, Claimed, Error, History, Place, Queue, RawClaim, Settlement, Source, Waited};
+use crate::shared::{Report, Shared};
+use crate::worker::panic_message;
+
+/// With nothing to claim, so long is waited at most: a stop is to be noticed.
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
+/// While open lanes have messages waiting in Redis, new messages are looked for this often.
+const DRAINING_WAIT: Duration = Duration::from_millis(5);
+/// A full Redis refuses to wait: it is polled.
+const POLL: Duration = Duration::from_millis(50);
+/// A standby looks this often whether it is its turn.
+const STANDBY: Duration = Duration::from_millis(200);
+const AUDIT_EVERY: Duration = Duration::from_secs(60);
+/// Retries and lanes of other agents are looked for at least this often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Unusable Redis is tried again after this long, growing to `RECONNECT_MAX`.
+const RECONNECT_MIN: Duration = Duration::from_millis(50);
+const RECONNECT_MAX: Duration = Duration::from_secs(5);
+
+/// Reads until the agent is to stop.
+///
+/// # Errors
+///
+/// What waiting cannot mend: wrong password, no permission, wrong type at a key.
+pub fn run(queue: &mut dyn Queue, shared: &Shared) -> Result<(), Error> {
+    let mut reader = Reader {
+        shared,
+        number: None,
+        call: 0,
+        again: false,
+        popped: None,
+        knows_lanes: false,
+        was_standby: false,
+        audited: Instant::now(),
+        refused: false,
+        patience: Patience::default(),
+    };
+    while !shared.is_stopping() {
+        shared.turn(0);
+        match reader.turn(queue) {
+            Ok(()) => {
+                reader.patience = Patience::default();
+                shared.journal.redis_back(Speaker::Reader);
+            }
+            Err(Error::Unavailable(why)) => {
+                shared.journal.redis_lost(Speaker::Reader, &why);
+                // What Redis has of ours may be older than what we hold: compare as soon as it answers.
+                reader.audited = Instant::now() - AUDIT_EVERY;
+                reader.patience.pause(shared);
+            }
+            Err(fatal) => return Err(fatal),
+        }
+    }
+    reader.hand_over_popped(queue);
+    Ok(())
+}
+
+/// Growing, jittered pauses while Redis cannot be used.
+#[derive(Default)]
+pub struct Patience {
+    failures: u32,
+}
+
+impl Patience {
+    /// Pauses before the next try; a stop cuts it short.
+    pub fn pause(&mut self, shared: &Shared) {
+        let delay = self.next();
+        let until = Instant::now() + delay;
+        while let Some(left) = until.checked_duration_since(Instant::now()) {
+            if shared.is_stopping() && self.failures > 1 {
+                return;
+            }
+            shared.wait_for_change(left.min(Duration::from_millis(100)));
+        }
+    }
+
+    /// The length of the next pause.
+    pub fn next(&mut self) -> Duration {
+        let doubled = RECONNECT_MIN * (1 << self.failures.min(10));
+        self.failures += 1;
+        // The clock's low digits are jitter enough for agents that lost Redis at the same moment.
+        let jitter = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        doubled.min(RECONNECT_MAX).mul_f64(0.75 + f64::from(jitter.subsec_nanos() % 1000) / 2000.0)
+    }
+}
+
+struct Reader<'a> {
+    shared: &'a Shared,
+    /// Under which claims are numbered.
+    number: Option<AgentNumber>,
+    call: u64,
+    /// The last call's answer has not arrived.
+    again: bool,
+    /// Taken from the queue by the wait, not yet claimed.
+    popped: Option<Vec<u8>>,
+    /// Whether the lanes that wait in Redis are known since the number was new or the standby ended.
+    knows_lanes: bool,
+    was_standby: bool,
+    audited: Instant,
+    /// Whether a refused wait has been spoken of.
+    refused: bool,
+    patience: Patience,
+}
+
+impl Reader<'_> {
+    fn turn(&mut self, queue: &mut dyn Queue) -> Result<(), Error> {
+        let Some(number) = self.shared.number() else {
+            self.shared.wait_for_change(Duration::from_millis(100));
+            return Ok(());
+        };
+        if self.number != Some(number) {
+            self.number = Some(number);
+            (self.call, self.again, self.knows_lanes) = (0, false, false);
+        }
+        if !self.again && self.audited.elapsed() >= AUDIT_EVERY {
+            self.audit(queue, number)?;
+        }
+        let Some(mut bounds) = self.shared.appetite(Duration::from_millis(200)) else {
+            return Ok(());
+        };
+        bounds.popped = self.popped.clone();
+        if !self.again {
+            self.call += 1;
+        }
+        let asked = Instant::now();
+        let again = std::mem::replace(&mut self.again, true);
+        let claimed = queue.claim(number, self.call, again, &bounds)?;
+        add(&self.shared.metrics.claims, 1);
+        match claimed {
+            Claimed::Gone => {
+                self.again = false;
+                self.number = None;
+                self.shared.report(Report::Gone);
+                self.wait_for_another(number);
+                Ok(())
+            }
+            Claimed::Standby => {
+                self.again = false;
+                self.knows_lanes = false;
+                if !std::mem::replace(&mut self.was_standby, true) {
+                    info!("another agent delivers in order; standing by to take over");
+                }
+                self.shared.wait_for_change(STANDBY);
+                Ok(())
+            }
+            Claimed::Taken { claims, emptied, failures, due_in, more } => {
+                self.popped = None;
+                if std::mem::replace(&mut self.was_standby, false) {
+                    info!("taking over: this agent delivers now");
+                }
+                if !self.knows_lanes {
+                    // Only after this answer is nobody else's message in flight (in ordered mode),
+                    // and the call is answered again if the look fails.
+                    let lanes = queue.lanes()?;
+                    self.shared.learn(&lanes, asked);
+                    self.knows_lanes = true;
+                }
+                self.again = false;
+                let taken = claims.len();
+                add(&self.shared.metrics.claimed, taken as u64);
+                let claims = claims.into_iter().map(|claim| self.decode(claim, number)).collect();
+                let now = Instant::now();
+                self.shared.admit(
+                    number,
+                    asked,
+                    |lanes| {
+                        for origin in &emptied {
+                            lanes.emptied(origin, asked);
+                        }
+                        for (origin, n) in &failures {
+                            lanes.has_failed(origin, *n, now);
+                        }
+                    },
+                    claims,
+                );
+                if taken == 0 && !more { self.wait(queue, due_in) } else { Ok(()) }
+            }
+        }
+    }
+
+    /// Nothing can be claimed now: waits for what comes first, new messages or what is due.
+    fn wait(&mut self, queue: &mut dyn Queue, due_in: Option<Duration>) -> Result<(), Error> {
+        let begun = Instant::now();
+        let due = begun + due_in.unwrap_or(LOOK_EVERY).min(LOOK_EVERY);
+        loop {
+            if self.shared.is_draining() {
+                self.shared.wait_until_hungry(DRAINING_WAIT);
+                return Ok(());
+            }
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.shared.is_stopping() {
+                return Ok(());
+            }
+            match queue.wait(left.min(LONGEST_WAIT))? {
+                Waited::Nothing => self.shared.turn(0),
+                Waited::Something => return Ok(()),
+                Waited::Popped(value) => {
+                    self.popped = Some(value);
+                    return Ok(());
+                }
+                Waited::Refused => {
+                    if !std::mem::replace(&mut self.refused, true) {
+                        warn!("Redis is full and refuses to wait for messages: looking for them every 50 ms");
+                    }
+                    self.shared.wait_for_change(POLL.min(left));
+                    return Ok(());
+                }
+            }
+            self.refused = false;
+        }
+    }
+
+    /// What Redis records as in flight here, but is held nowhere, is due again: a
+    /// rolled-back Redis leaves such. No claim is outstanding now.
+    fn audit(&mut self, queue: &mut dyn Queue, number: AgentNumber) -> Result<(), Error> {
+        let strays = self.shared.not_held(queue.in_flight(number)?);
+        self.audited = Instant::now();
+        if !strays.is_empty() {
+            let n = queue.give_back(number, &strays)?;
+            warn!("{n} messages were recorded as in flight here and were not; they are due again");
+        }
+        Ok(())
+    }
+
+    /// The settler joins again under another number.
+    fn wait_for_another(&self, number: AgentNumber) {
+        while self.shared.number() == Some(number) && !self.shared.is_stopping() {
+            self.shared.turn(0);
+            self.shared.wait_for_change(Duration::from_millis(100));
+        }
+    }
+
+    fn decode(&self, raw: RawClaim, number: AgentNumber) -> Result<Claim, Settlement> {
+        let RawClaim { id, bytes, mut history, recovered, source } = raw;
+        let decoded = catch_unwind(AssertUnwindSafe(|| Envelope::decode(bytes)));
+        let reason = match decoded {
+            Ok(Ok(envelope)) => {
+                if source == Source::Queue {
+                    history.attempts = envelope.retries();
+                }
+                return Ok(Claim::new(id, envelope, history, recovered, source, number, Instant::now()));
+            }
+            Ok(Err(malformed)) => format!("undecodable: {malformed}"),
+            Err(panic) => format!("internal error: {}", panic_message(&*panic)),
+        };
+        add(&self.shared.metrics.undecodable, 1);
+        add(&self.shared.metrics.dead, 1);
+        self.shared.journal.died(id, "an unknown endpoint", &reason);
+        let history = History { last_error: reason, ..history };
+        Err(Settlement { id, origin: Arc::from(""), place: Place::Dead, history })
+    }
+
+    /// At a stop: what the wait has popped is claimed once more, so that Redis has it; leaving gives it back.
+    fn hand_over_popped(&mut self, queue: &mut dyn Queue) {
+        let (Some(value), Some(number)) = (self.popped.take(), self.number) else { return };
+        let bounds = crate::queue::Bounds::only(value);
+        for _ in 0..3 {
+            match queue.claim(number, self.call + 1, self.again, &bounds) {
+                Ok(_) => return,
+                Err(error) => debug!("handing over what was popped: {error}"),
+            }
+            self.again = true;
+        }
+        warn!("one message popped by '--pop blpop' could not be handed back to Redis and is lost");
+    }
+}

@@ -1,0 +1,384 @@
+//! What the threads of an agent share: the lanes behind their mutex, the ends of
+//! the two channels, who the agent is to the queue, and whether it is to stop.
+//! Whatever the lanes want done is done here, after the mutex is released, in
+//! the order: settlements, lane changes, then what they made room for.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+
+use crate::journal::Journal;
+use crate::lanes::{Claim, Effects, LaneCounts, Lanes, Limits};
+use crate::metrics::{Metrics, add};
+use crate::policy::Outcome;
+use crate::queue::{AgentNumber, Bounds, History, Id, LaneChange, Settlement, WaitingLane};
+
+/// What the settler is told.
+#[derive(Debug)]
+pub enum Report {
+    /// A claim came to an end, or has to go back.
+    Settle(Settlement),
+    /// A lane opened or closed.
+    Lane(LaneChange),
+    /// The queue says that this agent is gone: look, and join again.
+    Gone,
+    /// Settle what is left, give back the rest, and end.
+    Leave,
+}
+
+/// What a worker is attempting, for giving it back when the agent must go before it is done.
+#[derive(Clone, Debug)]
+pub struct Attempting {
+    /// The message.
+    pub id: Id,
+    /// Its lane.
+    pub origin: Arc<str>,
+    /// As it was before this attempt.
+    pub history: History,
+}
+
+/// Whether a claim may be attempted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Begin {
+    /// Yes.
+    Now,
+    /// No: it is not this agent's any more, or the agent stops.
+    Never,
+}
+
+/// Shared by all threads of one agent.
+pub struct Shared {
+    inner: Mutex<Inner>,
+    /// The reader waits here for room.
+    room: Condvar,
+    reports: Sender<Report>,
+    /// Nothing new is claimed or begun.
+    stopping: AtomicBool,
+    /// The agent's number; 0 while it is not registered.
+    number: AtomicU64,
+    /// When the last confirmed beat was sent, in milliseconds since `started`, plus one; 0: never.
+    beat_sent: AtomicU64,
+    /// Waited on by those who need a number or a fresh beat, and for the stop.
+    changed: (Mutex<()>, Condvar),
+    started: Instant,
+    lease: Duration,
+    attempting: Vec<Mutex<Option<Attempting>>>,
+    /// When reader and settler last turned, in milliseconds since `started`.
+    pub turned: [AtomicU64; 2],
+    /// Counters.
+    pub metrics: Metrics,
+    /// What has been said.
+    pub journal: Journal,
+}
+
+struct Inner {
+    lanes: Lanes,
+    /// The lanes' sending end: closing it ends the workers.
+    ready: Option<Sender<Box<Claim>>>,
+    reader_waits: bool,
+}
+
+impl Shared {
+    /// Returns it with the receiving ends for workers and settler.
+    pub fn new(limits: Limits, lease: Duration, seed: u64) -> (Shared, Receiver<Box<Claim>>, Receiver<Report>) {
+        // At most this many claims are held, so a channel as large never blocks who sends to it.
+        let (ready_sender, ready) = bounded(limits.messages + 1);
+        // Bounded by the same number of claims (two reports each at most); unbounded only in name.
+        let (reports, reports_receiver) = unbounded();
+        let attempting = (0..limits.workers).map(|_| Mutex::new(None)).collect();
+        let inner = Inner { lanes: Lanes::new(limits, seed), ready: Some(ready_sender), reader_waits: false };
+        let shared = Shared {
+            inner: Mutex::new(inner),
+            room: Condvar::new(),
+            reports,
+            stopping: AtomicBool::new(false),
+            number: AtomicU64::new(0),
+            beat_sent: AtomicU64::new(0),
+            changed: (Mutex::new(()), Condvar::new()),
+            started: Instant::now(),
+            lease,
+            attempting,
+            turned: [AtomicU64::new(0), AtomicU64::new(0)],
+            metrics: Metrics::default(),
+            journal: Journal::default(),
+        };
+        (shared, ready, reports_receiver)
+    }
+
+    // ---- for the reader ----
+
+    /// Waits for room, at most this long, and says what may be claimed.
+    pub fn appetite(&self, at_most: Duration) -> Option<Bounds> {
+        let until = Instant::now() + at_most;
+        let mut inner = self.inner();
+        loop {
+            let mut effects = Effects::default();
+            let bounds = inner.lanes.appetite(Instant::now(), &mut effects);
+            if !effects.settlements.is_empty() {
+                inner = self.perform_and_lock(inner, effects);
+            }
+            let now = Instant::now();
+            if bounds.is_some() || self.is_stopping() || now >= until {
+                return bounds;
+            }
+            inner.reader_waits = true;
+            // Looked at again now and then: a lane that holds most may have become slow meanwhile.
+            let nap = (until - now).min(Duration::from_millis(20));
+            inner = self.room.wait_timeout(inner, nap).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+            inner.reader_waits = false;
+        }
+    }
+
+    /// Whether some open lane has more waiting in the queue.
+    pub fn is_draining(&self) -> bool {
+        self.inner().lanes.is_draining()
+    }
+
+    /// Waits until an open lane has room for more of what waits in the queue, at most this long.
+    pub fn wait_until_hungry(&self, at_most: Duration) {
+        let mut inner = self.inner();
+        if !inner.lanes.is_hungry() {
+            inner.reader_waits = true;
+            inner = self.room.wait_timeout(inner, at_most).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+            inner.reader_waits = false;
+        }
+    }
+
+    /// Hands claims to the lanes, unless the agent has got another number since: then
+    /// they are others' already. `before` is done first, under the same lock.
+    pub fn admit(
+        &self,
+        number: AgentNumber,
+        asked: Instant,
+        before: impl FnOnce(&mut Lanes),
+        claims: Vec<Result<Claim, Settlement>>,
+    ) -> bool {
+        let mut effects = Effects::default();
+        let mut inner = self.inner();
+        if self.number() != Some(number) {
+            return false;
+        }
+        before(&mut inner.lanes);
+        let now = Instant::now();
+        for claim in claims {
+            match claim {
+                Ok(claim) => inner.lanes.admit(Box::new(claim), asked, now, &mut effects),
+                Err(unreadable) => {
+                    inner.lanes.admit_unreadable(unreadable.id);
+                    effects.settlements.push(unreadable);
+                }
+            }
+        }
+        self.perform(inner, effects);
+        true
+    }
+
+    /// The ids of these that the agent does not hold.
+    pub fn not_held(&self, ids: Vec<Id>) -> Vec<Id> {
+        let inner = self.inner();
+        ids.into_iter().filter(|id| !inner.lanes.holds(*id)).collect()
+    }
+
+    // ---- for the workers ----
+
+    /// Whether a claim may be attempted now. Blocks while the agent cannot be sure
+    /// that the claim is still its own: no confirmed beat for two thirds of the lease.
+    pub fn may_begin(&self, claim: &Claim) -> Begin {
+        loop {
+            if self.is_stopping() {
+                return Begin::Never;
+            }
+            if self.number() != Some(claim.agent) && !self.inner().lanes.holds(claim.id) {
+                add(&self.metrics.taken_over, 1);
+                return Begin::Never;
+            }
+            if self.is_beat_fresh() {
+                return Begin::Now;
+            }
+            self.wait_for_change(Duration::from_millis(100));
+        }
+    }
+
+    /// Takes note of what worker `n` attempts.
+    pub fn attempting(&self, n: usize, attempting: Option<Attempting>) {
+        *lock(&self.attempting[n]) = attempting;
+    }
+
+    /// A worker's attempt is over.
+    pub fn finish(&self, claim: Box<Claim>, outcome: Outcome, begun: Instant) {
+        let now = Instant::now();
+        let mut effects = Effects::default();
+        let mut inner = self.inner();
+        inner.lanes.finish(claim, outcome, begun, now, &mut effects);
+        self.perform(inner, effects);
+    }
+
+    /// A worker gives up a claim that it may not attempt.
+    pub fn abandon(&self, claim: Box<Claim>) {
+        let mut effects = Effects::default();
+        let mut inner = self.inner();
+        inner.lanes.abandon(claim, &mut effects);
+        self.perform(inner, effects);
+    }
+
+    // ---- for the settler ----
+
+    /// The queue has settled these.
+    pub fn confirmed(&self, settlements: &[Settlement]) {
+        let mut inner = self.inner();
+        inner.lanes.confirmed(settlements, Instant::now());
+        self.wake_reader(&mut inner);
+    }
+
+    /// What waits by lane, as other agents left it.
+    pub fn learn(&self, waiting: &[WaitingLane], asked: Instant) {
+        self.inner().lanes.learn(waiting, asked, Instant::now());
+    }
+
+    /// All claims held.
+    pub fn held(&self) -> Vec<Id> {
+        self.inner().lanes.held()
+    }
+
+    /// The agent is registered under this number, as of a call sent at `sent`. Claims
+    /// among `others` are other agents' now.
+    pub fn registered(&self, number: AgentNumber, sent: Instant, others: &HashSet<Id>) {
+        let mut effects = Effects::default();
+        let mut inner = self.inner();
+        inner.lanes.discard(others, &mut effects);
+        self.number.store(number.0, Ordering::SeqCst);
+        self.perform(inner, effects);
+        self.beat_confirmed(sent);
+    }
+
+    /// The lease was renewed by a beat sent at this time.
+    pub fn beat_confirmed(&self, sent: Instant) {
+        let millis = sent.saturating_duration_since(self.started).as_millis() as u64;
+        self.beat_sent.store(millis + 1, Ordering::SeqCst);
+        self.announce_change();
+    }
+
+    /// The agent is not registered any more: nothing is begun until it is again.
+    pub fn unregistered(&self) {
+        self.beat_sent.store(0, Ordering::SeqCst);
+    }
+
+    // ---- for all ----
+
+    /// The agent's number, once it has one.
+    pub fn number(&self) -> Option<AgentNumber> {
+        match self.number.load(Ordering::SeqCst) {
+            0 => None,
+            number => Some(AgentNumber(number)),
+        }
+    }
+
+    /// Whether the agent may still take its claims for its own.
+    pub fn is_beat_fresh(&self) -> bool {
+        match self.beat_sent.load(Ordering::SeqCst) {
+            0 => false,
+            millis => self.started + Duration::from_millis(millis - 1) + self.lease * 2 / 3 > Instant::now(),
+        }
+    }
+
+    /// Tells the settler.
+    pub fn report(&self, report: Report) {
+        // The settler ends only after its last report; past that nobody needs to know.
+        let _ = self.reports.send(report);
+    }
+
+    /// Whether nothing new is to be claimed or begun.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Claim and begin nothing more.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.announce_change();
+        self.room.notify_all();
+    }
+
+    /// Closes the way to the workers: each ends after what it is attempting. Returns
+    /// how many claims were never attempted.
+    pub fn close(&self) -> usize {
+        let mut inner = self.inner();
+        inner.ready = None;
+        inner.lanes.stop()
+    }
+
+    /// What workers are attempting at this moment.
+    pub fn attempts_under_way(&self) -> Vec<Attempting> {
+        self.attempting.iter().filter_map(|slot| lock(slot).clone()).collect()
+    }
+
+    /// Waits until something about the registration or the stop changes, at most this long.
+    pub fn wait_for_change(&self, at_most: Duration) {
+        let guard = lock(&self.changed.0);
+        let _ = self.changed.1.wait_timeout(guard, at_most);
+    }
+
+    /// Notes that the reader (0) or the settler (1) has turned.
+    pub fn turn(&self, thread: usize) {
+        self.turned[thread].store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// How long ago it last did.
+    pub fn since_turn(&self, thread: usize) -> Duration {
+        self.started.elapsed().saturating_sub(Duration::from_millis(self.turned[thread].load(Ordering::Relaxed)))
+    }
+
+    /// Lanes by state, and what is held.
+    pub fn lane_counts(&self) -> LaneCounts {
+        self.inner().lanes.counts()
+    }
+
+    fn announce_change(&self) {
+        let _guard = lock(&self.changed.0);
+        self.changed.1.notify_all();
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        lock(&self.inner)
+    }
+
+    fn perform(&self, mut inner: MutexGuard<'_, Inner>, effects: Effects) {
+        self.wake_reader(&mut inner);
+        let ready = if effects.ready.is_empty() { None } else { inner.ready.clone() };
+        drop(inner);
+        self.journal.lanes(effects.news);
+        for settlement in effects.settlements {
+            self.report(Report::Settle(settlement));
+        }
+        for change in effects.changes {
+            self.report(Report::Lane(change));
+        }
+        if let Some(ready) = ready {
+            for claim in effects.ready {
+                // A closed channel means a stop: the claim stays recorded in flight and is given back.
+                let _ = ready.send(claim);
+            }
+        }
+    }
+
+    fn perform_and_lock<'a>(&'a self, inner: MutexGuard<'a, Inner>, effects: Effects) -> MutexGuard<'a, Inner> {
+        self.perform(inner, effects);
+        self.inner()
+    }
+
+    fn wake_reader(&self, inner: &mut MutexGuard<'_, Inner>) {
+        if inner.reader_waits && (inner.lanes.has_room() || inner.lanes.is_hungry()) {
+            inner.reader_waits = false;
+            self.room.notify_one();
+        }
+    }
+}
+
+/// A thread that panicked while it held a lock left a whole value: each is changed
+/// in steps that keep it whole, so the others go on.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
