@@ -82,17 +82,8 @@ fn lengths_that_are_not_there_cost_nothing() {
         b"\xc6\xff\xff\xff\xff",
         b"\xc9\xff\xff\xff\xff\x01",
     ];
-    let places: [&[u8]; 5] = [
-        b"",
-        b"\x81\xa7headers",
-        b"\x81\xa8endpoint",
-        b"\x81\xa7payload",
-        b"\x81\xa7unknown\x91",
-    ];
-    for (place, head) in places
-        .iter()
-        .flat_map(|place| heads.map(|head| (place, head)))
-    {
+    let places: [&[u8]; 5] = [b"", b"\x81\xa7headers", b"\x81\xa8endpoint", b"\x81\xa7payload", b"\x81\xa7unknown\x91"];
+    for (place, head) in places.iter().flat_map(|place| heads.map(|head| (place, head))) {
         let raw = [place, head].concat();
         let shown = raw.escape_ascii().to_string();
         let (read, peak) = peak_of(|| Envelope::decode(raw));
