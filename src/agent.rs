@@ -232,7 +232,8 @@ impl Agent {
     /// but not within a second (two copies so close broke a real handshake).
     fn give_back(&self, attempting: crate::shared::Attempting) {
         let crate::shared::Attempting { id, origin, history } = attempting;
-        let history = History { attempts: history.attempts + 1, last_error: "cut off by a stop".to_string(), ..history };
+        let history =
+            History { attempts: history.attempts + 1, last_error: "cut off by a stop".to_string(), ..history };
         let delay = self.retry_first;
         let place = if self.ordered { Place::Waiting(Some(delay)) } else { Place::Retry(delay) };
         let why = history.last_error.clone();
@@ -355,8 +356,7 @@ impl Counted {
     fn report(&mut self, metrics: &Metrics) {
         let now =
             Counted { delivered: read(&metrics.delivered), later: read(&metrics.later), dead: read(&metrics.dead) };
-        let (delivered, later, dead) =
-            (now.delivered - self.delivered, now.later - self.later, now.dead - self.dead);
+        let (delivered, later, dead) = (now.delivered - self.delivered, now.later - self.later, now.dead - self.dead);
         if delivered + later + dead > 0 {
             info!("in the last minute: {delivered} delivered, {later} put off, {dead} dead");
         }

@@ -605,7 +605,7 @@ fn read_enqueue(reader: &mut Reader) -> Result<Command, Error> {
     check_redis(&redis)?;
     let payload = match (files.into_iter().next(), text) {
         // A text in the environment is a default, and yields to a file that was typed.
-        (Some(_), Some(text)) if !text.from_variable() => {
+        (Some(_), Some(text)) if !text.is_from_variable() => {
             return Err(Error("the payload is given twice: as '--text' and as a file; leave out one".to_owned()));
         }
         (Some(file), _) if file == "-" => Payload::Stdin,
@@ -744,7 +744,7 @@ impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let milliseconds = self.0.as_millis();
         let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms")];
-        let (unit, name) = units.into_iter().find(|(unit, _)| milliseconds % unit == 0).unwrap_or((1, "ms"));
+        let (unit, name) = units.into_iter().find(|(unit, _)| milliseconds.is_multiple_of(*unit)).unwrap_or((1, "ms"));
         if milliseconds == 0 { f.write_str("0s") } else { write!(f, "{}{name}", milliseconds / unit) }
     }
 }

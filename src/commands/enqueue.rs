@@ -9,6 +9,7 @@ use redis::{Client, Connection, IntoConnectionInfo, RedisError, TlsCertificates}
 
 use super::{Error, Exit};
 use crate::config::{Enqueue, Payload, RedisAddress, redacted};
+use crate::envelope::Envelope;
 
 /// What ACA-Py sends with a packed message.
 const CONTENT_TYPE: (&str, &str) = ("Content-Type", "application/ssi-agent-wire");
@@ -26,10 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// `Usage` for an endpoint, header or payload that could not be delivered; `Failed` if
 /// Redis cannot be reached or refuses.
 pub fn run(options: &Enqueue) -> Result<Exit, Error> {
-    check_endpoint(&options.endpoint)?;
     let headers = headers(&options.headers)?;
     let payload = payload(&options.payload)?;
-    let bytes = encode(&headers, &options.endpoint, &payload);
+    let bytes = message(&headers, &options.endpoint, &payload)?;
 
     let mut connection = connect(&options.redis)?;
     let waiting = push(&mut connection, &options.redis, &bytes, options.count)?;
@@ -47,14 +47,14 @@ pub fn run(options: &Enqueue) -> Result<Exit, Error> {
     Ok(Exit::Done)
 }
 
-fn check_endpoint(endpoint: &str) -> Result<(), Error> {
-    let refused = |why: String| Err(Error::Usage(format!("option '--endpoint': '{}' {why}", redacted(endpoint))));
-    match url::Url::parse(endpoint) {
-        Err(error) => refused(format!("is not an absolute URL, as in http://host:8020 ({error})")),
-        Ok(url) if !["http", "https"].contains(&url.scheme()) => {
-            refused(format!("has the scheme '{}'; only http and https can be delivered to", url.scheme()))
+/// What is pushed: only what the agent would accept.
+fn message(headers: &[(&str, &str)], endpoint: &str, payload: &[u8]) -> Result<Vec<u8>, Error> {
+    let bytes = Envelope::encode(headers.iter().copied(), endpoint, payload);
+    match Envelope::decode(bytes) {
+        Ok(envelope) => Ok(envelope.into_raw()),
+        Err(malformed) => {
+            Err(Error::Usage(format!("this could not be delivered: {malformed}; see '--endpoint' and '--header'")))
         }
-        Ok(_) => Ok(()),
     }
 }
 
@@ -101,23 +101,6 @@ fn read_bounded(from: impl Read) -> io::Result<Vec<u8>> {
         return Err(io::Error::other("it is over 511 MiB, and Redis takes no more than 512 MiB a message"));
     }
     Ok(bytes)
-}
-
-fn encode(headers: &[(&str, &str)], endpoint: &str, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(payload.len() + 256);
-    let into_memory = "writing into memory cannot fail";
-    rmp::encode::write_map_len(&mut bytes, 3).expect(into_memory);
-    rmp::encode::write_str(&mut bytes, "headers").expect(into_memory);
-    rmp::encode::write_map_len(&mut bytes, headers.len() as u32).expect(into_memory);
-    for (name, value) in headers {
-        rmp::encode::write_str(&mut bytes, name).expect(into_memory);
-        rmp::encode::write_str(&mut bytes, value).expect(into_memory);
-    }
-    rmp::encode::write_str(&mut bytes, "endpoint").expect(into_memory);
-    rmp::encode::write_str(&mut bytes, endpoint).expect(into_memory);
-    rmp::encode::write_str(&mut bytes, "payload").expect(into_memory);
-    rmp::encode::write_bin(&mut bytes, payload).expect(into_memory);
-    bytes
 }
 
 fn connect(address: &RedisAddress) -> Result<Connection, Error> {

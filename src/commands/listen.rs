@@ -1,5 +1,5 @@
 //! A recipient for trying things out: answers every request with one status and shows it as
-//! it arrives. One thread a connection, at most [`CONNECTIONS`] of them; a body is counted,
+//! it arrives. One thread a connection, at most `CONNECTIONS` of them; a body is counted,
 //! not kept, but for its first bytes. It speaks enough HTTP/1.1 to be fast and strict:
 //! keep-alive, lengths, chunks, `Expect: 100-continue`; whatever is framed in two ways or
 //! none is refused. It ends after `--count` requests, or by a signal.

@@ -30,7 +30,7 @@ pub(super) struct Given {
 }
 
 impl Given {
-    pub(super) fn from_variable(&self) -> bool {
+    pub(super) fn is_from_variable(&self) -> bool {
         self.source.starts_with("variable")
     }
 }
@@ -68,7 +68,7 @@ impl<'a> Reader<'a> {
         self.ask(name, Some(variable.clone()));
         match self.typed_once(name)? {
             Some(given) => Ok(Some(given)),
-            None => self.from_environment(&variable),
+            None => self.in_environment(&variable),
         }
     }
 
@@ -81,11 +81,11 @@ impl<'a> Reader<'a> {
         let variable = variable_of(name);
         self.ask(name, Some(variable.clone()));
         let mut all = self.typed(name)?;
-        if all.is_empty() {
-            if let Some(Given { value, source }) = self.from_environment(&variable)? {
-                let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
-                all = parts.map(|part| Given { value: part.to_owned(), source: source.clone() }).collect();
-            }
+        if all.is_empty()
+            && let Some(Given { value, source }) = self.in_environment(&variable)?
+        {
+            let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
+            all = parts.map(|part| Given { value: part.to_owned(), source: source.clone() }).collect();
         }
         let mut values = Vec::new();
         for given in &all {
@@ -101,7 +101,7 @@ impl<'a> Reader<'a> {
         if self.flag_is_typed(name)? {
             return Ok(true);
         }
-        match self.from_environment(&variable)? {
+        match self.in_environment(&variable)? {
             Some(given) => parsed(&given, &boolean),
             None => Ok(false),
         }
@@ -194,7 +194,7 @@ impl<'a> Reader<'a> {
             .collect()
     }
 
-    fn from_environment(&self, variable: &str) -> Result<Option<Given>, Error> {
+    fn in_environment(&self, variable: &str) -> Result<Option<Given>, Error> {
         let Some(value) = self.environment.get(variable).filter(|value| !value.is_empty()) else {
             return Ok(None);
         };
@@ -264,12 +264,12 @@ fn twice(name: &str) -> Error {
     Error(format!("option '{name}' is given twice"))
 }
 
-/// `; did you mean '--workers'?` or nothing.
+/// ` (did you mean '--workers'?)` or nothing.
 pub(super) fn did_you_mean<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> String {
     let nearest = known.map(|candidate| (edits(name, candidate), candidate)).min();
     match nearest {
         Some((distance, candidate)) if distance <= 2 && distance < candidate.len() / 2 => {
-            format!("; did you mean '{candidate}'?")
+            format!(" (did you mean '{candidate}'?)")
         }
         _ => String::new(),
     }

@@ -1,0 +1,536 @@
+//! One POST, and what it came to in our own words: an [`Attempt`].
+//!
+//! It promises that every attempt ends by its deadline, redirects included,
+//! with bounded memory, whatever the recipient does; that a status that came is
+//! never forgotten because of what followed it; and that no word of an error
+//! holds credentials or payload. It leaves to `policy` what an attempt means,
+//! and to the lanes when it is made.
+
+mod connector;
+mod pool;
+mod tls;
+mod transport;
+mod trouble;
+
+use std::fmt;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use ureq::http::header::{self, HeaderName, HeaderValue};
+use ureq::http::{Request, Response, Uri};
+use ureq::{Agent, Body, Error, Proxy, Timeout};
+
+use crate::guard::Guard;
+use crate::policy::{Attempt, Failure, parse_retry_after};
+use crate::resolver::Resolver;
+use connector::Connector;
+use pool::Pool;
+use transport::{MAX_HEADERS, OUTPUT_WINDOW, Wire, tls_error};
+
+pub(crate) use trouble::{Trouble, what_we_lack};
+
+/// Redirects followed in one attempt.
+const MAX_REDIRECTS: usize = 5;
+
+/// How much of an answer's body is read, so that the connection can be used
+/// again. ACA-Py answers with nothing, or with up to a few kB.
+const MAX_BODY: u64 = 64 * 1024;
+
+/// Files that are open besides connections: Redis, status, log, look-ups.
+const OTHER_DESCRIPTORS: u64 = 64;
+
+/// How a [`Poster`] posts.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// For a connection to be made, TLS and proxy included; also for a look-up.
+    pub connect_timeout: Duration,
+    /// For a whole attempt, redirects included.
+    pub timeout: Duration,
+    /// How many threads will post at once.
+    pub workers: usize,
+    /// How many of them to one endpoint; as many idle connections are kept.
+    pub endpoint_concurrency: usize,
+    /// Idle connections kept in all; by default eight for each worker, as far as
+    /// the limit of open files allows.
+    pub idle_connections: Option<usize>,
+    /// How long a connection is kept idle: less than the 20 s or more after
+    /// which most servers close theirs.
+    pub idle_age: Duration,
+    /// PEM file with certificate authorities to trust besides the bundled ones.
+    pub ca_file: Option<PathBuf>,
+    /// Header that carries the message's id.
+    pub id_header: Option<String>,
+    /// Which addresses may be delivered to.
+    pub guard: Guard,
+    /// The proxy, e.g. `Proxy::try_from_env()`.
+    pub proxy: Option<Proxy>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            connect_timeout: Duration::from_secs(5),
+            timeout: Duration::from_secs(30),
+            workers: 128,
+            endpoint_concurrency: 8,
+            idle_connections: None,
+            idle_age: Duration::from_secs(15),
+            ca_file: None,
+            id_header: None,
+            guard: Guard::default(),
+            proxy: None,
+        }
+    }
+}
+
+/// Posts messages; one for all workers.
+pub struct Poster {
+    agent: Agent,
+    pool: Arc<Pool<Wire>>,
+    connect_timeout: Duration,
+    timeout: Duration,
+    id_header: Option<HeaderName>,
+}
+
+/// What stays the same over the redirects and second tries of one attempt.
+struct Parcel<'a> {
+    headers: Vec<(&'a str, &'a [u8])>,
+    payload: &'a [u8],
+    id: Option<&'a str>,
+}
+
+impl Poster {
+    /// A poster with these options; the error names the option that cannot be.
+    pub fn new(options: Options) -> Result<Poster, String> {
+        if let Some(proxy) = &options.proxy
+            && !matches!(proxy.uri().scheme_str(), Some("http" | "https"))
+        {
+            return Err(format!(
+                "the proxy of the environment ({}:{}) is not an HTTP proxy: \
+                 set HTTPS_PROXY or ALL_PROXY to http://… or https://…, or unset it",
+                proxy.host(),
+                proxy.port()
+            ));
+        }
+        let id_header = options.id_header.as_deref().map(parse_id_header).transpose()?;
+        let idle_connections =
+            options.idle_connections.unwrap_or_else(|| idle_limit(options.workers, descriptor_limit()));
+        let pool = Arc::new(Pool::new(idle_connections, options.endpoint_concurrency, options.idle_age));
+        let connector = Connector::new(
+            pool.clone(),
+            tls::client_config(options.ca_file.as_deref())?,
+            options.proxy.is_some(),
+            options.connect_timeout,
+            options.timeout.min(options.connect_timeout) / 16,
+        );
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            // Redirects are followed here: ureq does not send a body twice.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(concat!("acapy-deliver/", env!("CARGO_PKG_VERSION")))
+            .accept_encoding("")
+            .proxy(options.proxy)
+            .timeout_resolve(Some(options.connect_timeout))
+            .timeout_connect(Some(options.connect_timeout))
+            .timeout_global(Some(options.timeout))
+            .max_response_header_size(MAX_HEADERS)
+            // ureq's own pool stays empty. The idle age is for our connector,
+            // and has no meaning but that it is not nothing.
+            .max_idle_connections(0)
+            .max_idle_age(options.idle_age.max(Duration::from_millis(1)))
+            .build();
+        Ok(Poster {
+            agent: Agent::with_parts(config, connector, Resolver::new(options.guard)),
+            pool,
+            connect_timeout: options.connect_timeout,
+            timeout: options.timeout,
+            id_header,
+        })
+    }
+
+    /// Posts `payload` to `uri` with the envelope's headers (those of framing and
+    /// connection are left out) and, if so configured, the message's id.
+    pub fn post<'a>(
+        &self,
+        uri: &Uri,
+        headers: impl Iterator<Item = (&'a str, &'a [u8])>,
+        payload: &'a [u8],
+        id: Option<&'a str>,
+    ) -> Attempt {
+        let deadline = Instant::now() + self.timeout;
+        let parcel = Parcel { headers: headers.collect(), payload, id };
+        let mut uri = uri.clone();
+        let mut n_redirects = 0;
+        let mut is_first = true;
+        let mut wants_fresh = false;
+        let mut left_origin = false;
+        loop {
+            let request = match self.request(&uri, &parcel, left_origin) {
+                Ok(request) => request,
+                Err(reason) => return Attempt::Refused { reason },
+            };
+            let result =
+                if is_first { self.agent.run(request) } else { self.run_again(request, deadline, wants_fresh) };
+            is_first = false;
+            match result {
+                Ok(response) => {
+                    let status = response.status().as_u16();
+                    if !matches!(status, 307 | 308) {
+                        return answered(response, not_followed(status));
+                    }
+                    match next_hop(&uri, &response, n_redirects) {
+                        Ok(next) => {
+                            throw_away(response);
+                            left_origin |= !is_same_origin(&uri, &next);
+                            uri = next;
+                            n_redirects += 1;
+                            wants_fresh = false;
+                        }
+                        Err(note) => return answered(response, Some(note)),
+                    }
+                }
+                Err(error) => match (trouble_of(error), wants_fresh) {
+                    // Once, and on a fresh connection, where it says something about the endpoint.
+                    (Ok(Trouble::Stale), false) => wants_fresh = true,
+                    (Ok(Trouble::Attempt(Attempt::Lacking { .. })), false) => {
+                        self.pool.close_idle();
+                        wants_fresh = true;
+                    }
+                    (Ok(Trouble::Attempt(attempt)), _) => return attempt,
+                    (Ok(Trouble::Stale), true) => {
+                        return failed(Failure::Broken, "connection closed before an answer", &uri);
+                    }
+                    (Err(error), _) => return self.spell(error, &uri),
+                },
+            }
+        }
+    }
+
+    /// Closes connections that have been idle for too long. Posting does so by
+    /// itself; this is for times when nothing is posted.
+    pub fn tidy(&self) {
+        self.pool.tidy(Instant::now());
+    }
+
+    /// Closes all idle connections, when file descriptors are needed elsewhere.
+    pub fn close_idle(&self) {
+        self.pool.close_idle();
+    }
+
+    /// How many connections are idle now.
+    pub fn n_idle(&self) -> usize {
+        self.pool.len()
+    }
+
+    fn request<'a>(&self, uri: &Uri, parcel: &Parcel<'a>, left_origin: bool) -> Result<Request<&'a [u8]>, String> {
+        let mut request = Request::post(uri.clone())
+            .body(parcel.payload)
+            .map_err(|error| format!("endpoint cannot be posted to: {error}"))?;
+        let map = request.headers_mut();
+        for (name, value) in &parcel.headers {
+            let parsed = HeaderName::from_bytes(name.as_bytes());
+            let value = HeaderValue::from_bytes(value);
+            let (Ok(name), Ok(value)) = (parsed, value) else {
+                return Err(format!("header {name:?} is not allowed by HTTP"));
+            };
+            if is_framing(&name) || (left_origin && is_credential(&name)) {
+                continue;
+            }
+            map.append(name, value);
+        }
+        if let (Some(name), Some(id)) = (&self.id_header, parcel.id) {
+            let value =
+                HeaderValue::from_str(id).map_err(|_| "the message's id is not allowed in a header".to_string())?;
+            map.insert(name.clone(), value);
+        }
+        Ok(request)
+    }
+
+    /// Within what is left of the attempt's time.
+    fn run_again(
+        &self,
+        request: Request<&[u8]>,
+        deadline: Instant,
+        wants_fresh: bool,
+    ) -> Result<Response<Body>, Error> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Error::Timeout(Timeout::Global));
+        }
+        let mut config = self.agent.configure_request(request).timeout_global(Some(left));
+        if wants_fresh {
+            config = config.max_idle_age(Duration::ZERO);
+        }
+        self.agent.run(config.build())
+    }
+
+    /// What ureq itself says when there is no answer, in our words.
+    fn spell(&self, error: Error, uri: &Uri) -> Attempt {
+        match error {
+            Error::Timeout(Timeout::Connect | Timeout::Resolve) => {
+                let words = format!("no connection within {:?}", self.connect_timeout);
+                failed(Failure::Connect, &words, uri)
+            }
+            Error::Timeout(_) => {
+                let words = format!("no answer within {:?}", self.timeout);
+                failed(Failure::Timeout, &words, uri)
+            }
+            Error::Io(error) => spell_io_error(&error, uri),
+            Error::LargeResponseHeader(..) => {
+                let words = format!("answer's headers are over {} kB", MAX_HEADERS / 1024);
+                failed(Failure::Broken, &words, uri)
+            }
+            Error::Protocol(error) => match error.to_string() {
+                // Known by its words alone: the type is not ours to name.
+                words if words == "output too small to write output" => {
+                    Attempt::Refused { reason: format!("a header is over {} kB", OUTPUT_WINDOW / 1024) }
+                }
+                words => failed(Failure::Broken, &format!("answer is not valid HTTP: {}", shorten(&words)), uri),
+            },
+            Error::ConnectProxyFailed(words) => failed(Failure::Connect, &shorten(&words), uri),
+            Error::BadUri(words) => {
+                Attempt::Refused { reason: format!("endpoint cannot be posted to: {}", shorten(&words)) }
+            }
+            Error::Http(error) => Attempt::Refused { reason: format!("endpoint cannot be posted to: {error}") },
+            error => failed(Failure::Broken, &shorten(&error.to_string()), uri),
+        }
+    }
+}
+
+impl fmt::Debug for Poster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Poster").finish_non_exhaustive()
+    }
+}
+
+/// Raises the limit of open files as far as it goes, and returns it. Each
+/// connection needs one; many systems start processes with 1024.
+pub fn raise_descriptor_limit() -> u64 {
+    rlimit::increase_nofile_limit(u64::MAX).unwrap_or_else(|_| descriptor_limit())
+}
+
+fn descriptor_limit() -> u64 {
+    // Where it cannot be read, the least that systems give.
+    rlimit::Resource::NOFILE.get_soft().unwrap_or(256)
+}
+
+/// Half of what is left when each worker has its connection: the other half is
+/// for look-ups, for others in the same process, and for luck.
+fn idle_limit(workers: usize, descriptors: u64) -> usize {
+    let spare = descriptors.saturating_sub(workers as u64 + OTHER_DESCRIPTORS) / 2;
+    usize::try_from(spare).unwrap_or(usize::MAX).min(workers.saturating_mul(8))
+}
+
+fn parse_id_header(name: &str) -> Result<HeaderName, String> {
+    let parsed = HeaderName::from_bytes(name.as_bytes())
+        .map_err(|_| format!("option '--id-header': '{name}' is not a header name"))?;
+    if is_framing(&parsed) {
+        return Err(format!("option '--id-header': '{name}' has another meaning"));
+    }
+    Ok(parsed)
+}
+
+/// Headers of the connection and of the body's framing: ureq's to send, not the envelope's.
+fn is_framing(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        header::HOST
+            | header::CONTENT_LENGTH
+            | header::TRANSFER_ENCODING
+            | header::CONNECTION
+            | header::TE
+            | header::TRAILER
+            | header::UPGRADE
+            | header::EXPECT
+    ) || matches!(name.as_str(), "keep-alive")
+        || name.as_str().starts_with("proxy-")
+}
+
+/// What was meant for one origin and is nobody else's business.
+fn is_credential(name: &HeaderName) -> bool {
+    matches!(*name, header::AUTHORIZATION | header::COOKIE)
+}
+
+fn answered(response: Response<Body>, note: Option<String>) -> Attempt {
+    let status = response.status().as_u16();
+    let retry_after = response
+        .headers()
+        .get(header::RETRY_AFTER)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| parse_retry_after(value, SystemTime::now()));
+    throw_away(response);
+    Attempt::Answered { status, retry_after, note }
+}
+
+/// Reads the body to its end if that is near, so that the connection can be
+/// used again; otherwise the connection is closed. How the body ends (too
+/// late, broken off, not at all) changes nothing: the recipient has said what it
+/// did with the message, and sending it again because the rest of its words
+/// did not arrive would only make copies.
+fn throw_away(response: Response<Body>) {
+    let body = response.into_body();
+    if body.content_length().is_some_and(|length| length > MAX_BODY) {
+        return;
+    }
+    let mut reader = body.into_reader();
+    let mut scratch = [0; 4096];
+    let mut total = 0;
+    while total <= MAX_BODY {
+        match reader.read(&mut scratch) {
+            Ok(0) | Err(_) => return,
+            Ok(amount) => total += amount as u64,
+        }
+    }
+}
+
+fn not_followed(status: u16) -> Option<String> {
+    matches!(status, 300..=303 | 305 | 306).then(|| "only redirects 307 and 308 are followed".to_string())
+}
+
+/// Where a 307 or 308 leads, or why it is not followed.
+fn next_hop(uri: &Uri, response: &Response<Body>, n_redirects: usize) -> Result<Uri, String> {
+    if n_redirects >= MAX_REDIRECTS {
+        return Err(format!("more than {MAX_REDIRECTS} redirects"));
+    }
+    let location = response.headers().get(header::LOCATION).ok_or("redirect without a location")?;
+    let location = location.to_str().map_err(|_| "redirect to an unreadable location")?;
+    resolve_location(uri, location)
+}
+
+fn resolve_location(uri: &Uri, location: &str) -> Result<Uri, String> {
+    let mut next = url::Url::parse(&uri.to_string())
+        .and_then(|base| base.join(location))
+        .map_err(|_| "redirect to an unreadable location")?;
+    match (uri.scheme_str(), next.scheme()) {
+        (Some("https"), "http") => return Err("redirect from https to http".to_string()),
+        (_, "http" | "https") => {}
+        _ => return Err("redirect to another scheme than http and https".to_string()),
+    }
+    next.set_fragment(None);
+    next.as_str().parse().map_err(|_| "redirect to an unreadable location".to_string())
+}
+
+fn is_same_origin(one: &Uri, other: &Uri) -> bool {
+    one.scheme() == other.scheme()
+        && port(one) == port(other)
+        && one.host().unwrap_or_default().eq_ignore_ascii_case(other.host().unwrap_or_default())
+}
+
+fn port(uri: &Uri) -> u16 {
+    uri.port_u16().unwrap_or(match uri.scheme_str() {
+        Some("https") => 443,
+        _ => 80,
+    })
+}
+
+fn trouble_of(error: Error) -> Result<Trouble, Error> {
+    match error {
+        Error::Other(inner) => match inner.downcast::<Trouble>() {
+            Ok(trouble) => Ok(*trouble),
+            Err(inner) => Err(Error::Other(inner)),
+        },
+        error => Err(error),
+    }
+}
+
+fn spell_io_error(error: &io::Error, uri: &Uri) -> Attempt {
+    if let Some(lack) = what_we_lack(error) {
+        return Attempt::Lacking { error: lack.to_string() };
+    }
+    if let Some(error) = tls_error(error) {
+        let words = format!("TLS: {}", tls::spell_tls_error(error));
+        return failed(Failure::Tls, &words, uri);
+    }
+    let words = match error.kind() {
+        io::ErrorKind::UnexpectedEof => "connection closed before an answer",
+        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted => "connection reset before an answer",
+        io::ErrorKind::BrokenPipe => "connection closed before an answer",
+        _ => &shorten(&error.to_string()),
+    };
+    failed(Failure::Broken, words, uri)
+}
+
+/// With the endpoint's host and port, and never its user and password.
+fn failed(failure: Failure, words: &str, uri: &Uri) -> Attempt {
+    let host = uri.host().unwrap_or_default();
+    Attempt::Failed { failure, error: format!("{words} ({host}:{})", port(uri)) }
+}
+
+/// Words that the other side may have had a hand in, at a length and of a kind
+/// that do no harm in a log.
+fn shorten(words: &str) -> String {
+    words.chars().take(120).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locations_are_resolved_as_the_url_standard_says() {
+        for (base, location, expected) in [
+            ("http://a.example/x/y", "/z", Ok("http://a.example/z")),
+            ("http://a.example/x/y", "z?q=1", Ok("http://a.example/x/z?q=1")),
+            ("http://a.example/x", "//b.example:81/", Ok("http://b.example:81/")),
+            ("http://a.example/x", "https://b.example/#top", Ok("https://b.example/")),
+            ("https://a.example/x", "https://b.example", Ok("https://b.example/")),
+            ("https://a.example/x", "http://a.example/x", Err("from https to http")),
+            ("http://a.example/x", "ftp://b.example/", Err("another scheme")),
+            ("http://a.example/x", "data:,x", Err("another scheme")),
+            ("http://a.example/x", "http://[::1/", Err("unreadable")),
+            ("http://a.example/x", "http://", Err("unreadable")),
+        ] {
+            let result = resolve_location(&base.parse().unwrap(), location);
+            match (expected, &result) {
+                (Ok(expected), Ok(next)) => assert_eq!(next.to_string(), expected),
+                (Err(words), Err(note)) => assert!(note.contains(words), "{note}"),
+                _ => panic!("{base} and {location}: {result:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn origins_are_compared_with_their_ports() {
+        for (one, other, expected) in [
+            ("http://a.example/x", "http://A.example:80/y", true),
+            ("https://a.example/x", "https://a.example:443/", true),
+            ("http://a.example/", "https://a.example/", false),
+            ("http://a.example/", "http://a.example:8020/", false),
+            ("http://a.example/", "http://b.example/", false),
+        ] {
+            let same = is_same_origin(&one.parse().unwrap(), &other.parse().unwrap());
+            assert_eq!(same, expected, "{one} and {other}");
+        }
+    }
+
+    #[test]
+    fn idle_connections_leave_room_for_other_files() {
+        for (workers, descriptors, expected) in
+            [(128, 1024, 416), (128, 20_000, 1024), (128, 100, 0), (8, 1024, 64), (8, u64::MAX, 64)]
+        {
+            assert_eq!(idle_limit(workers, descriptors), expected);
+        }
+    }
+
+    #[test]
+    fn options_that_cannot_be_are_named() {
+        let error = |options: Options| Poster::new(options).unwrap_err();
+        for name in ["not a name", "Content-Length", "proxy-thing", ""] {
+            let id_header = Some(name.to_string());
+            let words = error(Options { id_header, ..Options::default() });
+            assert!(words.starts_with("option '--id-header'"), "{words}");
+        }
+        let words = error(Options { ca_file: Some("/nowhere/ca.pem".into()), ..Options::default() });
+        assert!(words.starts_with("option '--ca-file': /nowhere/ca.pem: "), "{words}");
+        let words = error(Options { ca_file: Some("Cargo.toml".into()), ..Options::default() });
+        assert_eq!(words, "option '--ca-file': Cargo.toml: holds no PEM certificate");
+        let words = error(Options {
+            proxy: Some(Proxy::new("socks5://user:secret@proxy.example:1080").unwrap()),
+            ..Options::default()
+        });
+        assert!(words.contains("proxy.example:1080") && !words.contains("secret"), "{words}");
+    }
+}

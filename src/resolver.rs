@@ -1,0 +1,472 @@
+//! Names turned into addresses once, remembered for a while, and guarded.
+//!
+//! ureq asks its resolver for every request, even if it then reuses a
+//! connection, and its own one starts a thread each time; this one answers from
+//! memory, and starts a thread on a miss only, so that a look-up that hangs
+//! costs no more than the time allowed for it. It promises one look-up per name
+//! at a time, bounded memory and a bounded number of threads, and that every
+//! address it gives out has just passed the guard. ureq connects only to what it
+//! was given here, so an answer that changes between look-up and connecting
+//! cannot get round the guard. What goes through a proxy is resolved, and
+//! judged, by that proxy.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver as UreqResolver};
+use ureq::unversioned::transport::NextTimeout;
+
+use crate::guard::Guard;
+use crate::policy::Failure;
+use crate::poster::{Trouble, what_we_lack};
+
+/// How many addresses ureq takes of one name.
+const MAX_ADDRESSES: usize = 16;
+
+/// Names remembered at most; a name costs a few hundred bytes.
+const MAX_NAMES: usize = 4096;
+
+/// Look-ups under way at most. The system's resolver gives a dead name server
+/// up to half a minute, longer than any attempt waits, so that threads may pile
+/// up; a thread that waits costs some 10 kB.
+const MAX_LOOKUPS: usize = 512;
+
+/// How long a look-up may be under way before an earlier good answer serves in its place.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long answers are used.
+#[derive(Clone, Copy, Debug)]
+struct Ages {
+    /// A good answer, without asking again.
+    good: Duration,
+    /// A failure, without asking again.
+    bad: Duration,
+    /// A good answer while asking again fails.
+    stale: Duration,
+}
+
+const AGES: Ages = Ages { good: Duration::from_secs(30), bad: Duration::from_secs(1), stale: Duration::from_secs(300) };
+
+/// The resolver that all workers share.
+pub struct Resolver {
+    shared: Arc<Shared>,
+    guard: Guard,
+}
+
+type Lookup = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
+
+struct Shared {
+    names: Mutex<Names>,
+    /// A look-up has ended.
+    ended: Condvar,
+    lookup: Box<Lookup>,
+    ages: Ages,
+}
+
+#[derive(Default)]
+struct Names {
+    by_name: HashMap<Box<str>, Name>,
+    n_lookups: usize,
+}
+
+#[derive(Default)]
+struct Name {
+    looking_since: Option<Instant>,
+    good: Option<(Arc<[IpAddr]>, Instant)>,
+    bad: Option<(Trouble, Instant)>,
+}
+
+impl Resolver {
+    /// A resolver that asks the system and gives out what `guard` allows.
+    pub fn new(guard: Guard) -> Resolver {
+        Resolver::with(guard, AGES, Box::new(ask_system))
+    }
+
+    fn with(guard: Guard, ages: Ages, lookup: Box<Lookup>) -> Resolver {
+        Resolver { shared: Arc::new(Shared { names: Mutex::default(), ended: Condvar::new(), lookup, ages }), guard }
+    }
+
+    /// The addresses of a host name (or literal) that may be delivered to; there
+    /// is at least one. `within` bounds the wait.
+    fn addresses(&self, host: &str, port: u16, within: Duration) -> Result<ResolvedSocketAddrs, Trouble> {
+        let mut allowed = no_addresses();
+        if let Some(ip) = literal(host) {
+            let addr = SocketAddr::new(ip, port);
+            self.guard.check(addr).map_err(Trouble::refused)?;
+            allowed.push(addr);
+            return Ok(allowed);
+        }
+        let mut refusal = None;
+        for ip in find(&self.shared, host, within)?.iter() {
+            let addr = SocketAddr::new(*ip, port);
+            match self.guard.check(addr) {
+                Ok(()) if allowed.len() < MAX_ADDRESSES => allowed.push(addr),
+                Ok(()) => break,
+                Err(reason) => refusal = refusal.or(Some(reason)),
+            }
+        }
+        match refusal {
+            Some(reason) if allowed.is_empty() => Err(Trouble::refused(format!("host {host}: {reason}"))),
+            _ => Ok(allowed),
+        }
+    }
+}
+
+fn no_addresses() -> ResolvedSocketAddrs {
+    ResolvedSocketAddrs::from_fn(|_| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0))
+}
+
+impl UreqResolver for Resolver {
+    fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let host = uri.host().unwrap_or_default();
+        let port = uri.port_u16().unwrap_or(match uri.scheme_str() {
+            Some("https") => 443,
+            _ => 80,
+        });
+        // The operator chose the proxy, so its own address is not judged. It is
+        // told from an endpoint of the same name by being the very same object.
+        let is_proxy = config.proxy().is_some_and(|proxy| std::ptr::eq(proxy.uri(), uri));
+        if !is_proxy {
+            return Ok(self.addresses(host, port, *timeout.after)?);
+        }
+        let ips = match literal(host) {
+            Some(ip) => Arc::from([ip].as_slice()),
+            None => find(&self.shared, host, *timeout.after)?,
+        };
+        let mut resolved = no_addresses();
+        for ip in ips.iter().take(MAX_ADDRESSES) {
+            resolved.push(SocketAddr::new(*ip, port));
+        }
+        Ok(resolved)
+    }
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resolver").finish_non_exhaustive()
+    }
+}
+
+/// An address written as such. Odd spellings (`0x7f.1`) are names to us: the
+/// system's resolver knows them, and the guard sees what they come to.
+fn literal(host: &str) -> Option<IpAddr> {
+    match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+        Some(inner) => inner.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
+        None if host.as_bytes().first()?.is_ascii_digit() => host.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
+        None => None,
+    }
+}
+
+/// From memory, or from a look-up of ours or of another worker's.
+fn find(shared: &Arc<Shared>, host: &str, within: Duration) -> Result<Arc<[IpAddr]>, Trouble> {
+    let ages = shared.ages;
+    let mut names = shared.lock();
+    if let Some((ips, at)) = names.by_name.get(host).and_then(|name| name.good.as_ref())
+        && at.elapsed() < ages.good
+    {
+        return Ok(ips.clone());
+    }
+
+    let started = Instant::now();
+    loop {
+        let now = Instant::now();
+        let waited = now - started;
+        let known = names.by_name.get(host);
+        let fresh = |at: Instant, age: Duration| now.saturating_duration_since(at) < age;
+        let mut stale = None;
+        let mut patience = within.saturating_sub(waited);
+        let mut looking = false;
+        if let Some(name) = known {
+            looking = name.looking_since.is_some();
+            if let Some((ips, at)) = &name.good {
+                if *at >= started || fresh(*at, ages.good) {
+                    return Ok(ips.clone());
+                }
+                stale = fresh(*at, ages.stale).then(|| ips.clone());
+            }
+            if let (Some((trouble, at)), false) = (&name.bad, looking)
+                && (*at >= started || fresh(*at, ages.bad))
+            {
+                return stale.ok_or_else(|| trouble.clone());
+            }
+            if let (Some(since), Some(_)) = (name.looking_since, &stale) {
+                let looked = now.saturating_duration_since(since);
+                patience = patience.min(PATIENCE.saturating_sub(looked));
+            }
+        }
+        if patience.is_zero() {
+            return stale.ok_or_else(|| {
+                let words = format!("no answer about host {host} from the name server in time");
+                Trouble::failed(Failure::Resolve, words)
+            });
+        }
+        if !looking && names.n_lookups < MAX_LOOKUPS {
+            match begin(shared, &mut names, host) {
+                Ok(()) => continue,
+                Err(trouble) => return stale.ok_or(trouble),
+            }
+        }
+        names = shared.ended.wait_timeout(names, patience).expect("no code panics while it holds the names").0;
+    }
+}
+
+fn begin(shared: &Arc<Shared>, names: &mut Names, host: &str) -> Result<(), Trouble> {
+    names.make_room(shared.ages);
+    let for_thread = shared.clone();
+    let name: Box<str> = host.into();
+    std::thread::Builder::new()
+        .name("look-up".to_string())
+        // The system's resolver keeps its packets and host files on the stack.
+        .stack_size(256 * 1024)
+        .spawn(move || look_up(&for_thread, name))
+        .map_err(|error| Trouble::lacking(format!("no thread to look up {host}: {error}")))?;
+    names.n_lookups += 1;
+    names.by_name.entry(host.into()).or_default().looking_since = Some(Instant::now());
+    Ok(())
+}
+
+fn look_up(shared: &Shared, host: Box<str>) {
+    // A panic must not leave the name looked up for ever.
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (shared.lookup)(&host)))
+        .unwrap_or_else(|_| Err(io::Error::other("the look-up panicked")));
+    let mut names = shared.lock();
+    names.n_lookups -= 1;
+    let name = names.by_name.entry(host.clone()).or_default();
+    name.looking_since = None;
+    match result {
+        Ok(ips) if !ips.is_empty() => {
+            name.good = Some((ips.into(), Instant::now()));
+            name.bad = None;
+        }
+        Ok(_) => name.bad = Some((no_address(&host, ""), Instant::now())),
+        Err(error) => name.bad = Some((spell_error(&host, &error), Instant::now())),
+    }
+    drop(names);
+    shared.ended.notify_all();
+}
+
+fn spell_error(host: &str, error: &io::Error) -> Trouble {
+    match what_we_lack(error) {
+        Some(lack) => Trouble::lacking(lack),
+        None => no_address(host, &error.to_string()),
+    }
+}
+
+fn no_address(host: &str, detail: &str) -> Trouble {
+    let detail = detail.strip_prefix("failed to lookup address information: ").unwrap_or(detail);
+    let words = if detail.is_empty() {
+        format!("host {host} has no address")
+    } else {
+        format!("host {host} has no address: {detail}")
+    };
+    Trouble::failed(Failure::Resolve, words)
+}
+
+fn ask_system(host: &str) -> io::Result<Vec<IpAddr>> {
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    Ok((host, 0).to_socket_addrs()?.map(|addr| addr.ip()).collect())
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Names> {
+        self.names.lock().expect("no code panics while it holds the names")
+    }
+}
+
+impl Names {
+    fn make_room(&mut self, ages: Ages) {
+        if self.by_name.len() < MAX_NAMES {
+            return;
+        }
+        let now = Instant::now();
+        let recent = |at: Instant, age: Duration| now.saturating_duration_since(at) < age;
+        self.by_name.retain(|_, name| {
+            name.looking_since.is_some()
+                || name.good.as_ref().is_some_and(|(_, at)| recent(*at, ages.good))
+                || name.bad.as_ref().is_some_and(|(_, at)| recent(*at, ages.bad))
+        });
+        // Thousands of names in half a minute: any of them may go.
+        while self.by_name.len() >= MAX_NAMES {
+            let idle = self.by_name.iter().find(|(_, name)| name.looking_since.is_none());
+            let Some(victim) = idle.map(|(host, _)| host.clone()) else {
+                return; // bounded by MAX_LOOKUPS
+            };
+            self.by_name.remove(&victim);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Attempt;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::sync::mpsc;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn guard(deny: &[&str]) -> Guard {
+        let deny: Vec<String> = deny.iter().map(|value| value.to_string()).collect();
+        Guard::new(&[], &deny, &[]).unwrap()
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn failure_of(trouble: Trouble) -> (Failure, String) {
+        match trouble {
+            Trouble::Attempt(Attempt::Failed { failure, error }) => (failure, error),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn literals_are_not_looked_up() {
+        let resolver = Resolver::with(guard(&[]), AGES, Box::new(|_| panic!("looked up")));
+        for (host, expected) in [("127.0.0.1", "127.0.0.1:80"), ("[::1]", "[::1]:80")] {
+            assert_eq!(resolver.addresses(host, 80, LONG).unwrap()[..], [expected.parse().unwrap()]);
+        }
+    }
+
+    #[test]
+    fn odd_spellings_are_judged_by_what_they_come_to() {
+        let resolver = Resolver::new(guard(&["loopback"]));
+        for host in ["127.0.0.1", "0x7f.1", "2130706433", "017700000001", "[::1]", "localhost"] {
+            match resolver.addresses(host, 80, LONG) {
+                Err(Trouble::Attempt(Attempt::Refused { reason })) => {
+                    assert!(reason.contains("'--deny-net loopback'"), "{host}: {reason}")
+                }
+                other => panic!("{host}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_good_answer_is_remembered() {
+        let n = Arc::new(AtomicUsize::new(0));
+        let counter = n.clone();
+        let lookup = move |_: &str| {
+            counter.fetch_add(1, SeqCst);
+            Ok(vec![ip("192.0.2.1")])
+        };
+        let resolver = Resolver::with(guard(&[]), AGES, Box::new(lookup));
+        for _ in 0..10 {
+            resolver.addresses("a.example", 80, LONG).unwrap();
+        }
+        assert_eq!(n.load(SeqCst), 1);
+    }
+
+    #[test]
+    fn many_who_miss_together_cost_one_lookup() {
+        let n = Arc::new(AtomicUsize::new(0));
+        let (go, wait) = mpsc::channel::<()>();
+        let wait = Mutex::new(wait);
+        let counter = n.clone();
+        let lookup = move |_: &str| {
+            counter.fetch_add(1, SeqCst);
+            let _ = wait.lock().unwrap().recv();
+            Ok(vec![ip("192.0.2.1")])
+        };
+        let resolver = Resolver::with(guard(&[]), AGES, Box::new(lookup));
+        std::thread::scope(|scope| {
+            let askers: Vec<_> = (0..16).map(|_| scope.spawn(|| resolver.addresses("a.example", 80, LONG))).collect();
+            drop(go);
+            for asker in askers {
+                assert!(asker.join().unwrap().is_ok());
+            }
+        });
+        assert_eq!(n.load(SeqCst), 1);
+    }
+
+    #[test]
+    fn a_lookup_that_hangs_costs_the_time_allowed_and_no_second_thread() {
+        let n = Arc::new(AtomicUsize::new(0));
+        let (hold, wait) = mpsc::channel::<()>();
+        let wait = Mutex::new(wait);
+        let counter = n.clone();
+        let lookup = move |_: &str| {
+            counter.fetch_add(1, SeqCst);
+            let _ = wait.lock().unwrap().recv();
+            Ok(vec![ip("192.0.2.1")])
+        };
+        let resolver = Resolver::with(guard(&[]), AGES, Box::new(lookup));
+        for _ in 0..3 {
+            let started = Instant::now();
+            let trouble = resolver.addresses("slow.example", 80, Duration::from_millis(30)).unwrap_err();
+            let (failure, error) = failure_of(trouble);
+            assert_eq!(failure, Failure::Resolve);
+            assert!(error.contains("slow.example"), "{error}");
+            assert!(started.elapsed() < Duration::from_secs(5));
+        }
+        drop(hold);
+        assert!(resolver.addresses("slow.example", 80, LONG).is_ok());
+        assert_eq!(n.load(SeqCst), 1);
+    }
+
+    #[test]
+    fn a_failure_is_remembered_for_a_moment_and_an_old_answer_serves_meanwhile() {
+        let n = Arc::new(AtomicUsize::new(0));
+        let counter = n.clone();
+        let lookup = move |host: &str| match (host, counter.fetch_add(1, SeqCst)) {
+            ("a.example", 0) => Ok(vec![ip("192.0.2.1")]),
+            _ => Err(io::Error::other("failed to lookup address information: Name or service not known")),
+        };
+        let ages = Ages { good: Duration::ZERO, bad: LONG, stale: LONG };
+        let resolver = Resolver::with(guard(&[]), ages, Box::new(lookup));
+        // With an age of nothing the first answer is stale at once, and the second look-up fails.
+        let first = find(&resolver.shared, "a.example", LONG).unwrap();
+        assert_eq!(&*first, [ip("192.0.2.1")]);
+        assert_eq!(find(&resolver.shared, "a.example", LONG).unwrap(), first);
+        assert_eq!(n.load(SeqCst), 2);
+        for _ in 0..3 {
+            let (failure, error) = failure_of(resolver.addresses("b.example", 80, LONG).unwrap_err());
+            assert_eq!(failure, Failure::Resolve);
+            assert_eq!(error, "host b.example has no address: Name or service not known");
+        }
+        assert_eq!(n.load(SeqCst), 3);
+    }
+
+    #[test]
+    fn refused_addresses_are_left_out_and_refuse_only_if_no_other_is_left() {
+        let lookup = |host: &str| {
+            Ok(match host {
+                "mixed.example" => vec![ip("10.0.0.1"), ip("192.0.2.1"), ip("169.254.169.254")],
+                _ => vec![ip("10.0.0.1"), ip("169.254.169.254")],
+            })
+        };
+        let resolver = Resolver::with(guard(&["private"]), AGES, Box::new(lookup));
+        assert_eq!(resolver.addresses("mixed.example", 8020, LONG).unwrap()[..], ["192.0.2.1:8020".parse().unwrap()]);
+        match resolver.addresses("inside.example", 80, LONG) {
+            Err(Trouble::Attempt(Attempt::Refused { reason })) => {
+                assert_eq!(reason, "host inside.example: address 10.0.0.1 is refused by '--deny-net private'")
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_the_machine_lacks_is_not_the_hosts_fault() {
+        let lookup = |_: &str| Err(io::Error::from_raw_os_error(libc::EMFILE));
+        let resolver = Resolver::with(guard(&[]), AGES, Box::new(lookup));
+        let result = resolver.addresses("a.example", 80, LONG);
+        assert!(matches!(result, Err(Trouble::Attempt(Attempt::Lacking { .. }))), "{result:?}");
+    }
+
+    #[test]
+    fn memory_for_names_is_bounded() {
+        let resolver = Resolver::with(guard(&[]), AGES, Box::new(|_| Ok(vec![ip("192.0.2.1")])));
+        for n in 0..MAX_NAMES + 50 {
+            find(&resolver.shared, &format!("{n}.example"), LONG).unwrap();
+        }
+        let names = resolver.shared.lock();
+        assert!(names.by_name.len() <= MAX_NAMES, "{}", names.by_name.len());
+        assert_eq!(names.n_lookups, 0);
+    }
+}
