@@ -134,10 +134,10 @@ impl Agent {
         };
         let mut workers = Vec::with_capacity(config.workers);
         for n in 0..config.workers {
-            let (shared, ready, retry, poster) = (shared.clone(), ready.clone(), retry.clone(), poster.clone());
+            let (worker_shared, ready, retry, poster) = (shared.clone(), ready.clone(), retry.clone(), poster.clone());
             let named = config.id_header.is_some();
             let started = spawn(format!("worker-{}", n + 1), Some(WORKER_STACK), end_sender.clone(), move || {
-                worker::run(n, &ready, |claim| post(&poster, claim, named), &retry, &shared);
+                worker::run(n, &ready, |claim| post(&poster, claim, named), &retry, &worker_shared);
                 Ok(())
             });
             match started {

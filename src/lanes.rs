@@ -386,9 +386,9 @@ impl Lanes {
                     if closed {
                         return self.put_off(&claim, now, effects);
                     }
-                } else if (lane.waiting.is_some() || closed) && !(closed && may_probe) {
-                    return self.put_to_wait(&claim, None, now, effects);
-                } else if lane.state == State::New && self.held_unproven >= self.limits.messages / 2 {
+                } else if (lane.waiting.is_some() || closed) && !(closed && may_probe)
+                    || lane.state == State::New && self.held_unproven >= self.limits.messages / 2
+                {
                     return self.put_to_wait(&claim, None, now, effects);
                 }
             }

@@ -115,7 +115,7 @@ fn spell_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
     let (unit, name) = [(3_600_000, "h"), (60_000, "m"), (1_000, "s")]
         .into_iter()
-        .find(|(unit, _)| millis > 0 && millis % unit == 0)
+        .find(|(unit, _)| millis > 0 && millis.is_multiple_of(*unit))
         .unwrap_or((1, "ms"));
     format!("{}{name}", millis / unit)
 }

@@ -79,7 +79,7 @@ pub struct Patience {
 impl Patience {
     /// Pauses before the next try; a stop cuts it short.
     pub fn pause(&mut self, shared: &Shared) {
-        let delay = self.next();
+        let delay = self.next_pause();
         let until = Instant::now() + delay;
         while let Some(left) = until.checked_duration_since(Instant::now()) {
             if shared.is_stopping() && self.failures > 1 {
@@ -90,7 +90,7 @@ impl Patience {
     }
 
     /// The length of the next pause.
-    pub fn next(&mut self) -> Duration {
+    pub fn next_pause(&mut self) -> Duration {
         let doubled = RECONNECT_MIN * (1 << self.failures.min(10));
         self.failures += 1;
         // The clock's low digits are jitter enough for agents that lost Redis at the same moment.

@@ -72,7 +72,7 @@ pub fn run(queue: &mut dyn Queue, shared: &Shared, reports: &Receiver<Report>, o
                     return Err(Error::Unavailable(why));
                 }
                 // Reports are taken in meanwhile, so that a stop is heard.
-                let until = Instant::now() + patience.next();
+                let until = Instant::now() + patience.next_pause();
                 while !settler.leaving
                     && let Ok(report) = reports.recv_deadline(until)
                 {

@@ -87,7 +87,7 @@ impl Server {
 
     /// An error of the client or the server in our own words, and whether waiting may mend it.
     pub fn explain(&self, error: redis::RedisError) -> Error {
-        let text = error.to_string();
+        let text = wire_text(&error);
         let name = self.name();
         // Inside a script, servers before 7 wrap the error code in a sentence: so the text is searched.
         let says = |code: &str| text.contains(code);
@@ -129,6 +129,14 @@ impl Server {
             text.clone()
         };
         Error::Unavailable(format!("{name}: {why}"))
+    }
+}
+
+/// An error as the server wrote it, code first; the client's own words for errors of its own.
+pub fn wire_text(error: &redis::RedisError) -> String {
+    match error.code() {
+        Some(code) => format!("{code} {}", error.detail().unwrap_or_default()),
+        None => error.to_string(),
     }
 }
 
@@ -189,7 +197,7 @@ impl Link {
             command
         };
         match self.query_raw(&call("EVALSHA", &script.sha)) {
-            Err(Failure::Redis(error)) if error.to_string().contains("NOSCRIPT") => {
+            Err(Failure::Redis(error)) if wire_text(&error).contains("NOSCRIPT") => {
                 self.query(&call("EVAL", &script.text))
             }
             Err(Failure::Redis(error)) => Err(self.server.explain(error)),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use redis::Value;
 
 use super::advice;
-use super::connection::{Arguments, Failure, Link, Move, Server};
+use super::connection::{Arguments, Failure, Link, Move, Server, wire_text};
 use super::{
     AgentNumber, Beat, Bounds, Claimed, Error, History, Id, LaneChange, Peer, Place, Queue, RawClaim, Settlement,
     Source, Waited, WaitingLane,
@@ -370,7 +370,7 @@ impl Queue for RedisList {
             Ok(_) => Ok(Waited::Something),
             Err(Failure::Ours(error)) => Err(error),
             Err(Failure::Redis(error)) => {
-                let text = error.to_string();
+                let text = wire_text(&error);
                 if self.has_blmove && text.contains("unknown command") {
                     self.has_blmove = false;
                     return self.wait(at_most);
