@@ -1,0 +1,27 @@
+//! Black-box tests: the real binary against a real Redis and real sockets.
+//!
+//! Where a new test belongs:
+//!
+//! | file | holds tests of |
+//! |---|---|
+//! | `delivery.rs` | what arrives when nothing fails: bytes, headers, sharing, waiting, sizes, redirects |
+//! | `retry.rs` | what is attempted again, when, and when no more |
+//! | `dead.rs` | what becomes a dead letter, with which reason and bytes, and what must not |
+//! | `shutdown.rs` | an agent that ends or freezes: signals, `kill -9`, leases, giving back |
+//! | `outage.rs` | a Redis that is away, full, read-only, loading, or refuses us |
+//! | `operator.rs` | what people type: `check`, `enqueue`, `listen`, wrong options |
+//! | `makeup.rs` | what the program and the scripts are made of: dependencies, `scripts/run` |
+//! | `support.rs`, `support/` | the fixtures, and tests of the fixtures themselves |
+//!
+//! A test writes wire bytes itself (`support/wire.rs`), never through the library, so that the
+//! format cannot drift unseen. It waits for conditions with `eventually`; a pause stands only
+//! where its length is what is tested. A name is a sentence.
+
+mod dead;
+mod delivery;
+mod makeup;
+mod operator;
+mod outage;
+mod retry;
+mod shutdown;
+mod support;

@@ -1,0 +1,226 @@
+//! The real binary as a child process: started on a Redis, signalled, frozen, killed, waited for.
+//! Its standard error is read by a thread as it comes, and printed when the test fails.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::{Redis, SOON, eventually};
+
+/// A running agent; killed on drop.
+pub struct Agent {
+    child: Child,
+    status: Option<ExitStatus>,
+    log: Arc<Mutex<Vec<String>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Agent {
+    /// On this Redis, with further options; waits until it has registered there.
+    pub fn start(redis: &Redis, options: &[&str]) -> Agent {
+        let n_before = redis.agents().len();
+        let mut agent = Agent::start_at(&redis.url(), options);
+        // An agent that left at the same moment would make this one miss; none of the tests do that.
+        eventually("the agent registers in Redis", SOON, || {
+            if let Some(status) = agent.exited() {
+                panic!("the agent ended at once: {status}");
+            }
+            redis.agents().len() > n_before
+        });
+        agent
+    }
+
+    /// On whatever is at this URL; waits for nothing.
+    pub fn start_at(url: &str, options: &[&str]) -> Agent {
+        let mut command = Agent::command();
+        command.arg("run").args(["-oq", url]).args(options);
+        Agent::spawn(command)
+    }
+
+    /// The binary in an environment that sets no option.
+    pub fn command() -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_acapy-deliver"));
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            let proxy = text.to_ascii_lowercase().ends_with("_proxy");
+            if text.starts_with("ACAPY_") || text == "RUST_LOG" || proxy {
+                command.env_remove(&name);
+            }
+        }
+        command
+    }
+
+    pub fn spawn(mut command: Command) -> Agent {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the agent's binary can be started");
+        let stderr = BufReader::new(child.stderr.take().expect("standard error is a pipe"));
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let lines = log.clone();
+        let reader = thread::spawn(move || {
+            for line in stderr.split(b'\n').map_while(Result::ok) {
+                lines
+                    .lock()
+                    .unwrap()
+                    .push(String::from_utf8_lossy(&line).into_owned());
+            }
+        });
+        Agent {
+            child,
+            status: None,
+            log,
+            reader: Some(reader),
+        }
+    }
+
+    /// SIGTERM: end in good order.
+    pub fn term(&self) {
+        self.signal("TERM");
+    }
+
+    /// SIGINT, as Ctrl-C gives it.
+    pub fn interrupt(&self) {
+        self.signal("INT");
+    }
+
+    /// SIGSTOP: the process does not run until `thaw`.
+    pub fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    pub fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    /// Ends it without a word.
+    pub fn kill9(&mut self) {
+        assert!(
+            self.exited().is_none(),
+            "the agent had ended before it was killed"
+        );
+        self.child.kill().unwrap();
+        self.wait_exit(SOON);
+    }
+
+    fn signal(&self, name: &str) {
+        // The shell's own `kill`, since the tests hold no unsafe code.
+        let kill = format!("kill -s {name} {}", self.child.id());
+        let status = Command::new("sh")
+            .args(["-c", &kill])
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success(), "cannot send {name}: the agent has ended");
+    }
+
+    /// Its status, once it has ended.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().expect("the agent can be waited for");
+        }
+        self.status
+    }
+
+    /// Waits for its end; the exit code, `None` if a signal ended it.
+    #[track_caller]
+    pub fn wait_exit(&mut self, timeout: Duration) -> Option<i32> {
+        eventually("the agent ends", timeout, || self.exited().is_some());
+        // The log is whole once the pipe has closed.
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("the log's reader does not panic");
+        }
+        self.exited().and_then(|status| status.code())
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.exited().is_none()
+    }
+
+    /// All it has said so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
+    /// What it said as a warning or an error.
+    pub fn complaints(&self) -> Vec<String> {
+        let log = self.log.lock().unwrap();
+        let severe = |line: &&String| line.contains("WARN") || line.contains("ERROR");
+        log.iter().filter(severe).cloned().collect()
+    }
+
+    /// Waits for a line that contains this, in whatever case.
+    #[track_caller]
+    pub fn wait_log(&self, text: &str) {
+        let wanted = text.to_lowercase();
+        eventually(&format!("the log says {text:?}"), SOON, || {
+            self.log().to_lowercase().contains(&wanted)
+        });
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if self.exited().is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+        if thread::panicking() {
+            let ended = self
+                .status
+                .map_or("running until now".into(), |status| status.to_string());
+            eprintln!(
+                "--- agent {} ({ended}) said:\n{}",
+                self.child.id(),
+                self.log()
+            );
+        }
+    }
+}
+
+/// Runs a command of the binary (not the agent) to its end, which must come soon.
+#[track_caller]
+pub fn run_to_end(args: &[&str]) -> Output {
+    let mut command = Agent::command();
+    command
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the binary can be started");
+    let out = drain(child.stdout.take().expect("standard output is a pipe"));
+    let err = drain(child.stderr.take().expect("standard error is a pipe"));
+    let deadline = Instant::now() + SOON;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            panic!(
+                "not within {SOON:?}: the end of acapy-deliver {}",
+                args.join(" ")
+            );
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    Output {
+        status,
+        stdout: out.join().unwrap(),
+        stderr: err.join().unwrap(),
+    }
+}
+
+fn drain(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = pipe.read_to_end(&mut bytes);
+        bytes
+    })
+}

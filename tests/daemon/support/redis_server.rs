@@ -1,0 +1,402 @@
+//! A private redis-server: on a loopback address of its own, with a directory of its own, writing
+//! each command to disk before it answers, so that a `kill -9` loses nothing that was confirmed.
+//! Names the keys as the design does, reads them in one step, and checks the invariant over them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use super::{TempDir, own_address};
+
+/// The prefix that the agent uses unless told otherwise.
+pub const PREFIX: &str = "acapy";
+
+/// A redis-server of one test.
+pub struct Redis {
+    dir: TempDir,
+    address: Ipv4Addr,
+    port: u16,
+    password: Option<String>,
+    server: Option<Child>,
+}
+
+/// How many messages are where.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Counts {
+    pub queue: usize,
+    pub inflight: usize,
+    pub waiting: usize,
+    pub retry: usize,
+    pub dead: usize,
+    pub messages: usize,
+}
+
+/// A message that the agent holds in Redis, dead or put off.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Held {
+    pub id: String,
+    pub bytes: Vec<u8>,
+    /// The record of attempts and errors, as text where it is text.
+    pub history: String,
+}
+
+impl Redis {
+    pub fn start() -> Redis {
+        Redis::with(&[])
+    }
+
+    /// With further lines of configuration, such as `rename-command BLMOVE ""`, `maxmemory 3mb`,
+    /// `appendonly no`, `requirepass secret` (then `url` holds the password).
+    pub fn with(configuration: &[&str]) -> Redis {
+        let dir = TempDir::new("redis");
+        let address = own_address();
+        let port = free_port(address);
+        let lines = [
+            format!("bind {address}"),
+            format!("port {port}"),
+            format!("dir {}", dir.path().display()),
+            format!("unixsocket {}", dir.path().join("redis.sock").display()),
+            "appendonly yes".into(),
+            "appendfsync always".into(),
+            // Nothing here is worth a snapshot, and a child process would outlive a kill.
+            "save \"\"".into(),
+            "logfile redis.log".into(),
+        ];
+        let lines = lines
+            .iter()
+            .map(String::as_str)
+            .chain(configuration.iter().copied());
+        let lines = lines.collect::<Vec<_>>().join("\n");
+        fs::write(dir.path().join("redis.conf"), lines + "\n").unwrap();
+        let password = configuration
+            .iter()
+            .find_map(|line| line.strip_prefix("requirepass "));
+        let password = password.map(str::to_string);
+        let mut redis = Redis {
+            dir,
+            address,
+            port,
+            password,
+            server: None,
+        };
+        redis.restart();
+        redis
+    }
+
+    /// Starts the server again, in its directory and on its port, and waits until it answers.
+    pub fn restart(&mut self) {
+        self.restart_without_waiting();
+        self.wait_until_ready();
+    }
+
+    /// The same, for those who want to see it load.
+    pub fn restart_without_waiting(&mut self) {
+        assert!(self.server.is_none(), "this redis-server runs already");
+        let server = Command::new("redis-server")
+            .arg(self.dir.path().join("redis.conf"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        self.server = Some(server.unwrap_or_else(|error| {
+            panic!(
+                "cannot start redis-server, which these tests need ({error}): \
+                 run scripts/test, which installs it, or `apt-get install redis-server`"
+            )
+        }));
+    }
+
+    /// Waits until it answers and has loaded its data.
+    pub fn wait_until_ready(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let answer = self
+                .try_client()
+                .and_then(|mut c| redis::cmd("PING").exec(&mut c));
+            let Err(error) = answer else { return };
+            let ended = self
+                .server
+                .as_mut()
+                .and_then(|server| server.try_wait().unwrap());
+            if ended.is_some() || Instant::now() > deadline {
+                panic!(
+                    "redis-server does not start: {error}; ended: {ended:?}\n{}",
+                    self.log()
+                );
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Ends it without a word.
+    pub fn kill9(&mut self) {
+        let mut server = self.server.take().expect("this redis-server runs");
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
+
+    /// Leaves every command of every client unanswered for a while.
+    pub fn pause(&self, milliseconds: u64) {
+        let mut client = self.client();
+        redis::cmd("CLIENT")
+            .arg("PAUSE")
+            .arg(milliseconds)
+            .arg("ALL")
+            .exec(&mut client)
+            .unwrap();
+    }
+
+    /// Where it is, with the password if there is one.
+    pub fn url(&self) -> String {
+        let user = self
+            .password
+            .as_ref()
+            .map_or(String::new(), |password| format!(":{password}@"));
+        format!("redis://{user}{}:{}", self.address, self.port)
+    }
+
+    /// The same with another password.
+    pub fn url_with_password(&self, password: &str) -> String {
+        format!("redis://:{password}@{}:{}", self.address, self.port)
+    }
+
+    /// `127.x.y.z:port`.
+    pub fn address(&self) -> String {
+        format!("{}:{}", self.address, self.port)
+    }
+
+    /// Its unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("redis.sock")
+    }
+
+    /// A new connection.
+    pub fn client(&self) -> redis::Connection {
+        self.try_client()
+            .unwrap_or_else(|error| panic!("no connection to {}: {error}", self.address()))
+    }
+
+    pub fn try_client(&self) -> redis::RedisResult<redis::Connection> {
+        redis::Client::open(self.url())?.get_connection()
+    }
+
+    /// The key that ACA-Py pushes to.
+    pub fn queue_key(&self) -> String {
+        format!("{PREFIX}.outbound_transport")
+    }
+
+    /// One of the agent's keys, such as `messages`.
+    pub fn key(&self, name: &str) -> String {
+        format!("{{{PREFIX}.outbound_transport}}:{name}")
+    }
+
+    /// Appends one message, as ACA-Py does.
+    pub fn push(&self, bytes: &[u8]) {
+        self.push_all([bytes]);
+    }
+
+    /// Appends messages, one command each.
+    pub fn push_all<B: AsRef<[u8]>>(&self, messages: impl IntoIterator<Item = B>) {
+        let mut pipe = redis::pipe();
+        for bytes in messages {
+            pipe.cmd("RPUSH")
+                .arg(self.queue_key())
+                .arg(bytes.as_ref())
+                .ignore();
+        }
+        pipe.exec(&mut self.client()).unwrap();
+    }
+
+    /// How many messages are where, seen in one step.
+    pub fn counts(&self) -> Counts {
+        let zcard = |pipe: &mut redis::Pipeline, name: &str| {
+            pipe.cmd("ZCARD").arg(self.key(name));
+        };
+        let mut pipe = redis::pipe();
+        pipe.atomic().cmd("LLEN").arg(self.queue_key());
+        for name in ["inflight", "waiting", "retry", "dead"] {
+            zcard(&mut pipe, name);
+        }
+        pipe.cmd("HLEN").arg(self.key("messages"));
+        let (queue, inflight, waiting, retry, dead, messages) =
+            pipe.query(&mut self.client()).unwrap();
+        Counts {
+            queue,
+            inflight,
+            waiting,
+            retry,
+            dead,
+            messages,
+        }
+    }
+
+    /// The numbers of the agents that are registered.
+    pub fn agents(&self) -> Vec<String> {
+        self.strings("ZRANGE", "agents", &["0", "-1"])
+    }
+
+    /// The numbers of the agents that have something in flight.
+    pub fn holders(&self) -> BTreeSet<u64> {
+        let claims = self.strings("ZRANGE", "inflight", &["0", "-1", "WITHSCORES"]);
+        claims
+            .iter()
+            .skip(1)
+            .step_by(2)
+            .map(|score| score.parse::<f64>().unwrap() as u64)
+            .collect()
+    }
+
+    /// The dead letters, oldest first.
+    pub fn dead(&self) -> Vec<Held> {
+        self.held(&self.strings("ZRANGE", "dead", &["0", "-1"]))
+    }
+
+    /// What is on the retry schedule or waits for its lane.
+    pub fn put_off(&self) -> Vec<Held> {
+        let mut ids = self.strings("ZRANGE", "retry", &["0", "-1"]);
+        let waiting = self.strings("ZRANGE", "waiting", &["0", "-1"]);
+        ids.extend(
+            waiting
+                .iter()
+                .map(|member| split_waiting(member).1.to_string()),
+        );
+        self.held(&ids)
+    }
+
+    fn held(&self, ids: &[String]) -> Vec<Held> {
+        let mut client = self.client();
+        let mut read = |id: &String| {
+            let mut hget = |name: &str| {
+                let value = redis::cmd("HGET")
+                    .arg(self.key(name))
+                    .arg(id)
+                    .query(&mut client);
+                value
+                    .map(|value: Option<Vec<u8>>| value.unwrap_or_default())
+                    .unwrap()
+            };
+            let history = String::from_utf8_lossy(&hget("history")).into_owned();
+            Held {
+                id: id.clone(),
+                bytes: hget("messages"),
+                history,
+            }
+        };
+        ids.iter().map(&mut read).collect()
+    }
+
+    /// What the design promises of the keys at every moment; panics with what is wrong.
+    #[track_caller]
+    pub fn check_invariant(&self) {
+        if let Err(wrong) = self.invariant() {
+            panic!("the invariant is broken: {wrong}");
+        }
+    }
+
+    /// The ids in `messages` are `inflight` ∪ `waiting` ∪ `retry` ∪ `dead`, disjoint; an origin is in
+    /// `lanes` exactly when something waits for it; nothing is remembered of messages that are gone.
+    pub fn invariant(&self) -> Result<(), String> {
+        type Names = Vec<String>;
+        let mut pipe = redis::pipe();
+        pipe.atomic();
+        for name in ["messages", "history", "recovered"] {
+            pipe.cmd("HKEYS").arg(self.key(name));
+        }
+        for name in ["inflight", "waiting", "retry", "dead", "lanes"] {
+            pipe.cmd("ZRANGE").arg(self.key(name)).arg(0).arg(-1);
+        }
+        let (messages, history, recovered, inflight, waiting, retry, dead, lanes): (
+            Names,
+            Names,
+            Names,
+            Names,
+            Names,
+            Names,
+            Names,
+            Names,
+        ) = pipe.query(&mut self.client()).unwrap();
+
+        let (origins, waiting): (BTreeSet<_>, Names) = waiting
+            .iter()
+            .map(|member| split_waiting(member))
+            .map(|(origin, id)| (origin.to_string(), id.to_string()))
+            .unzip();
+        let messages: BTreeSet<_> = messages.into_iter().collect();
+        let mut places = BTreeMap::new();
+        let named = [
+            ("inflight", inflight),
+            ("waiting", waiting),
+            ("retry", retry),
+            ("dead", dead),
+        ];
+        for (place, ids) in named {
+            for id in ids {
+                if !messages.contains(&id) {
+                    return Err(format!("{id} is in {place} and not in messages"));
+                }
+                if let Some(other) = places.insert(id.clone(), place) {
+                    return Err(format!("{id} is in two places: {other} and {place}"));
+                }
+            }
+        }
+        if let Some(id) = messages.iter().find(|id| !places.contains_key(*id)) {
+            return Err(format!("{id} is in messages and in no place"));
+        }
+        let lanes: BTreeSet<_> = lanes.into_iter().collect();
+        if lanes != origins {
+            return Err(format!(
+                "lanes are {lanes:?}, but messages wait for {origins:?}"
+            ));
+        }
+        let remembered = history.iter().map(|id| ("history", id));
+        let mut remembered = remembered.chain(recovered.iter().map(|id| ("recovered", id)));
+        match remembered.find(|(_, id)| !messages.contains(*id)) {
+            Some((key, id)) => Err(format!("{id} is gone and still in {key}")),
+            None => Ok(()),
+        }
+    }
+
+    fn strings(&self, command: &str, name: &str, args: &[&str]) -> Vec<String> {
+        redis::cmd(command)
+            .arg(self.key(name))
+            .arg(args)
+            .query(&mut self.client())
+            .unwrap()
+    }
+
+    fn log(&self) -> String {
+        let log = fs::read_to_string(self.dir.path().join("redis.log")).unwrap_or_default();
+        let tail = log.lines().count().saturating_sub(15);
+        log.lines().skip(tail).collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            match self.try_client() {
+                Ok(_) => eprintln!("--- redis: {:?}; agents {:?}", self.counts(), self.agents()),
+                Err(error) => eprintln!("--- redis: {error}\n{}", self.log()),
+            }
+        }
+        if self.server.is_some() {
+            self.kill9();
+        }
+    }
+}
+
+/// A member of `waiting`: the origin, a line feed, the id.
+fn split_waiting(member: &str) -> (&str, &str) {
+    member
+        .split_once('\n')
+        .unwrap_or_else(|| panic!("a member of waiting without LF: {member:?}"))
+}
+
+/// A port that is free on an address that only this fixture uses.
+fn free_port(address: Ipv4Addr) -> u16 {
+    let listener = TcpListener::bind((address, 0)).expect("a loopback address can be listened on");
+    listener.local_addr().unwrap().port()
+}
