@@ -1,1 +1,255 @@
-//! x
+//! What the program and the scripts are made of: its dependencies, and `scripts/run` from its
+//! start to Ctrl-C.
+
+use std::fs::{self, File};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::support::{SOON, TempDir, eventually};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn no_async_runtime_is_among_the_dependencies() {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args([
+            "tree",
+            "--edges",
+            "normal",
+            "--prefix",
+            "none",
+            "--locked",
+            "--offline",
+        ])
+        .args(["--target", "all"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    // Crates for other systems may never have been downloaded here.
+    let output = if output.status.success() {
+        output
+    } else {
+        tree_of_this_system()
+    };
+    let tree = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let crates: Vec<_> = tree
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    assert!(
+        crates.contains(&"ureq") && crates.contains(&"redis"),
+        "{tree}"
+    );
+    let runtimes = [
+        "tokio",
+        "async-std",
+        "smol",
+        "async-executor",
+        "async-io",
+        "futures-executor",
+        "futures-util",
+        "mio",
+        "hyper",
+        "actix-rt",
+        "glommio",
+        "monoio",
+        "embassy-executor",
+        "pollster",
+    ];
+    for name in runtimes {
+        assert!(!crates.contains(&name), "{name} is in the tree:\n{tree}");
+    }
+}
+
+fn tree_of_this_system() -> std::process::Output {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args([
+        "tree",
+        "--edges",
+        "normal",
+        "--prefix",
+        "none",
+        "--locked",
+        "--offline",
+    ]);
+    command.current_dir(root()).output().unwrap()
+}
+
+#[test]
+fn scripts_run_shows_three_messages_arriving_and_stops_all_it_started() {
+    let dir = TempDir::new("run");
+    let mut first = Script::start(&dir, "first", &[]);
+    first.wait_for("push more");
+    for n in 1..=3 {
+        assert!(
+            first.output().contains(&format!("hello {n}")),
+            "{}",
+            first.output()
+        );
+    }
+    let redis = first.address_after("redis://");
+    let recipient = first.address_after("--endpoint http://");
+    assert!(TcpStream::connect(&redis).is_ok() && TcpStream::connect(&recipient).is_ok());
+
+    // A second one uses the Redis of the first, and leaves it running.
+    let endpoint = format!("http://{recipient}/more");
+    let args = ["enqueue", "--endpoint", &endpoint, "--text", "hello again"];
+    let mut second = Script::start(&dir, "second", &args);
+    assert_eq!(second.wait_exit(), Some(0));
+    first.wait_for("hello again");
+
+    first.interrupt();
+    assert_eq!(first.wait_exit(), Some(0));
+    for address in [&redis, &recipient] {
+        let listens = TcpStream::connect(address).is_ok();
+        assert!(
+            !listens,
+            "{address} still listens after: {}",
+            first.output()
+        );
+    }
+}
+
+#[test]
+fn scripts_run_with_arguments_starts_the_agent_alone_and_keeps_the_queue() {
+    let dir = TempDir::new("run");
+    let endpoint = "http://127.0.0.1:1/nobody";
+    let args = [
+        "enqueue",
+        "--endpoint",
+        endpoint,
+        "--text",
+        "kept over a restart",
+    ];
+    assert_eq!(Script::start(&dir, "push", &args).wait_exit(), Some(0));
+
+    let mut agent = Script::start(&dir, "agent", &["--workers", "2"]);
+    // The message that an earlier Redis was given is attempted.
+    let client = || {
+        let port = fs::read_to_string(dir.path().join("redis.port")).ok()?;
+        redis::Client::open(format!("redis://127.0.0.1:{}", port.trim()))
+            .ok()?
+            .get_connection()
+            .ok()
+    };
+    let held = "{acapy.outbound_transport}:history";
+    eventually("the message is attempted", SOON, || {
+        client().is_some_and(|mut c| redis::cmd("HLEN").arg(held).query(&mut c) == Ok(1))
+    });
+    assert!(!agent.output().contains("push more"), "{}", agent.output());
+    agent.interrupt();
+    assert_eq!(agent.wait_exit(), Some(0));
+    assert!(
+        client().is_none(),
+        "Redis still runs after: {}",
+        agent.output()
+    );
+}
+
+#[test]
+fn scripts_run_passes_on_how_the_agent_ended() {
+    let dir = TempDir::new("run");
+    let mut wrong = Script::start(&dir, "wrong", &["--workers", "none"]);
+    assert_eq!(wrong.wait_exit(), Some(2));
+    assert!(wrong.output().contains("--workers"), "{}", wrong.output());
+}
+
+/// `scripts/run` with a directory of its own and the binary that the tests use.
+struct Script {
+    child: Child,
+    log: std::path::PathBuf,
+}
+
+impl Script {
+    fn start(dir: &TempDir, name: &str, args: &[&str]) -> Script {
+        let log = dir.path().join(format!("{name}.out"));
+        let out = File::create(&log).unwrap();
+        let child = Command::new(root().join("scripts/run"))
+            .args(args)
+            .env("RUN_DIR", dir.path())
+            .env("BUILD_PROFILE", "dev")
+            .env_remove("ACAPY_OUTBOUND_TRANSPORT_QUEUE")
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().unwrap())
+            .stderr(out)
+            .spawn()
+            .unwrap();
+        Script { child, log }
+    }
+
+    fn output(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap()).into_owned()
+    }
+
+    #[track_caller]
+    fn wait_for(&mut self, text: &str) {
+        eventually(&format!("scripts/run says {text:?}"), PATIENCE, || {
+            let ended = self.child.try_wait().unwrap();
+            assert!(
+                ended.is_none(),
+                "it ended ({ended:?}) and said:\n{}",
+                self.output()
+            );
+            self.output().contains(text)
+        });
+    }
+
+    /// The `host:port` that follows some text in what it said.
+    fn address_after(&self, text: &str) -> String {
+        let output = self.output();
+        let (_, after) = output
+            .split_once(text)
+            .unwrap_or_else(|| panic!("no {text} in: {output}"));
+        after.split([' ', '/', '\n']).next().unwrap().to_string()
+    }
+
+    /// As Ctrl-C does, to the script alone; what it started is in sessions of their own.
+    fn interrupt(&self) {
+        let kill = format!("kill -s INT {}", self.child.id());
+        assert!(
+            Command::new("sh")
+                .args(["-c", &kill])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+
+    #[track_caller]
+    fn wait_exit(&mut self) -> Option<i32> {
+        let mut status = None;
+        eventually("scripts/run ends", PATIENCE, || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.and_then(|status| status.code())
+    }
+}
+
+/// It may have to wait for another cargo.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- scripts/run said:\n{}", self.output());
+        }
+        if self.child.try_wait().unwrap().is_none() {
+            // So that its own clean-up runs.
+            let kill = format!("kill -s TERM {}", self.child.id());
+            let _ = Command::new("sh").args(["-c", &kill]).status();
+            let _ = self.child.wait();
+        }
+    }
+}

@@ -1,1 +1,348 @@
-//! x
+//! A Redis that is away, cut off, full, read-only or loading is waited out, said once, and loses
+//! nothing; one that refuses us for good ends the agent with code 1 and a message that says what.
+
+use std::thread;
+use std::time::Duration;
+
+use crate::support::wire::{envelope, numbered};
+use crate::support::{Agent, Answer, Redis, SOON, Sink, eventually, eventually_eq, ms};
+
+/// How long the outages last, several times the first pauses between tries; their length is what
+/// is tested.
+const OUTAGE: Duration = Duration::from_secs(2);
+
+/// It said once that Redis was lost, and once that it was back.
+#[track_caller]
+fn assert_said_once(agent: &Agent) {
+    let complaints = agent.complaints();
+    assert_eq!(
+        complaints.len(),
+        1,
+        "said about one outage: {complaints:#?}"
+    );
+}
+
+#[test]
+fn redis_away_at_start_is_waited_for() {
+    let mut redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok());
+    redis.kill9();
+    let mut agent = Agent::start_at(&redis.url(), &[]);
+    thread::sleep(OUTAGE);
+    assert!(agent.is_running());
+    agent.wait_log(&redis.address());
+    redis.restart();
+    redis.push(&envelope(&sink.url(), b"x"));
+    redis.wait_empty(SOON);
+    assert_eq!(sink.n_delivered(), 1);
+    assert_said_once(&agent);
+    agent.term();
+    assert_eq!(agent.wait_exit(SOON), Some(0));
+}
+
+#[test]
+fn told_to_end_while_redis_is_away_it_ends() {
+    let mut redis = Redis::start();
+    let url = redis.url();
+    let mut connected = Agent::start(&redis, &["--drain-timeout", "1s"]);
+    redis.kill9();
+    let mut never_connected = Agent::start_at(&url, &["--drain-timeout", "1s"]);
+    never_connected.wait_log(&redis.address());
+    for agent in [&mut connected, &mut never_connected] {
+        agent.term();
+        assert_eq!(agent.wait_exit(ms(6_000)), Some(0));
+    }
+}
+
+#[test]
+fn redis_killed_and_restarted_in_mid_delivery_loses_nothing() {
+    let mut redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok().after(ms(20)));
+    redis.push_all(numbered(&sink.url(), 600));
+    let mut agent = Agent::start(&redis, &["--workers", "8"]);
+    eventually("it is in the middle", SOON, || sink.n_requests() >= 100);
+    redis.kill9();
+    thread::sleep(OUTAGE);
+    assert!(agent.is_running());
+    redis.restart();
+    redis.wait_empty(ms(40_000));
+    let copies = sink.copies();
+    assert_eq!(copies.len(), 600);
+    // What was delivered while Redis was away was kept and settled then.
+    assert!(
+        copies.values().all(|n| *n == 1),
+        "some arrived twice: {copies:?}"
+    );
+    assert_said_once(&agent);
+    agent.wait_log("again");
+}
+
+#[test]
+fn cut_connections_to_redis_lose_nothing_and_repeat_nothing() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok().after(ms(5)));
+    redis.push_all(numbered(&sink.url(), 1500));
+    let mut agent = Agent::start(&redis, &["--workers", "8", "--in-flight", "64"]);
+    for round in 1..=20 {
+        eventually("some more arrive", SOON, || sink.n_requests() >= round * 40);
+        let mut client = redis.client();
+        let kill = ["KILL", "TYPE", "normal", "SKIPME", "yes"];
+        redis::cmd("CLIENT").arg(&kill).exec(&mut client).unwrap();
+    }
+    redis.wait_empty(ms(60_000));
+    let copies = sink.copies();
+    assert_eq!(copies.len(), 1500);
+    assert!(
+        copies.values().all(|n| *n == 1),
+        "some arrived twice: {copies:?}"
+    );
+    assert!(agent.is_running());
+    assert!(
+        agent.log().lines().count() < 100,
+        "a log of {} lines",
+        agent.log().lines().count()
+    );
+}
+
+#[test]
+fn scripts_that_redis_forgot_are_sent_again() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok());
+    let agent = Agent::start(&redis, &[]);
+    for round in 1..=5 {
+        redis::cmd("SCRIPT")
+            .arg("FLUSH")
+            .exec(&mut redis.client())
+            .unwrap();
+        redis.push_all(numbered(&sink.url(), 20));
+        redis.wait_empty(SOON);
+        assert_eq!(sink.n_delivered(), round * 20);
+    }
+    assert_eq!(agent.complaints(), Vec::<String>::new());
+}
+
+#[test]
+fn a_full_redis_is_emptied_and_said_once() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok());
+    let payload = vec![b'x'; 2000];
+    redis.push_all((0..200).map(|_| envelope(&sink.url(), &payload)));
+    let limit = |bytes: &str| {
+        redis::cmd("CONFIG")
+            .arg(&["SET", "maxmemory", bytes])
+            .exec(&mut redis.client())
+            .unwrap();
+    };
+    limit("1");
+    let refused = redis::cmd("RPUSH")
+        .arg("a")
+        .arg("b")
+        .exec(&mut redis.client());
+    assert!(refused.unwrap_err().to_string().contains("OOM"));
+
+    let agent = Agent::start(&redis, &[]);
+    redis.wait_empty(SOON);
+    assert_eq!(sink.n_delivered(), 200);
+    // Full and with nothing to do, it may not wait in Redis; it says so once and stays.
+    thread::sleep(OUTAGE);
+    let complaints = agent.complaints();
+    assert!(complaints.len() <= 2, "{complaints:#?}");
+    limit("0");
+    redis.push(&envelope(&sink.url(), b"afterwards"));
+    redis.wait_empty(SOON);
+    assert_eq!(sink.copies().get("afterwards"), Some(&1));
+}
+
+#[test]
+fn messages_that_must_wait_are_kept_in_a_full_redis() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::status(500));
+    redis.push_all(numbered(&sink.url(), 5));
+    redis.push(b"not an envelope");
+    redis::cmd("CONFIG")
+        .arg(&["SET", "maxmemory", "1"])
+        .exec(&mut redis.client())
+        .unwrap();
+    let _agent = Agent::start(&redis, &["--retry-first", "200ms"]);
+    eventually("each is attempted and settled", SOON, || {
+        let counts = redis.counts();
+        sink.n_requests() >= 5 && counts.dead == 1 && counts.retry + counts.waiting == 5
+    });
+    sink.behave(|_| Answer::ok());
+    eventually_eq("only the dead one is left", SOON, (0, 1), || {
+        let counts = redis.counts();
+        (counts.messages - counts.dead + counts.queue, counts.dead)
+    });
+    redis.check_invariant();
+}
+
+#[test]
+fn a_redis_that_turns_read_only_is_waited_for() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok().after(ms(10)));
+    redis.push_all(numbered(&sink.url(), 400));
+    let mut agent = Agent::start(&redis, &["--workers", "8"]);
+    eventually("it is in the middle", SOON, || sink.n_requests() >= 50);
+    // A replica of a primary that is not there keeps its data and refuses writes.
+    let replica_of = |args: &[&str; 2]| {
+        redis::cmd("REPLICAOF")
+            .arg(args)
+            .exec(&mut redis.client())
+            .unwrap();
+    };
+    replica_of(&["127.0.0.1", "1"]);
+    thread::sleep(OUTAGE);
+    assert!(agent.is_running());
+    replica_of(&["NO", "ONE"]);
+    redis.wait_empty(ms(40_000));
+    let copies = sink.copies();
+    assert_eq!(copies.len(), 400);
+    assert!(
+        copies.values().all(|n| *n == 1),
+        "some arrived twice: {copies:?}"
+    );
+    assert_said_once(&agent);
+}
+
+#[test]
+fn a_redis_that_is_loading_is_waited_for() {
+    // It loads half a millisecond a key, and answers LOADING meanwhile.
+    let mut redis = Redis::with(&["key-load-delay 500"]);
+    let sink = Sink::new(|_| Answer::ok());
+    redis.push_all(numbered(&sink.url(), 100));
+    let mut filler = redis::pipe();
+    for i in 0..6000 {
+        filler.cmd("SET").arg(format!("filler {i}")).arg(i).ignore();
+    }
+    filler.exec(&mut redis.client()).unwrap();
+    redis.kill9();
+    redis.restart_without_waiting();
+    let mut agent = Agent::start_at(&redis.url(), &[]);
+    redis.wait_until_ready();
+    redis.wait_empty(SOON);
+    assert_eq!(sink.n_delivered(), 100);
+    assert!(agent.is_running());
+    assert!(agent.complaints().len() <= 1, "{:#?}", agent.complaints());
+}
+
+#[test]
+fn a_redis_that_does_not_answer_for_a_while_loses_and_repeats_nothing() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok().after(ms(10)));
+    redis.push_all(numbered(&sink.url(), 400));
+    let mut agent = Agent::start(&redis, &["--workers", "8"]);
+    eventually("it is in the middle", SOON, || sink.n_requests() >= 50);
+    redis.pause(3000);
+    redis.wait_empty(ms(40_000));
+    let copies = sink.copies();
+    assert_eq!(copies.len(), 400);
+    assert!(
+        copies.values().all(|n| *n == 1),
+        "some arrived twice: {copies:?}"
+    );
+    assert!(agent.is_running());
+}
+
+#[test]
+fn a_wrong_password_ends_it_and_is_not_repeated_in_the_log() {
+    let redis = Redis::with(&["requirepass the-right-one"]);
+    let mut agent = Agent::start_at(&redis.url_with_password("the-wrong-one"), &[]);
+    assert_eq!(agent.wait_exit(SOON), Some(1));
+    let log = agent.log();
+    assert!(log.contains("password"), "{log}");
+    assert!(
+        !log.contains("the-wrong-one"),
+        "the password is in the log: {log}"
+    );
+
+    let mut without = Agent::start_at(&format!("redis://{}", redis.address()), &[]);
+    assert_eq!(without.wait_exit(SOON), Some(1));
+    assert!(without.log().contains("password"), "{}", without.log());
+}
+
+#[test]
+fn the_right_password_works_and_is_not_in_the_log() {
+    let mut redis = Redis::with(&["requirepass the-right-one"]);
+    let sink = Sink::new(|_| Answer::ok());
+    let agent = Agent::start(&redis, &[]);
+    redis.push(&envelope(&sink.url(), b"x"));
+    redis.wait_empty(SOON);
+    redis.kill9();
+    agent.wait_log(&redis.address());
+    redis.restart();
+    redis.push(&envelope(&sink.url(), b"y"));
+    redis.wait_empty(SOON);
+    assert!(!agent.log().contains("the-right-one"), "{}", agent.log());
+}
+
+#[test]
+fn a_unix_socket_serves_as_well() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok());
+    redis.push(&envelope(&sink.url(), b"x"));
+    let _agent = Agent::start_at(&format!("unix://{}", redis.socket().display()), &[]);
+    redis.wait_empty(SOON);
+    assert_eq!(sink.n_delivered(), 1);
+}
+
+#[test]
+fn a_wrong_type_at_a_key_ends_it_and_the_key_is_named() {
+    for name in [None, Some("dead"), Some("retry"), Some("messages")] {
+        let redis = Redis::start();
+        let key = name.map_or_else(|| redis.queue_key(), |name| redis.key(name));
+        redis::cmd("SET")
+            .arg(&key)
+            .arg("not ours")
+            .exec(&mut redis.client())
+            .unwrap();
+        let mut agent = Agent::start_at(&redis.url(), &[]);
+        assert_eq!(agent.wait_exit(SOON), Some(1), "with a string at {key}");
+        assert!(
+            agent.log().contains(&key),
+            "{key} is not in: {}",
+            agent.log()
+        );
+        let kept: String = redis::cmd("GET")
+            .arg(&key)
+            .query(&mut redis.client())
+            .unwrap();
+        assert_eq!(kept, "not ours");
+    }
+}
+
+#[test]
+fn a_missing_permission_ends_it_with_a_message() {
+    let redis = Redis::start();
+    let user = [
+        "SETUSER",
+        "weak",
+        "on",
+        ">weak-secret",
+        "~*",
+        "+@all",
+        "-eval",
+        "-evalsha",
+    ];
+    redis::cmd("ACL")
+        .arg(&user)
+        .exec(&mut redis.client())
+        .unwrap();
+    let url = format!("redis://weak:weak-secret@{}", redis.address());
+    let mut agent = Agent::start_at(&url, &[]);
+    assert_eq!(agent.wait_exit(SOON), Some(1));
+    let log = agent.log().to_lowercase();
+    assert!(log.contains("permission"), "{log}");
+    assert!(!log.contains("weak-secret"), "{log}");
+}
+
+#[test]
+fn a_redis_that_may_lose_messages_is_warned_about() {
+    let redis = Redis::with(&[
+        "appendonly no",
+        "maxmemory 50mb",
+        "maxmemory-policy allkeys-lru",
+    ]);
+    let agent = Agent::start(&redis, &[]);
+    agent.wait_log("appendonly");
+    agent.wait_log("maxmemory-policy");
+}

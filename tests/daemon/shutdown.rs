@@ -1,1 +1,241 @@
-//! x
+//! An agent that ends or freezes: what it holds is finished, given back, or taken back by another.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::wire::{envelope, numbered};
+use crate::support::{Agent, Answer, Counts, Redis, SOON, Sink, eventually, eventually_eq, ms};
+
+/// Every message arrived at least once, and none more often than this.
+#[track_caller]
+fn assert_all_arrived(sink: &Sink, n: usize, at_most: usize) {
+    let copies = sink.copies();
+    let missing: Vec<_> = (0..n)
+        .map(|i| format!("message {i}"))
+        .filter(|m| !copies.contains_key(m))
+        .collect();
+    assert!(missing.is_empty(), "{} lost: {missing:?}", missing.len());
+    let often: BTreeMap<_, _> = copies.into_iter().filter(|(_, n)| *n > at_most).collect();
+    assert!(
+        often.is_empty(),
+        "arrived more than {at_most} times: {often:?}"
+    );
+}
+
+#[test]
+fn sigterm_under_load_leaves_nothing_in_flight_and_ends_with_0() {
+    ends_in_good_order(Agent::term);
+}
+
+#[test]
+fn ctrl_c_ends_it_in_the_same_way() {
+    ends_in_good_order(Agent::interrupt);
+}
+
+fn ends_in_good_order(signal: fn(&Agent)) {
+    let redis = Redis::start();
+    let sink = Sink::origins(4, |_| Answer::ok().after(ms(50)));
+    let urls = sink.urls();
+    redis.push_all((0..2000).map(|i| envelope(&urls[i % 4], format!("message {i}").as_bytes())));
+    let mut agent = Agent::start(&redis, &["--workers", "16"]);
+    eventually("some are delivered", SOON, || sink.n_requests() >= 50);
+    signal(&agent);
+    let asked = Instant::now();
+    assert_eq!(agent.wait_exit(ms(9_000)), Some(0));
+    assert!(asked.elapsed() < ms(6_000), "it took {:?}", asked.elapsed());
+
+    let counts = redis.counts();
+    assert_eq!(counts.inflight, 0, "left in flight: {counts:?}");
+    assert_eq!(
+        redis.agents(),
+        Vec::<String>::new(),
+        "it left without saying so"
+    );
+    redis.check_invariant();
+    let remain = counts.queue + counts.waiting + counts.retry;
+    assert_eq!(sink.n_requests() + remain, 2000, "{counts:?}");
+    assert!(remain > 100, "it did not end under load: {counts:?}");
+
+    sink.behave(|_| Answer::ok());
+    let _agent = Agent::start(&redis, &[]);
+    redis.wait_empty(SOON);
+    // It finished what it had begun, so nothing was cut off and nothing comes twice.
+    assert_all_arrived(&sink, 2000, 1);
+}
+
+#[test]
+fn past_the_drain_timeout_it_gives_back_and_ends() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::Hang);
+    redis.push_all(numbered(&sink.url(), 20));
+    let mut agent = Agent::start(&redis, &["--drain-timeout", "1s", "--retry-first", "3s"]);
+    eventually("an attempt hangs", SOON, || sink.n_requests() >= 1);
+    agent.term();
+    let asked = Instant::now();
+    assert_eq!(agent.wait_exit(SOON), Some(0));
+    let took = asked.elapsed();
+    assert!(
+        took >= ms(900) && took < ms(3_500),
+        "a drain of 1 s took {took:?}"
+    );
+    let counts = redis.counts();
+    assert_eq!((counts.inflight, counts.dead), (0, 0));
+    assert_eq!(counts.queue + counts.retry + counts.waiting, 20);
+    redis.check_invariant();
+
+    // What was cut off may have arrived: its second copy does not come at once.
+    let cut_off = sink.requests()[0].text();
+    sink.behave(|_| Answer::ok());
+    let ended = Instant::now();
+    let _agent = Agent::start(&redis, &["--retry-first", "3s"]);
+    redis.wait_empty(SOON);
+    assert_all_arrived(&sink, 20, 1);
+    let requests = sink.requests();
+    let again = requests
+        .iter()
+        .filter(|r| r.text() == cut_off)
+        .nth(1)
+        .unwrap()
+        .at
+        - ended;
+    assert!(
+        again >= ms(1_500),
+        "its second copy came {again:?} after the end"
+    );
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::Hang);
+    redis.push_all(numbered(&sink.url(), 20));
+    let options = ["--timeout", "100s", "--drain-timeout", "90s"];
+    let mut agent = Agent::start(&redis, &options);
+    eventually("an attempt hangs", SOON, || sink.n_requests() >= 1);
+    // Two signals sent together may arrive as one; so they are sent until it ends, which is
+    // before the drain's 90 s only if the second is understood.
+    eventually("it ends", SOON, || {
+        if agent.is_running() {
+            agent.term();
+            thread::sleep(ms(50));
+        }
+        !agent.is_running()
+    });
+    assert_eq!(agent.wait_exit(SOON), Some(0));
+    let counts = redis.counts();
+    assert_eq!((counts.inflight, counts.dead), (0, 0), "{counts:?}");
+    assert_eq!(
+        counts.queue + counts.retry + counts.waiting,
+        20,
+        "{counts:?}"
+    );
+    redis.check_invariant();
+}
+
+#[test]
+fn an_idle_agent_ends_quickly() {
+    let redis = Redis::start();
+    let mut agent = Agent::start(&redis, &[]);
+    agent.term();
+    // A wait in Redis lasts half a second at most.
+    assert_eq!(agent.wait_exit(ms(3_000)), Some(0));
+    assert_eq!(redis.agents(), Vec::<String>::new());
+}
+
+#[test]
+fn killed_in_mid_delivery_everything_arrives_within_the_lease() {
+    let redis = Redis::start();
+    let sink = Sink::origins(4, |_| Answer::ok().after(ms(30)));
+    let urls = sink.urls();
+    redis.push_all((0..600).map(|i| envelope(&urls[i % 4], format!("message {i}").as_bytes())));
+    let options = ["--lease", "3s", "--retry-first", "500ms"];
+    let mut agent = Agent::start(&redis, &options);
+    eventually("it is in the middle", SOON, || sink.n_requests() >= 100);
+    agent.kill9();
+    redis.check_invariant();
+    let counts = redis.counts();
+    assert!(counts.inflight > 0, "nothing was in flight: {counts:?}");
+
+    let _agent = Agent::start(&redis, &options);
+    // The lease, three looks at it, and the deliveries.
+    redis.wait_empty(ms(15_000));
+    assert_all_arrived(&sink, 600, 2);
+    let twice = sink.copies().values().filter(|n| **n == 2).count();
+    assert!(
+        twice <= counts.inflight,
+        "{twice} twice, {} were in flight",
+        counts.inflight
+    );
+}
+
+#[test]
+fn killed_again_and_again_it_loses_nothing() {
+    let redis = Redis::start();
+    let sink = Sink::origins(4, |_| Answer::ok().after(ms(5)));
+    let urls = sink.urls();
+    redis.push_all((0..1000).map(|i| envelope(&urls[i % 4], format!("message {i}").as_bytes())));
+    let options = ["--lease", "3s", "--in-flight", "64", "--workers", "8"];
+    for round in 1..=4 {
+        let mut agent = Agent::start(&redis, &options);
+        eventually("some more arrive", SOON, || sink.n_requests() >= 50 * round);
+        agent.kill9();
+        redis.check_invariant();
+    }
+    let _agent = Agent::start(&redis, &options);
+    redis.wait_empty(SOON);
+    assert_all_arrived(&sink, 1000, 5);
+}
+
+#[test]
+fn frozen_for_longer_than_its_lease_it_loses_nothing_and_works_on() {
+    let redis = Redis::start();
+    let sink = Sink::origins(4, |_| Answer::ok().after(ms(30)));
+    let urls = sink.urls();
+    redis.push_all((0..600).map(|i| envelope(&urls[i % 4], format!("message {i}").as_bytes())));
+    let options = [
+        "--lease",
+        "3s",
+        "--retry-first",
+        "500ms",
+        "--in-flight",
+        "128",
+    ];
+    let mut frozen = Agent::start(&redis, &options);
+    eventually("it is in the middle", SOON, || sink.n_requests() >= 50);
+    frozen.freeze();
+    let mut other = Agent::start(&redis, &options);
+    eventually_eq(
+        "the other takes all over",
+        ms(30_000),
+        Counts::default(),
+        || redis.counts(),
+    );
+    frozen.thaw();
+    eventually("it registers again", SOON, || redis.agents().len() == 2);
+    redis.wait_empty(SOON);
+    assert_all_arrived(&sink, 600, 2);
+
+    other.term();
+    assert_eq!(other.wait_exit(SOON), Some(0));
+    redis.push(&envelope(&sink.url(), b"afterwards"));
+    redis.wait_empty(SOON);
+    assert_eq!(sink.copies().get("afterwards"), Some(&1));
+    assert!(frozen.is_running());
+}
+
+#[test]
+fn an_agent_alone_that_was_frozen_goes_on() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok().after(ms(20)));
+    redis.push_all(numbered(&sink.url(), 300));
+    let mut agent = Agent::start(&redis, &["--lease", "1s", "--workers", "4"]);
+    eventually("it is in the middle", SOON, || sink.n_requests() >= 20);
+    agent.freeze();
+    // The length of the freeze is what is tested: three leases.
+    thread::sleep(Duration::from_secs(3));
+    agent.thaw();
+    redis.wait_empty(ms(30_000));
+    assert_all_arrived(&sink, 300, 2);
+    assert!(agent.is_running());
+}

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 pub use agent::{Agent, run_to_end};
-pub use redis_server::{Counts, PREFIX, Redis};
+pub use redis_server::{Counts, Held, Redis};
 pub use sink::{Answer, Request, Sink};
 
 /// Waits until the condition holds, looking every few milliseconds; panics with `what` after `timeout`.
@@ -142,7 +142,11 @@ mod tests {
             redis.check_invariant();
             for command in commands {
                 let key = redis.key(command[1]);
-                redis::cmd(command[0]).arg(key).arg(&command[2..]).exec(&mut client).unwrap();
+                redis::cmd(command[0])
+                    .arg(key)
+                    .arg(&command[2..])
+                    .exec(&mut client)
+                    .unwrap();
             }
             let error = redis.invariant().unwrap_err();
             assert!(error.contains(says), "{commands:?} gives: {error}");
@@ -152,10 +156,22 @@ mod tests {
         let retry: &[&str] = &["ZADD", "retry", "5", "0000000000000001"];
         broken_by(&[message], "in no place");
         broken_by(&[retry], "not in messages");
-        broken_by(&[message, retry, &["ZADD", "dead", "1", "0000000000000001"]], "in two places");
-        broken_by(&[message, &["ZADD", "waiting", "0", "http://a:1\n0000000000000001"]], "lanes");
+        broken_by(
+            &[message, retry, &["ZADD", "dead", "1", "0000000000000001"]],
+            "in two places",
+        );
+        broken_by(
+            &[
+                message,
+                &["ZADD", "waiting", "0", "http://a:1\n0000000000000001"],
+            ],
+            "lanes",
+        );
         broken_by(&[&["ZADD", "lanes", "1", "http://a:1"]], "lanes");
-        broken_by(&[&["HSET", "history", "0000000000000001", "x"]], "still in history");
+        broken_by(
+            &[&["HSET", "history", "0000000000000001", "x"]],
+            "still in history",
+        );
     }
 
     #[test]
@@ -201,7 +217,7 @@ mod tests {
     fn a_sink_cuts_hangs_stops_and_comes_back_on_its_port() {
         let mut sink = Sink::new(|request| match request.target.as_str() {
             "/cut" => Answer::Cut,
-            "/half" => Answer::CutInMidAnswer,
+            "/half" => Answer::BreakOff,
             _ => Answer::Hang,
         });
         let ask = |target: &str| {

@@ -9,10 +9,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use super::{TempDir, own_address};
+use super::{TempDir, eventually_eq, own_address};
 
 /// The prefix that the agent uses unless told otherwise.
-pub const PREFIX: &str = "acapy";
+const PREFIX: &str = "acapy";
 
 /// A redis-server of one test.
 pub struct Redis {
@@ -231,6 +231,18 @@ impl Redis {
             dead,
             messages,
         }
+    }
+
+    /// Waits until every message has gone.
+    #[track_caller]
+    pub fn wait_empty(&self, timeout: Duration) {
+        eventually_eq(
+            "all messages are gone from Redis",
+            timeout,
+            Counts::default(),
+            || self.counts(),
+        );
+        self.check_invariant();
     }
 
     /// The numbers of the agents that are registered.

@@ -3,7 +3,7 @@
 //! length or in chunks. It understands no more of HTTP than an agent's POST needs, and everything
 //! it reads and waits for is bounded.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -66,7 +66,7 @@ pub enum Answer {
     /// The connection is closed after the request was read.
     Cut,
     /// The connection is closed after half of the status line and headers.
-    CutInMidAnswer,
+    BreakOff,
 }
 
 /// An answer in full.
@@ -232,7 +232,16 @@ impl Sink {
         self.delivered().len()
     }
 
-    /// The bodies of those, as text.
+    /// How often each body was, or is being, answered with a 2xx.
+    pub fn copies(&self) -> BTreeMap<String, usize> {
+        let mut copies = BTreeMap::new();
+        for body in self.delivered() {
+            *copies.entry(body).or_default() += 1;
+        }
+        copies
+    }
+
+    /// The bodies of what was, or is being, answered with a 2xx.
     pub fn delivered(&self) -> Vec<String> {
         let requests = self.shared.requests.lock().unwrap();
         let delivered = requests
@@ -330,7 +339,7 @@ fn serve(
                 return Ok(());
             }
             Answer::Cut => return Ok(()),
-            Answer::CutInMidAnswer => {
+            Answer::BreakOff => {
                 return (&mut &*stream).write_all(b"HTTP/1.1 200 OK\r\nContent-Le");
             }
             Answer::Reply(reply) => {

@@ -32,6 +32,13 @@ pub fn envelope_with(endpoint: &str, headers: &[(&str, &str)], payload: &[u8]) -
     bytes
 }
 
+/// As many envelopes as wanted; their payloads are `message 0`, `message 1` and so on.
+pub fn numbered(endpoint: &str, n: usize) -> Vec<Vec<u8>> {
+    (0..n)
+        .map(|i| envelope(endpoint, format!("message {i}").as_bytes()))
+        .collect()
+}
+
 /// An entry that real ACA-Py pushed, and what its manifest says of it.
 pub struct Fixture {
     pub name: String,
