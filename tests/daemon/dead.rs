@@ -3,26 +3,18 @@
 use std::collections::BTreeSet;
 
 use crate::support::wire::{envelope, envelope_with, numbered};
-use crate::support::{
-    Agent, Answer, Counts, Held, Redis, SOON, Sink, eventually, eventually_eq, ms,
-};
+use crate::support::{Agent, Answer, Counts, Held, Redis, SOON, Sink, eventually, eventually_eq, ms};
 
 /// Answers with the status that the path names, such as `/410`.
 fn sink_of_statuses() -> Sink {
-    Sink::new(
-        |request| match request.target.trim_start_matches('/').parse() {
-            Ok(status) => Answer::status(status),
-            Err(_) => Answer::ok(),
-        },
-    )
+    Sink::new(|request| match request.target.trim_start_matches('/').parse() {
+        Ok(status) => Answer::status(status),
+        Err(_) => Answer::ok(),
+    })
 }
 
 fn only_dead(n: usize) -> Counts {
-    Counts {
-        dead: n,
-        messages: n,
-        ..Counts::default()
-    }
+    Counts { dead: n, messages: n, ..Counts::default() }
 }
 
 #[test]
@@ -55,31 +47,18 @@ fn undecodable_messages_are_dead_untouched_while_the_good_around_them_arrive() {
         redis.push_all(bad.get(i));
     }
     let agent = Agent::start(&redis, &[]);
-    eventually_eq(
-        "only the bad ones are left",
-        SOON,
-        only_dead(bad.len()),
-        || redis.counts(),
-    );
+    eventually_eq("only the bad ones are left", SOON, only_dead(bad.len()), || redis.counts());
     assert_eq!((sink.n_requests(), sink.copies().len()), (40, 40));
 
     let dead = redis.dead();
     let bytes: BTreeSet<_> = dead.iter().map(|letter| letter.bytes.clone()).collect();
     assert_eq!(bytes, bad.into_iter().collect(), "the bytes were changed");
     for letter in &dead {
-        let reason = letter
-            .history
-            .chars()
-            .filter(|c| c.is_ascii_alphabetic())
-            .count();
+        let reason = letter.history.chars().filter(|c| c.is_ascii_alphabetic()).count();
         assert!(reason >= 8, "no reason with {:?}", letter.history);
     }
     redis.check_invariant();
-    assert!(
-        agent.complaints().len() <= dead.len(),
-        "{:#?}",
-        agent.complaints()
-    );
+    assert!(agent.complaints().len() <= dead.len(), "{:#?}", agent.complaints());
 }
 
 #[test]
@@ -96,18 +75,11 @@ fn endpoints_that_cannot_be_posted_to_are_dead_and_the_reason_says_why() {
     ];
     redis.push_all(cases.map(|(endpoint, _)| envelope(endpoint, b"x")));
     let _agent = Agent::start(&redis, &[]);
-    eventually_eq("all are dead", SOON, only_dead(cases.len()), || {
-        redis.counts()
-    });
+    eventually_eq("all are dead", SOON, only_dead(cases.len()), || redis.counts());
     let dead = redis.dead();
     for (endpoint, says) in cases {
-        let letter = dead
-            .iter()
-            .find(|letter| letter.bytes == envelope(endpoint, b"x"));
-        let history = letter
-            .expect("the bytes are as pushed")
-            .history
-            .to_lowercase();
+        let letter = dead.iter().find(|letter| letter.bytes == envelope(endpoint, b"x"));
+        let history = letter.expect("the bytes are as pushed").history.to_lowercase();
         assert!(history.contains(says), "{endpoint:?}: {history}");
     }
 }
@@ -126,9 +98,7 @@ fn headers_that_http_does_not_allow_are_dead_and_nothing_is_sent() {
     ];
     redis.push_all(cases.map(|header| envelope_with(&sink.url(), &[header], b"x")));
     let _agent = Agent::start(&redis, &[]);
-    eventually_eq("all are dead", SOON, only_dead(cases.len()), || {
-        redis.counts()
-    });
+    eventually_eq("all are dead", SOON, only_dead(cases.len()), || redis.counts());
     for letter in redis.dead() {
         assert!(letter.history.contains("header"), "{}", letter.history);
     }
@@ -142,16 +112,11 @@ fn final_statuses_make_a_dead_letter_after_one_attempt() {
     let finals = [400, 405, 410, 411, 413, 414, 415, 422, 431, 501, 505];
     redis.push_all(finals.map(|status| envelope(&format!("{}/{status}", sink.url()), b"x")));
     let mut agent = Agent::start(&redis, &["--retry-first", "100ms"]);
-    eventually_eq("all are dead", SOON, only_dead(finals.len()), || {
-        redis.counts()
-    });
+    eventually_eq("all are dead", SOON, only_dead(finals.len()), || redis.counts());
     redis.check_invariant();
     let dead = redis.dead();
     for status in finals.map(|status| status.to_string()) {
-        let n = dead
-            .iter()
-            .filter(|letter| letter.history.contains(&status))
-            .count();
+        let n = dead.iter().filter(|letter| letter.history.contains(&status)).count();
         assert!(n >= 1, "no dead letter names {status}: {dead:?}");
     }
 
@@ -187,11 +152,7 @@ fn redirects_in_a_circle_end_as_a_failed_attempt() {
     redis.push(&envelope(&sink.url(), b"x"));
     let _agent = Agent::start(&redis, &["--retry-first", "60s"]);
     eventually("it is put off", SOON, || redis.put_off().len() == 1);
-    assert!(
-        (2..=6).contains(&sink.n_requests()),
-        "{} requests",
-        sink.n_requests()
-    );
+    assert!((2..=6).contains(&sink.n_requests()), "{} requests", sink.n_requests());
 }
 
 #[test]
@@ -204,17 +165,12 @@ fn what_is_not_final_is_not_dead() {
         redis.push(&envelope(&format!("{}/{status}", sink.url()), b"x"));
     }
     let _agent = Agent::start(&redis, &["--retry-first", "60s"]);
-    eventually("all are put off", SOON, || {
-        redis.put_off().len() == later.len()
-    });
+    eventually("all are put off", SOON, || redis.put_off().len() == later.len());
     assert_eq!(redis.counts().dead, 0);
     let put_off = redis.put_off();
     for status in later.map(|status| status.to_string()) {
         let named = |held: &Held| held.history.contains(&status);
-        assert!(
-            put_off.iter().any(named),
-            "no record of {status}: {put_off:?}"
-        );
+        assert!(put_off.iter().any(named), "no record of {status}: {put_off:?}");
     }
     redis.check_invariant();
 }
@@ -224,21 +180,11 @@ fn a_message_too_old_is_dead_with_its_last_error() {
     let redis = Redis::start();
     let sink = Sink::new(|_| Answer::status(500));
     redis.push(&envelope(&sink.url(), b"x"));
-    let options = [
-        "--retry-first",
-        "200ms",
-        "--retry-max",
-        "400ms",
-        "--give-up-after",
-        "1s",
-    ];
+    let options = ["--retry-first", "200ms", "--retry-max", "400ms", "--give-up-after", "1s"];
     let _agent = Agent::start(&redis, &options);
     eventually_eq("it is dead", SOON, only_dead(1), || redis.counts());
     let history = redis.dead()[0].history.clone();
-    assert!(
-        history.contains("500"),
-        "the last error is not in {history:?}"
-    );
+    assert!(history.contains("500"), "the last error is not in {history:?}");
     let requests = sink.requests();
     assert!(requests.len() >= 3, "only {} attempts", requests.len());
     let lasted = requests.last().unwrap().at - requests[0].at;

@@ -15,11 +15,7 @@ fn what_aca_py_wrote_arrives_bit_by_bit_with_its_headers() {
     let fixtures = Fixture::all();
     assert!(fixtures.len() >= 16);
     let path = |fixture: &Fixture| format!("/in/{}?a=b%20c", fixture.name);
-    redis.push_all(
-        fixtures
-            .iter()
-            .map(|f| f.addressed_to(&(sink.url() + &path(f)))),
-    );
+    redis.push_all(fixtures.iter().map(|f| f.addressed_to(&(sink.url() + &path(f)))));
     let _agent = Agent::start(&redis, &[]);
     redis.wait_empty(SOON);
 
@@ -29,27 +25,12 @@ fn what_aca_py_wrote_arrives_bit_by_bit_with_its_headers() {
         let request = requests.iter().find(|r| r.target == path(&fixture));
         let request = request.unwrap_or_else(|| panic!("{} did not arrive", fixture.name));
         assert_eq!(request.method, "POST");
-        assert!(
-            request.body == fixture.payload,
-            "{}: another payload",
-            fixture.name
-        );
+        assert!(request.body == fixture.payload, "{}: another payload", fixture.name);
         for (name, value) in &fixture.headers {
-            assert_eq!(
-                request.header(name),
-                Some(value.as_str()),
-                "{}: {name}",
-                fixture.name
-            );
+            assert_eq!(request.header(name), Some(value.as_str()), "{}: {name}", fixture.name);
         }
-        assert_eq!(
-            request.header("host"),
-            Some(sink.address().to_string().as_str())
-        );
-        assert_eq!(
-            request.header("content-length"),
-            Some(request.body.len().to_string().as_str())
-        );
+        assert_eq!(request.header("host"), Some(sink.address().to_string().as_str()));
+        assert_eq!(request.header("content-length"), Some(request.body.len().to_string().as_str()));
     }
 }
 
@@ -60,18 +41,9 @@ fn a_message_already_queued_and_one_of_another_prefix_are_told_apart() {
     let mut client = redis.client();
     redis.push(&envelope(&sink.url(), b"of acapy"));
     let theirs = envelope(&sink.url(), b"of mine");
-    redis::cmd("RPUSH")
-        .arg("mine.outbound_transport")
-        .arg(theirs)
-        .exec(&mut client)
-        .unwrap();
+    redis::cmd("RPUSH").arg("mine.outbound_transport").arg(theirs).exec(&mut client).unwrap();
     let _agent = Agent::start_at(&redis.url(), &["-oqp", "mine"]);
-    eventually_eq(
-        "the one of its prefix arrives",
-        SOON,
-        vec!["of mine".to_string()],
-        || sink.delivered(),
-    );
+    eventually_eq("the one of its prefix arrives", SOON, vec!["of mine".to_string()], || sink.delivered());
     let _other = Agent::start_at(&redis.url(), &[]);
     eventually_eq("then the other's", SOON, 2, || sink.n_delivered());
     redis.wait_empty(SOON);
@@ -102,26 +74,16 @@ fn framing_headers_of_the_envelope_are_not_sent() {
 
     let request = &sink.requests()[0];
     assert_eq!(request.body, b"longer than three");
-    assert_eq!(
-        request.header("host"),
-        Some(sink.address().to_string().as_str())
-    );
+    assert_eq!(request.header("host"), Some(sink.address().to_string().as_str()));
     assert_eq!(request.header("content-length"), Some("17"));
     assert_eq!(request.header("content-type"), Some("text/plain"));
     assert_eq!(request.header("x-trace"), Some("kept"));
-    for (name, value) in headers
-        .iter()
-        .filter(|(n, _)| !n.starts_with(['H', 'C', 'X']))
-    {
+    for (name, value) in headers.iter().filter(|(n, _)| !n.starts_with(['H', 'C', 'X'])) {
         assert_ne!(request.header(name), Some(*value), "{name} was sent");
     }
     assert_ne!(request.header("connection"), Some("X-Gone, close"));
     for name in ["host", "content-length", "content-type"] {
-        let n = request
-            .headers
-            .iter()
-            .filter(|(n, _)| n.eq_ignore_ascii_case(name))
-            .count();
+        let n = request.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name)).count();
         assert_eq!(n, 1, "{name} was sent {n} times: {:?}", request.headers);
     }
 }
@@ -167,10 +129,7 @@ fn two_agents_share_one_queue() {
     assert!(shared, "never had both something in flight");
     let copies = sink.copies();
     assert_eq!(copies.len(), 800);
-    assert!(
-        copies.values().all(|n| *n == 1),
-        "some arrived twice: {copies:?}"
-    );
+    assert!(copies.values().all(|n| *n == 1), "some arrived twice: {copies:?}");
     redis.check_invariant();
 }
 
@@ -205,11 +164,7 @@ fn arrives_at_once(redis: &Redis, options: &[&str]) {
     }
     redis.wait_empty(SOON);
     delays.sort();
-    assert!(
-        delays[15] < ms(100),
-        "half of them took longer than {:?}",
-        delays[15]
-    );
+    assert!(delays[15] < ms(100), "half of them took longer than {:?}", delays[15]);
     assert_eq!(sink.copies().len(), 31);
 }
 
@@ -220,14 +175,8 @@ fn pop_blpop_delivers_a_backlog_and_bytes_as_they_are() {
     let _agent = Agent::start(&redis, &["--pop", "blpop"]);
     redis.push_all(numbered(&sink.url(), 300));
     redis.push(b"\xffnot an envelope\n");
-    let one_dead = Counts {
-        dead: 1,
-        messages: 1,
-        ..Counts::default()
-    };
-    eventually_eq("only the bad one is left", SOON, one_dead, || {
-        redis.counts()
-    });
+    let one_dead = Counts { dead: 1, messages: 1, ..Counts::default() };
+    eventually_eq("only the bad one is left", SOON, one_dead, || redis.counts());
     assert_eq!(redis.dead()[0].bytes, b"\xffnot an envelope\n");
     assert_eq!((sink.n_delivered(), sink.copies().len()), (300, 300));
     redis.check_invariant();
@@ -237,9 +186,7 @@ fn pop_blpop_delivers_a_backlog_and_bytes_as_they_are() {
 fn a_huge_message_passes_among_small_ones() {
     let redis = Redis::start();
     let sink = Sink::new(|_| Answer::ok());
-    let huge: Vec<u8> = (0..5_000_000_u32)
-        .map(|i| (i.wrapping_mul(i) >> 7) as u8)
-        .collect();
+    let huge: Vec<u8> = (0..5_000_000_u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
     redis.push_all(numbered(&sink.url(), 30));
     redis.push(&envelope(&(sink.url() + "/huge"), &huge));
     redis.push(&envelope(&(sink.url() + "/huge"), &huge));
@@ -257,45 +204,27 @@ fn a_huge_message_passes_among_small_ones() {
 fn the_id_header_is_the_same_at_every_attempt() {
     let redis = Redis::start();
     let seen = std::sync::Mutex::new(BTreeSet::new());
-    let sink = Sink::new(
-        move |request| match seen.lock().unwrap().insert(request.text()) {
-            true => Answer::status(500),
-            false => Answer::ok(),
-        },
-    );
+    let sink = Sink::new(move |request| match seen.lock().unwrap().insert(request.text()) {
+        true => Answer::status(500),
+        false => Answer::ok(),
+    });
     redis.push_all(numbered(&sink.url(), 5));
     let options = ["--retry-first", "100ms", "--id-header", "X-Message-Id"];
     let mut agent = Agent::start(&redis, &options);
     redis.wait_empty(SOON);
     let requests = sink.requests();
     assert_eq!(requests.len(), 10);
-    let ids: BTreeSet<_> = requests
-        .iter()
-        .map(|r| {
-            (
-                r.text(),
-                r.header("x-message-id")
-                    .expect("the id is sent")
-                    .to_string(),
-            )
-        })
-        .collect();
+    let ids: BTreeSet<_> =
+        requests.iter().map(|r| (r.text(), r.header("x-message-id").expect("the id is sent").to_string())).collect();
     assert_eq!(ids.len(), 5, "the id of a message changed: {ids:?}");
-    assert_eq!(
-        ids.iter().map(|(_, id)| id).collect::<BTreeSet<_>>().len(),
-        5
-    );
+    assert_eq!(ids.iter().map(|(_, id)| id).collect::<BTreeSet<_>>().len(), 5);
 
     agent.term();
     assert_eq!(agent.wait_exit(SOON), Some(0));
     let _agent = Agent::start(&redis, &[]);
     redis.push(&envelope(&sink.url(), b"message 0"));
     redis.wait_empty(SOON);
-    assert_eq!(
-        sink.requests()[10].header("x-message-id"),
-        None,
-        "the header is off by default"
-    );
+    assert_eq!(sink.requests()[10].header("x-message-id"), None, "the header is off by default");
 }
 
 #[test]
@@ -307,11 +236,7 @@ fn connections_are_used_again_whatever_the_answer_holds() {
     let _agent = Agent::start(&redis, &options);
     redis.wait_empty(SOON);
     let connections: BTreeSet<_> = sink.requests().iter().map(|r| r.connection).collect();
-    assert!(
-        connections.len() <= 3,
-        "100 messages took {} connections",
-        connections.len()
-    );
+    assert!(connections.len() <= 3, "100 messages took {} connections", connections.len());
 }
 
 #[test]
@@ -340,15 +265,9 @@ fn redirects_307_and_308_are_followed_with_method_and_body() {
     let requests = home.requests();
     assert_eq!(requests.len(), 2);
     for request in requests {
-        assert_eq!(
-            (request.method.as_str(), request.target.as_str()),
-            ("POST", "/home")
-        );
+        assert_eq!((request.method.as_str(), request.target.as_str()), ("POST", "/home"));
         assert!([b"one", b"two"].contains(&request.body.as_slice().try_into().unwrap()));
-        assert_eq!(
-            request.header("content-type"),
-            Some("application/ssi-agent-wire")
-        );
+        assert_eq!(request.header("content-type"), Some("application/ssi-agent-wire"));
     }
 }
 

@@ -17,39 +17,17 @@ fn root() -> &'static Path {
 fn no_async_runtime_is_among_the_dependencies() {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
-        .args([
-            "tree",
-            "--edges",
-            "normal",
-            "--prefix",
-            "none",
-            "--locked",
-            "--offline",
-        ])
+        .args(["tree", "--edges", "normal", "--prefix", "none", "--locked", "--offline"])
         .args(["--target", "all"])
         .current_dir(root())
         .output()
         .unwrap();
     // Crates for other systems may never have been downloaded here.
-    let output = if output.status.success() {
-        output
-    } else {
-        tree_of_this_system()
-    };
+    let output = if output.status.success() { output } else { tree_of_this_system() };
     let tree = String::from_utf8(output.stdout).unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let crates: Vec<_> = tree
-        .lines()
-        .filter_map(|line| line.split(' ').next())
-        .collect();
-    assert!(
-        crates.contains(&"ureq") && crates.contains(&"redis"),
-        "{tree}"
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let crates: Vec<_> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(crates.contains(&"ureq") && crates.contains(&"redis"), "{tree}");
     let runtimes = [
         "tokio",
         "async-std",
@@ -74,15 +52,7 @@ fn no_async_runtime_is_among_the_dependencies() {
 fn tree_of_this_system() -> std::process::Output {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args([
-        "tree",
-        "--edges",
-        "normal",
-        "--prefix",
-        "none",
-        "--locked",
-        "--offline",
-    ]);
+    command.args(["tree", "--edges", "normal", "--prefix", "none", "--locked", "--offline"]);
     command.current_dir(root()).output().unwrap()
 }
 
@@ -92,11 +62,7 @@ fn scripts_run_shows_three_messages_arriving_and_stops_all_it_started() {
     let mut first = Script::start(&dir, "first", &[]);
     first.wait_for("push more");
     for n in 1..=3 {
-        assert!(
-            first.output().contains(&format!("hello {n}")),
-            "{}",
-            first.output()
-        );
+        assert!(first.output().contains(&format!("hello {n}")), "{}", first.output());
     }
     let redis = first.address_after("redis://");
     let recipient = first.address_after("--endpoint http://");
@@ -113,11 +79,7 @@ fn scripts_run_shows_three_messages_arriving_and_stops_all_it_started() {
     assert_eq!(first.wait_exit(), Some(0));
     for address in [&redis, &recipient] {
         let listens = TcpStream::connect(address).is_ok();
-        assert!(
-            !listens,
-            "{address} still listens after: {}",
-            first.output()
-        );
+        assert!(!listens, "{address} still listens after: {}", first.output());
     }
 }
 
@@ -125,23 +87,14 @@ fn scripts_run_shows_three_messages_arriving_and_stops_all_it_started() {
 fn scripts_run_with_arguments_starts_the_agent_alone_and_keeps_the_queue() {
     let dir = TempDir::new("run");
     let endpoint = "http://127.0.0.1:1/nobody";
-    let args = [
-        "enqueue",
-        "--endpoint",
-        endpoint,
-        "--text",
-        "kept over a restart",
-    ];
+    let args = ["enqueue", "--endpoint", endpoint, "--text", "kept over a restart"];
     assert_eq!(Script::start(&dir, "push", &args).wait_exit(), Some(0));
 
     let mut agent = Script::start(&dir, "agent", &["--workers", "2"]);
     // The message that an earlier Redis was given is attempted.
     let client = || {
         let port = fs::read_to_string(dir.path().join("redis.port")).ok()?;
-        redis::Client::open(format!("redis://127.0.0.1:{}", port.trim()))
-            .ok()?
-            .get_connection()
-            .ok()
+        redis::Client::open(format!("redis://127.0.0.1:{}", port.trim())).ok()?.get_connection().ok()
     };
     let held = "{acapy.outbound_transport}:history";
     eventually("the message is attempted", SOON, || {
@@ -150,11 +103,7 @@ fn scripts_run_with_arguments_starts_the_agent_alone_and_keeps_the_queue() {
     assert!(!agent.output().contains("push more"), "{}", agent.output());
     agent.interrupt();
     assert_eq!(agent.wait_exit(), Some(0));
-    assert!(
-        client().is_none(),
-        "Redis still runs after: {}",
-        agent.output()
-    );
+    assert!(client().is_none(), "Redis still runs after: {}", agent.output());
 }
 
 #[test]
@@ -196,11 +145,7 @@ impl Script {
     fn wait_for(&mut self, text: &str) {
         eventually(&format!("scripts/run says {text:?}"), PATIENCE, || {
             let ended = self.child.try_wait().unwrap();
-            assert!(
-                ended.is_none(),
-                "it ended ({ended:?}) and said:\n{}",
-                self.output()
-            );
+            assert!(ended.is_none(), "it ended ({ended:?}) and said:\n{}", self.output());
             self.output().contains(text)
         });
     }
@@ -208,22 +153,14 @@ impl Script {
     /// The `host:port` that follows some text in what it said.
     fn address_after(&self, text: &str) -> String {
         let output = self.output();
-        let (_, after) = output
-            .split_once(text)
-            .unwrap_or_else(|| panic!("no {text} in: {output}"));
+        let (_, after) = output.split_once(text).unwrap_or_else(|| panic!("no {text} in: {output}"));
         after.split([' ', '/', '\n']).next().unwrap().to_string()
     }
 
     /// As Ctrl-C does, to the script alone; what it started is in sessions of their own.
     fn interrupt(&self) {
         let kill = format!("kill -s INT {}", self.child.id());
-        assert!(
-            Command::new("sh")
-                .args(["-c", &kill])
-                .status()
-                .unwrap()
-                .success()
-        );
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
     #[track_caller]

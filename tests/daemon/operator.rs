@@ -20,11 +20,7 @@ fn stderr(output: &Output) -> String {
 #[track_caller]
 fn assert_code(output: &Output, code: i32) {
     let (out, err) = (stdout(output), stderr(output));
-    assert_eq!(
-        output.status.code(),
-        Some(code),
-        "standard output: {out}\nstandard error: {err}"
-    );
+    assert_eq!(output.status.code(), Some(code), "standard output: {out}\nstandard error: {err}");
 }
 
 #[test]
@@ -48,20 +44,11 @@ fn enqueue_pushes_the_bytes_that_aca_py_would() {
         file.to_str().unwrap(),
     ]);
     assert_code(&output, 0);
-    let pushed: Vec<Vec<u8>> = redis::cmd("LRANGE")
-        .arg(redis.queue_key())
-        .arg(&["0", "-1"])
-        .query(&mut redis.client())
-        .unwrap();
-    let headers = [
-        ("Content-Type", "application/octet-stream"),
-        ("X-Other", "a: b"),
-    ];
+    let pushed: Vec<Vec<u8>> =
+        redis::cmd("LRANGE").arg(redis.queue_key()).arg(&["0", "-1"]).query(&mut redis.client()).unwrap();
+    let headers = [("Content-Type", "application/octet-stream"), ("X-Other", "a: b")];
     assert_eq!(pushed.len(), 1);
-    assert!(
-        pushed[0] == envelope_with(endpoint, &headers, &payload),
-        "other bytes"
-    );
+    assert!(pushed[0] == envelope_with(endpoint, &headers, &payload), "other bytes");
 }
 
 #[test]
@@ -71,15 +58,7 @@ fn what_is_enqueued_reaches_a_listener_through_the_agent() {
     let url = format!("http://{}/inbox", listener.address);
     let _agent = Agent::start(&redis, &[]);
     let text = "how are you today";
-    let args = [
-        "enqueue",
-        "-oq",
-        &redis.url(),
-        "--endpoint",
-        &url,
-        "--text",
-        text,
-    ];
+    let args = ["enqueue", "-oq", &redis.url(), "--endpoint", &url, "--text", text];
     assert_code(&run_to_end(&args), 0);
     listener.wait_for("/inbox");
     listener.wait_for(text);
@@ -89,19 +68,10 @@ fn what_is_enqueued_reaches_a_listener_through_the_agent() {
 #[test]
 fn a_listener_that_plays_a_bad_recipient_is_tried_again() {
     let redis = Redis::start();
-    let mut listener =
-        Listener::start(&["listen", "127.0.0.1:0", "--status", "503", "--count", "1"]);
+    let mut listener = Listener::start(&["listen", "127.0.0.1:0", "--status", "503", "--count", "1"]);
     let url = format!("http://{}/bad", listener.address);
     let _agent = Agent::start(&redis, &["--retry-first", "300ms", "--retry-max", "500ms"]);
-    let args = [
-        "enqueue",
-        "-oq",
-        &redis.url(),
-        "--endpoint",
-        &url,
-        "--text",
-        "x",
-    ];
+    let args = ["enqueue", "-oq", &redis.url(), "--endpoint", &url, "--text", "x"];
     assert_code(&run_to_end(&args), 0);
     listener.wait_for("/bad");
     crate::support::eventually("it ends after one request", SOON, || listener.ended());
@@ -116,25 +86,14 @@ fn check_passes_on_a_redis_that_is_well_set_up() {
     let output = run_to_end(&["check", "-oq", &redis.url()]);
     assert_code(&output, 0);
     assert!(!stdout(&output).trim().is_empty());
-    assert_eq!(
-        redis.agents(),
-        Vec::<String>::new(),
-        "it left an agent behind"
-    );
-    let keys: Vec<String> = redis::cmd("KEYS")
-        .arg("*")
-        .query(&mut redis.client())
-        .unwrap();
+    assert_eq!(redis.agents(), Vec::<String>::new(), "it left an agent behind");
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut redis.client()).unwrap();
     assert_eq!(keys, Vec::<String>::new(), "it left keys behind");
 }
 
 #[test]
 fn check_names_what_would_lose_messages() {
-    let redis = Redis::with(&[
-        "appendonly no",
-        "maxmemory 50mb",
-        "maxmemory-policy allkeys-lru",
-    ]);
+    let redis = Redis::with(&["appendonly no", "maxmemory 50mb", "maxmemory-policy allkeys-lru"]);
     let said = run_to_end(&["check", "-oq", &redis.url()]);
     let said = stdout(&said) + &stderr(&said);
     for setting in ["appendonly", "maxmemory-policy"] {
@@ -149,19 +108,13 @@ fn check_fails_where_no_agent_could_work() {
     let output = run_to_end(&["check", "-oq", &url]);
     assert_code(&output, 1);
     let said = stdout(&output) + &stderr(&output);
-    assert!(
-        said.contains("password") && !said.contains("the-wrong-one"),
-        "{said}"
-    );
+    assert!(said.contains("password") && !said.contains("the-wrong-one"), "{said}");
 
     redis.kill9();
     let output = run_to_end(&["check", "-oq", &redis.url()]);
     assert_code(&output, 1);
     let said = stdout(&output) + &stderr(&output);
-    assert!(
-        said.contains(&redis.address()) && !said.contains("the-right-one"),
-        "{said}"
-    );
+    assert!(said.contains(&redis.address()) && !said.contains("the-right-one"), "{said}");
 }
 
 #[test]
@@ -172,47 +125,13 @@ fn wrong_usage_ends_with_2_and_names_what_is_wrong() {
         (&["run", "-oq", url, "--workers", "none"], "--workers"),
         (&["run", "-oq", url, "--workers", "0"], "--workers"),
         (&["run", "-oq", url, "--timeout", "5"], "--timeout"),
-        (
-            &[
-                "run",
-                "-oq",
-                url,
-                "--connect-timeout",
-                "10s",
-                "--timeout",
-                "5s",
-            ],
-            "--connect-timeout",
-        ),
-        (
-            &[
-                "run",
-                "-oq",
-                url,
-                "--workers",
-                "4",
-                "--endpoint-concurrency",
-                "5",
-            ],
-            "--endpoint-concurrency",
-        ),
-        (
-            &["run", "-oq", url, "--in-flight-bytes", "many"],
-            "--in-flight-bytes",
-        ),
+        (&["run", "-oq", url, "--connect-timeout", "10s", "--timeout", "5s"], "--connect-timeout"),
+        (&["run", "-oq", url, "--workers", "4", "--endpoint-concurrency", "5"], "--endpoint-concurrency"),
+        (&["run", "-oq", url, "--in-flight-bytes", "many"], "--in-flight-bytes"),
         (&["run", "-oq", url, "--pop", "lpop"], "--pop"),
-        (
-            &["run", "-oq", url, "--retry-first", "--ordered"],
-            "--retry-first",
-        ),
-        (
-            &["run", "-oq", "http://127.0.0.1", "--ordered"],
-            "--outbound-queue",
-        ),
-        (
-            &["run", "-oq", url, "-oqc", "kafka"],
-            "--outbound-queue-class",
-        ),
+        (&["run", "-oq", url, "--retry-first", "--ordered"], "--retry-first"),
+        (&["run", "-oq", "http://127.0.0.1", "--ordered"], "--outbound-queue"),
+        (&["run", "-oq", url, "-oqc", "kafka"], "--outbound-queue-class"),
         (&["run"], "--outbound-queue"),
         (&["run", "-oq", url, "more"], "more"),
         (&["fly"], "fly"),
@@ -223,14 +142,8 @@ fn wrong_usage_ends_with_2_and_names_what_is_wrong() {
         let output = run_to_end(args);
         assert_code(&output, 2);
         let error = stderr(&output);
-        assert!(
-            error.contains(named),
-            "{args:?}: {named} is not named in: {error}"
-        );
-        assert!(
-            error.lines().count() <= 3,
-            "{args:?} takes many lines: {error}"
-        );
+        assert!(error.contains(named), "{args:?}: {named} is not named in: {error}");
+        assert!(error.lines().count() <= 3, "{args:?} takes many lines: {error}");
     }
 }
 
@@ -239,11 +152,7 @@ fn aca_pys_own_names_and_variables_work() {
     let redis = Redis::start();
     let sink = Sink::new(|_| Answer::ok());
     let message = crate::support::wire::envelope(&sink.url(), b"x");
-    redis::cmd("RPUSH")
-        .arg("p.outbound_transport")
-        .arg(message)
-        .exec(&mut redis.client())
-        .unwrap();
+    redis::cmd("RPUSH").arg("p.outbound_transport").arg(message).exec(&mut redis.client()).unwrap();
     let mut command = Agent::command();
     command
         .env("ACAPY_OUTBOUND_TRANSPORT_QUEUE", redis.url())
@@ -259,16 +168,10 @@ fn aca_pys_own_names_and_variables_work() {
     assert_eq!(agent.wait_exit(SOON), Some(0));
 
     let mut command = Agent::command();
-    command
-        .env("ACAPY_OUTBOUND_TRANSPORT_QUEUE", redis.url())
-        .env("ACAPY_DELIVER_WORKERS", "few");
+    command.env("ACAPY_OUTBOUND_TRANSPORT_QUEUE", redis.url()).env("ACAPY_DELIVER_WORKERS", "few");
     let mut agent = Agent::spawn(command);
     assert_eq!(agent.wait_exit(SOON), Some(2));
-    assert!(
-        agent.log().contains("ACAPY_DELIVER_WORKERS"),
-        "{}",
-        agent.log()
-    );
+    assert!(agent.log().contains("ACAPY_DELIVER_WORKERS"), "{}", agent.log());
 }
 
 #[test]
@@ -293,10 +196,7 @@ struct Listener {
 impl Listener {
     fn start(args: &[&str]) -> Listener {
         let mut command: Command = Agent::command();
-        command
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped());
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
         let (sender, lines) = channel();
@@ -307,22 +207,11 @@ impl Listener {
                 }
             }
         });
-        let first = lines
-            .recv_timeout(SOON)
-            .expect("its first line says where it listens");
-        let address = first
-            .find("127.0.0.1:")
-            .map(|at| &first[at..])
-            .expect("an address");
-        let end = address[10..]
-            .find(|c: char| !c.is_ascii_digit())
-            .map_or(address.len(), |n| 10 + n);
+        let first = lines.recv_timeout(SOON).expect("its first line says where it listens");
+        let address = first.find("127.0.0.1:").map(|at| &first[at..]).expect("an address");
+        let end = address[10..].find(|c: char| !c.is_ascii_digit()).map_or(address.len(), |n| 10 + n);
         let address = address[..end].to_string();
-        Listener {
-            child,
-            address,
-            lines,
-        }
+        Listener { child, address, lines }
     }
 
     #[track_caller]

@@ -15,11 +15,7 @@ const OUTAGE: Duration = Duration::from_secs(2);
 #[track_caller]
 fn assert_said_once(agent: &Agent) {
     let complaints = agent.complaints();
-    assert_eq!(
-        complaints.len(),
-        1,
-        "said about one outage: {complaints:#?}"
-    );
+    assert_eq!(complaints.len(), 1, "said about one outage: {complaints:#?}");
 }
 
 #[test]
@@ -69,10 +65,7 @@ fn redis_killed_and_restarted_in_mid_delivery_loses_nothing() {
     let copies = sink.copies();
     assert_eq!(copies.len(), 600);
     // What was delivered while Redis was away was kept and settled then.
-    assert!(
-        copies.values().all(|n| *n == 1),
-        "some arrived twice: {copies:?}"
-    );
+    assert!(copies.values().all(|n| *n == 1), "some arrived twice: {copies:?}");
     assert_said_once(&agent);
     agent.wait_log("again");
 }
@@ -92,16 +85,9 @@ fn cut_connections_to_redis_lose_nothing_and_repeat_nothing() {
     redis.wait_empty(ms(60_000));
     let copies = sink.copies();
     assert_eq!(copies.len(), 1500);
-    assert!(
-        copies.values().all(|n| *n == 1),
-        "some arrived twice: {copies:?}"
-    );
+    assert!(copies.values().all(|n| *n == 1), "some arrived twice: {copies:?}");
     assert!(agent.is_running());
-    assert!(
-        agent.log().lines().count() < 100,
-        "a log of {} lines",
-        agent.log().lines().count()
-    );
+    assert!(agent.log().lines().count() < 100, "a log of {} lines", agent.log().lines().count());
 }
 
 #[test]
@@ -110,10 +96,7 @@ fn scripts_that_redis_forgot_are_sent_again() {
     let sink = Sink::new(|_| Answer::ok());
     let agent = Agent::start(&redis, &[]);
     for round in 1..=5 {
-        redis::cmd("SCRIPT")
-            .arg("FLUSH")
-            .exec(&mut redis.client())
-            .unwrap();
+        redis::cmd("SCRIPT").arg("FLUSH").exec(&mut redis.client()).unwrap();
         redis.push_all(numbered(&sink.url(), 20));
         redis.wait_empty(SOON);
         assert_eq!(sink.n_delivered(), round * 20);
@@ -128,16 +111,10 @@ fn a_full_redis_is_emptied_and_said_once() {
     let payload = vec![b'x'; 2000];
     redis.push_all((0..200).map(|_| envelope(&sink.url(), &payload)));
     let limit = |bytes: &str| {
-        redis::cmd("CONFIG")
-            .arg(&["SET", "maxmemory", bytes])
-            .exec(&mut redis.client())
-            .unwrap();
+        redis::cmd("CONFIG").arg(&["SET", "maxmemory", bytes]).exec(&mut redis.client()).unwrap();
     };
     limit("1");
-    let refused = redis::cmd("RPUSH")
-        .arg("a")
-        .arg("b")
-        .exec(&mut redis.client());
+    let refused = redis::cmd("RPUSH").arg("a").arg("b").exec(&mut redis.client());
     assert!(refused.unwrap_err().to_string().contains("OOM"));
 
     let agent = Agent::start(&redis, &[]);
@@ -159,10 +136,7 @@ fn messages_that_must_wait_are_kept_in_a_full_redis() {
     let sink = Sink::new(|_| Answer::status(500));
     redis.push_all(numbered(&sink.url(), 5));
     redis.push(b"not an envelope");
-    redis::cmd("CONFIG")
-        .arg(&["SET", "maxmemory", "1"])
-        .exec(&mut redis.client())
-        .unwrap();
+    redis::cmd("CONFIG").arg(&["SET", "maxmemory", "1"]).exec(&mut redis.client()).unwrap();
     let _agent = Agent::start(&redis, &["--retry-first", "200ms"]);
     eventually("each is attempted and settled", SOON, || {
         let counts = redis.counts();
@@ -185,10 +159,7 @@ fn a_redis_that_turns_read_only_is_waited_for() {
     eventually("it is in the middle", SOON, || sink.n_requests() >= 50);
     // A replica of a primary that is not there keeps its data and refuses writes.
     let replica_of = |args: &[&str; 2]| {
-        redis::cmd("REPLICAOF")
-            .arg(args)
-            .exec(&mut redis.client())
-            .unwrap();
+        redis::cmd("REPLICAOF").arg(args).exec(&mut redis.client()).unwrap();
     };
     replica_of(&["127.0.0.1", "1"]);
     thread::sleep(OUTAGE);
@@ -197,10 +168,7 @@ fn a_redis_that_turns_read_only_is_waited_for() {
     redis.wait_empty(ms(40_000));
     let copies = sink.copies();
     assert_eq!(copies.len(), 400);
-    assert!(
-        copies.values().all(|n| *n == 1),
-        "some arrived twice: {copies:?}"
-    );
+    assert!(copies.values().all(|n| *n == 1), "some arrived twice: {copies:?}");
     assert_said_once(&agent);
 }
 
@@ -236,10 +204,7 @@ fn a_redis_that_does_not_answer_for_a_while_loses_and_repeats_nothing() {
     redis.wait_empty(ms(40_000));
     let copies = sink.copies();
     assert_eq!(copies.len(), 400);
-    assert!(
-        copies.values().all(|n| *n == 1),
-        "some arrived twice: {copies:?}"
-    );
+    assert!(copies.values().all(|n| *n == 1), "some arrived twice: {copies:?}");
     assert!(agent.is_running());
 }
 
@@ -250,10 +215,7 @@ fn a_wrong_password_ends_it_and_is_not_repeated_in_the_log() {
     assert_eq!(agent.wait_exit(SOON), Some(1));
     let log = agent.log();
     assert!(log.contains("password"), "{log}");
-    assert!(
-        !log.contains("the-wrong-one"),
-        "the password is in the log: {log}"
-    );
+    assert!(!log.contains("the-wrong-one"), "the password is in the log: {log}");
 
     let mut without = Agent::start_at(&format!("redis://{}", redis.address()), &[]);
     assert_eq!(without.wait_exit(SOON), Some(1));
@@ -290,22 +252,11 @@ fn a_wrong_type_at_a_key_ends_it_and_the_key_is_named() {
     for name in [None, Some("dead"), Some("retry"), Some("messages")] {
         let redis = Redis::start();
         let key = name.map_or_else(|| redis.queue_key(), |name| redis.key(name));
-        redis::cmd("SET")
-            .arg(&key)
-            .arg("not ours")
-            .exec(&mut redis.client())
-            .unwrap();
+        redis::cmd("SET").arg(&key).arg("not ours").exec(&mut redis.client()).unwrap();
         let mut agent = Agent::start_at(&redis.url(), &[]);
         assert_eq!(agent.wait_exit(SOON), Some(1), "with a string at {key}");
-        assert!(
-            agent.log().contains(&key),
-            "{key} is not in: {}",
-            agent.log()
-        );
-        let kept: String = redis::cmd("GET")
-            .arg(&key)
-            .query(&mut redis.client())
-            .unwrap();
+        assert!(agent.log().contains(&key), "{key} is not in: {}", agent.log());
+        let kept: String = redis::cmd("GET").arg(&key).query(&mut redis.client()).unwrap();
         assert_eq!(kept, "not ours");
     }
 }
@@ -313,20 +264,8 @@ fn a_wrong_type_at_a_key_ends_it_and_the_key_is_named() {
 #[test]
 fn a_missing_permission_ends_it_with_a_message() {
     let redis = Redis::start();
-    let user = [
-        "SETUSER",
-        "weak",
-        "on",
-        ">weak-secret",
-        "~*",
-        "+@all",
-        "-eval",
-        "-evalsha",
-    ];
-    redis::cmd("ACL")
-        .arg(&user)
-        .exec(&mut redis.client())
-        .unwrap();
+    let user = ["SETUSER", "weak", "on", ">weak-secret", "~*", "+@all", "-eval", "-evalsha"];
+    redis::cmd("ACL").arg(&user).exec(&mut redis.client()).unwrap();
     let url = format!("redis://weak:weak-secret@{}", redis.address());
     let mut agent = Agent::start_at(&url, &[]);
     assert_eq!(agent.wait_exit(SOON), Some(1));
@@ -337,11 +276,7 @@ fn a_missing_permission_ends_it_with_a_message() {
 
 #[test]
 fn a_redis_that_may_lose_messages_is_warned_about() {
-    let redis = Redis::with(&[
-        "appendonly no",
-        "maxmemory 50mb",
-        "maxmemory-policy allkeys-lru",
-    ]);
+    let redis = Redis::with(&["appendonly no", "maxmemory 50mb", "maxmemory-policy allkeys-lru"]);
     let agent = Agent::start(&redis, &[]);
     agent.wait_log("appendonly");
     agent.wait_log("maxmemory-policy");

@@ -5,9 +5,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::support::wire::{envelope, numbered};
-use crate::support::{
-    Agent, Answer, Held, Redis, Request, SOON, Sink, eventually, eventually_eq, ms,
-};
+use crate::support::{Agent, Answer, Held, Redis, Request, SOON, Sink, eventually, eventually_eq, ms};
 
 /// A sink that answers the first request with each body as `first` says, and later ones with 200.
 fn sink_that_first(first: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Sink {
@@ -16,11 +14,7 @@ fn sink_that_first(first: impl Fn(&Request) -> Answer + Send + Sync + 'static) -
         let mut seen = seen.lock().unwrap();
         let n = seen.entry(request.body.clone()).or_default();
         *n += 1;
-        if *n == 1 {
-            first(request)
-        } else {
-            Answer::ok()
-        }
+        if *n == 1 { first(request) } else { Answer::ok() }
     })
 }
 
@@ -34,10 +28,7 @@ fn refused_connection_is_retried_later() {
     eventually("all are put off", SOON, || redis.put_off().len() == 3);
     let put_off = redis.put_off();
     let refused = |held: &Held| held.history.to_lowercase().contains("refused");
-    assert!(
-        put_off.iter().any(refused),
-        "no error that tells of it: {put_off:?}"
-    );
+    assert!(put_off.iter().any(refused), "no error that tells of it: {put_off:?}");
     sink.start();
     redis.wait_empty(SOON);
     assert_eq!(sink.copies().values().sum::<usize>(), 3);
@@ -48,9 +39,7 @@ fn refused_connection_is_retried_later() {
 fn temporary_statuses_are_attempted_again_until_delivered() {
     let redis = Redis::start();
     let sink = sink_that_first(|request| Answer::status(request.text().parse().unwrap()));
-    let statuses = [
-        "500", "502", "503", "504", "429", "408", "425", "404", "401", "507",
-    ];
+    let statuses = ["500", "502", "503", "504", "429", "408", "425", "404", "401", "507"];
     redis.push_all(statuses.map(|status| envelope(&sink.url(), status.as_bytes())));
     let _agent = Agent::start(&redis, &["--retry-first", "100ms", "--retry-max", "1s"]);
     redis.wait_empty(SOON);
@@ -84,14 +73,7 @@ fn a_recipient_that_never_answers_costs_one_timeout() {
     let redis = Redis::start();
     let sink = sink_that_first(|_| Answer::Hang);
     redis.push_all(numbered(&sink.url(), 2));
-    let options = [
-        "--connect-timeout",
-        "300ms",
-        "--timeout",
-        "400ms",
-        "--retry-first",
-        "100ms",
-    ];
+    let options = ["--connect-timeout", "300ms", "--timeout", "400ms", "--retry-first", "100ms"];
     let _agent = Agent::start(&redis, &options);
     redis.wait_empty(SOON);
     assert_eq!(sink.copies().values().collect::<Vec<_>>(), [&1, &1]);
@@ -106,10 +88,7 @@ fn retry_after_is_respected() {
         let _agent = Agent::start(&redis, &["--retry-first", "100ms", "--retry-max", "10m"]);
         redis.wait_empty(SOON);
         let gap = gaps(&sink)[0];
-        assert!(
-            gap >= ms(1950),
-            "after {status} with Retry-After 2 s: again after {gap:?}"
-        );
+        assert!(gap >= ms(1950), "after {status} with Retry-After 2 s: again after {gap:?}");
     }
 }
 
@@ -170,12 +149,7 @@ fn healthy_recipients_are_served_while_others_fail() {
         }
     }
     let _agent = Agent::start(&redis, &["--timeout", "20s"]);
-    eventually_eq(
-        "the healthy one has all",
-        Duration::from_secs(15),
-        50,
-        || healthy.n_delivered(),
-    );
+    eventually_eq("the healthy one has all", Duration::from_secs(15), 50, || healthy.n_delivered());
     assert_eq!(healthy.copies().len(), 50);
     redis.check_invariant();
 }
@@ -183,8 +157,5 @@ fn healthy_recipients_are_served_while_others_fail() {
 /// The times between the requests of a sink.
 fn gaps(sink: &Sink) -> Vec<Duration> {
     let requests = sink.requests();
-    requests
-        .windows(2)
-        .map(|pair| pair[1].at - pair[0].at)
-        .collect()
+    requests.windows(2).map(|pair| pair[1].at - pair[0].at).collect()
 }

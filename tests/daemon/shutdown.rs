@@ -11,16 +11,10 @@ use crate::support::{Agent, Answer, Counts, Redis, SOON, Sink, eventually, event
 #[track_caller]
 fn assert_all_arrived(sink: &Sink, n: usize, at_most: usize) {
     let copies = sink.copies();
-    let missing: Vec<_> = (0..n)
-        .map(|i| format!("message {i}"))
-        .filter(|m| !copies.contains_key(m))
-        .collect();
+    let missing: Vec<_> = (0..n).map(|i| format!("message {i}")).filter(|m| !copies.contains_key(m)).collect();
     assert!(missing.is_empty(), "{} lost: {missing:?}", missing.len());
     let often: BTreeMap<_, _> = copies.into_iter().filter(|(_, n)| *n > at_most).collect();
-    assert!(
-        often.is_empty(),
-        "arrived more than {at_most} times: {often:?}"
-    );
+    assert!(often.is_empty(), "arrived more than {at_most} times: {often:?}");
 }
 
 #[test]
@@ -47,11 +41,7 @@ fn ends_in_good_order(signal: fn(&Agent)) {
 
     let counts = redis.counts();
     assert_eq!(counts.inflight, 0, "left in flight: {counts:?}");
-    assert_eq!(
-        redis.agents(),
-        Vec::<String>::new(),
-        "it left without saying so"
-    );
+    assert_eq!(redis.agents(), Vec::<String>::new(), "it left without saying so");
     redis.check_invariant();
     let remain = counts.queue + counts.waiting + counts.retry;
     assert_eq!(sink.n_requests() + remain, 2000, "{counts:?}");
@@ -75,10 +65,7 @@ fn past_the_drain_timeout_it_gives_back_and_ends() {
     let asked = Instant::now();
     assert_eq!(agent.wait_exit(SOON), Some(0));
     let took = asked.elapsed();
-    assert!(
-        took >= ms(900) && took < ms(3_500),
-        "a drain of 1 s took {took:?}"
-    );
+    assert!(took >= ms(900) && took < ms(3_500), "a drain of 1 s took {took:?}");
     let counts = redis.counts();
     assert_eq!((counts.inflight, counts.dead), (0, 0));
     assert_eq!(counts.queue + counts.retry + counts.waiting, 20);
@@ -92,17 +79,8 @@ fn past_the_drain_timeout_it_gives_back_and_ends() {
     redis.wait_empty(SOON);
     assert_all_arrived(&sink, 20, 1);
     let requests = sink.requests();
-    let again = requests
-        .iter()
-        .filter(|r| r.text() == cut_off)
-        .nth(1)
-        .unwrap()
-        .at
-        - ended;
-    assert!(
-        again >= ms(1_500),
-        "its second copy came {again:?} after the end"
-    );
+    let again = requests.iter().filter(|r| r.text() == cut_off).nth(1).unwrap().at - ended;
+    assert!(again >= ms(1_500), "its second copy came {again:?} after the end");
 }
 
 #[test]
@@ -125,11 +103,7 @@ fn a_second_signal_ends_it_at_once() {
     assert_eq!(agent.wait_exit(SOON), Some(0));
     let counts = redis.counts();
     assert_eq!((counts.inflight, counts.dead), (0, 0), "{counts:?}");
-    assert_eq!(
-        counts.queue + counts.retry + counts.waiting,
-        20,
-        "{counts:?}"
-    );
+    assert_eq!(counts.queue + counts.retry + counts.waiting, 20, "{counts:?}");
     redis.check_invariant();
 }
 
@@ -162,11 +136,7 @@ fn killed_in_mid_delivery_everything_arrives_within_the_lease() {
     redis.wait_empty(ms(15_000));
     assert_all_arrived(&sink, 600, 2);
     let twice = sink.copies().values().filter(|n| **n == 2).count();
-    assert!(
-        twice <= counts.inflight,
-        "{twice} twice, {} were in flight",
-        counts.inflight
-    );
+    assert!(twice <= counts.inflight, "{twice} twice, {} were in flight", counts.inflight);
 }
 
 #[test]
@@ -193,24 +163,12 @@ fn frozen_for_longer_than_its_lease_it_loses_nothing_and_works_on() {
     let sink = Sink::origins(4, |_| Answer::ok().after(ms(30)));
     let urls = sink.urls();
     redis.push_all((0..600).map(|i| envelope(&urls[i % 4], format!("message {i}").as_bytes())));
-    let options = [
-        "--lease",
-        "3s",
-        "--retry-first",
-        "500ms",
-        "--in-flight",
-        "128",
-    ];
+    let options = ["--lease", "3s", "--retry-first", "500ms", "--in-flight", "128"];
     let mut frozen = Agent::start(&redis, &options);
     eventually("it is in the middle", SOON, || sink.n_requests() >= 50);
     frozen.freeze();
     let mut other = Agent::start(&redis, &options);
-    eventually_eq(
-        "the other takes all over",
-        ms(30_000),
-        Counts::default(),
-        || redis.counts(),
-    );
+    eventually_eq("the other takes all over", ms(30_000), Counts::default(), || redis.counts());
     frozen.thaw();
     eventually("it registers again", SOON, || redis.agents().len() == 2);
     redis.wait_empty(SOON);

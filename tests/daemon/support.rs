@@ -34,12 +34,7 @@ pub fn eventually(what: &str, timeout: Duration, mut condition: impl FnMut() -> 
 
 /// Waits until `actual` gives what is expected; a failure shows both.
 #[track_caller]
-pub fn eventually_eq<T: PartialEq + Debug>(
-    what: &str,
-    timeout: Duration,
-    expected: T,
-    mut actual: impl FnMut() -> T,
-) {
+pub fn eventually_eq<T: PartialEq + Debug>(what: &str, timeout: Duration, expected: T, mut actual: impl FnMut() -> T) {
     let deadline = Instant::now() + timeout;
     loop {
         let seen = actual();
@@ -114,13 +109,7 @@ mod tests {
         redis.restart();
         assert_eq!(redis.url(), url);
         redis.push(b"two");
-        assert_eq!(
-            redis.counts(),
-            Counts {
-                queue: 2,
-                ..Counts::default()
-            }
-        );
+        assert_eq!(redis.counts(), Counts { queue: 2, ..Counts::default() });
         redis.check_invariant();
     }
 
@@ -128,9 +117,7 @@ mod tests {
     fn a_redis_takes_further_configuration() {
         let redis = Redis::with(&["requirepass secret", "rename-command BLMOVE \"\""]);
         assert!(redis.url().contains(":secret@"));
-        let blmove = redis::cmd("BLMOVE")
-            .arg(&["a", "b", "LEFT", "LEFT", "0.1"])
-            .query::<()>(&mut redis.client());
+        let blmove = redis::cmd("BLMOVE").arg(&["a", "b", "LEFT", "LEFT", "0.1"]).query::<()>(&mut redis.client());
         assert!(blmove.unwrap_err().to_string().contains("unknown command"));
     }
 
@@ -142,11 +129,7 @@ mod tests {
             redis.check_invariant();
             for command in commands {
                 let key = redis.key(command[1]);
-                redis::cmd(command[0])
-                    .arg(key)
-                    .arg(&command[2..])
-                    .exec(&mut client)
-                    .unwrap();
+                redis::cmd(command[0]).arg(key).arg(&command[2..]).exec(&mut client).unwrap();
             }
             let error = redis.invariant().unwrap_err();
             assert!(error.contains(says), "{commands:?} gives: {error}");
@@ -156,22 +139,10 @@ mod tests {
         let retry: &[&str] = &["ZADD", "retry", "5", "0000000000000001"];
         broken_by(&[message], "in no place");
         broken_by(&[retry], "not in messages");
-        broken_by(
-            &[message, retry, &["ZADD", "dead", "1", "0000000000000001"]],
-            "in two places",
-        );
-        broken_by(
-            &[
-                message,
-                &["ZADD", "waiting", "0", "http://a:1\n0000000000000001"],
-            ],
-            "lanes",
-        );
+        broken_by(&[message, retry, &["ZADD", "dead", "1", "0000000000000001"]], "in two places");
+        broken_by(&[message, &["ZADD", "waiting", "0", "http://a:1\n0000000000000001"]], "lanes");
         broken_by(&[&["ZADD", "lanes", "1", "http://a:1"]], "lanes");
-        broken_by(
-            &[&["HSET", "history", "0000000000000001", "x"]],
-            "still in history",
-        );
+        broken_by(&[&["HSET", "history", "0000000000000001", "x"]], "still in history");
     }
 
     #[test]
@@ -182,16 +153,11 @@ mod tests {
         });
         let mut stream = TcpStream::connect(sink.address()).unwrap();
         let mut answer = [0; 512];
-        stream
-            .write_all(b"POST /first HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc")
-            .unwrap();
+        stream.write_all(b"POST /first HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc").unwrap();
         let n = stream.read(&mut answer).unwrap();
         let text = String::from_utf8_lossy(&answer[..n]).into_owned();
         assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
-        assert!(
-            text.contains("Retry-After: 7\r\n") && text.ends_with("\r\n\r\nbusy"),
-            "{text}"
-        );
+        assert!(text.contains("Retry-After: 7\r\n") && text.ends_with("\r\n\r\nbusy"), "{text}");
         stream
             .write_all(b"POST /second HTTP/1.1\r\nX: y\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nde\r\n1;x=y\r\nf\r\n0\r\n\r\n")
             .unwrap();
@@ -200,14 +166,8 @@ mod tests {
 
         let requests = sink.requests();
         assert_eq!(requests.len(), 2);
-        assert_eq!(
-            (requests[0].body.as_slice(), requests[0].status),
-            (&b"abc"[..], Some(503))
-        );
-        assert_eq!(
-            (requests[1].body.as_slice(), requests[1].status),
-            (&b"def"[..], Some(200))
-        );
+        assert_eq!((requests[0].body.as_slice(), requests[0].status), (&b"abc"[..], Some(503)));
+        assert_eq!((requests[1].body.as_slice(), requests[1].status), (&b"def"[..], Some(200)));
         assert_eq!(requests[1].header("x"), Some("y"));
         assert_eq!(requests[0].connection, requests[1].connection);
         assert_eq!(sink.n_delivered(), 1);
@@ -222,26 +182,17 @@ mod tests {
         });
         let ask = |target: &str| {
             let mut stream = TcpStream::connect(sink.address()).unwrap();
-            write!(
-                stream,
-                "POST {target} HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
-            )
-            .unwrap();
+            write!(stream, "POST {target} HTTP/1.1\r\nContent-Length: 0\r\n\r\n").unwrap();
             stream
         };
         let mut answer = Vec::new();
         let _ = ask("/cut").read_to_end(&mut answer);
         assert!(answer.is_empty());
         let _ = ask("/half").read_to_end(&mut answer);
-        assert!(
-            answer.starts_with(b"HTTP/1.1 200") && answer.len() < 60,
-            "{answer:?}"
-        );
+        assert!(answer.starts_with(b"HTTP/1.1 200") && answer.len() < 60, "{answer:?}");
 
         let mut hanging = ask("/hang");
-        eventually_eq("the third request arrives", SOON, 3, || {
-            sink.requests().len()
-        });
+        eventually_eq("the third request arrives", SOON, 3, || sink.requests().len());
         sink.stop();
         answer.clear();
         let _ = hanging.read_to_end(&mut answer);
@@ -257,9 +208,7 @@ mod tests {
         sink.behave(|_| Answer::ok().after(ms(30)));
         let asked = Instant::now();
         let mut stream = TcpStream::connect(sink.address()).unwrap();
-        stream
-            .write_all(b"POST / HTTP/1.0\r\nContent-Length: 0\r\n\r\n")
-            .unwrap();
+        stream.write_all(b"POST / HTTP/1.0\r\nContent-Length: 0\r\n\r\n").unwrap();
         stream.read_to_end(&mut answer).unwrap();
         assert!(answer.starts_with(b"HTTP/1.1 200") && asked.elapsed() >= ms(30));
     }
@@ -271,9 +220,7 @@ mod tests {
         assert_eq!(urls.len(), 3);
         for address in sink.addresses() {
             let mut stream = TcpStream::connect(address).unwrap();
-            stream
-                .write_all(b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
-                .unwrap();
+            stream.write_all(b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n").unwrap();
         }
         eventually_eq("each origin has its request", SOON, 3, || {
             let mut origins: Vec<_> = sink.requests().iter().map(|r| r.origin).collect();

@@ -53,28 +53,17 @@ impl Agent {
     }
 
     pub fn spawn(mut command: Command) -> Agent {
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the agent's binary can be started");
         let stderr = BufReader::new(child.stderr.take().expect("standard error is a pipe"));
         let log = Arc::new(Mutex::new(Vec::new()));
         let lines = log.clone();
         let reader = thread::spawn(move || {
             for line in stderr.split(b'\n').map_while(Result::ok) {
-                lines
-                    .lock()
-                    .unwrap()
-                    .push(String::from_utf8_lossy(&line).into_owned());
+                lines.lock().unwrap().push(String::from_utf8_lossy(&line).into_owned());
             }
         });
-        Agent {
-            child,
-            status: None,
-            log,
-            reader: Some(reader),
-        }
+        Agent { child, status: None, log, reader: Some(reader) }
     }
 
     /// SIGTERM: end in good order.
@@ -98,10 +87,7 @@ impl Agent {
 
     /// Ends it without a word.
     pub fn kill9(&mut self) {
-        assert!(
-            self.exited().is_none(),
-            "the agent had ended before it was killed"
-        );
+        assert!(self.exited().is_none(), "the agent had ended before it was killed");
         self.child.kill().unwrap();
         self.wait_exit(SOON);
     }
@@ -109,11 +95,7 @@ impl Agent {
     fn signal(&self, name: &str) {
         // The shell's own `kill`, since the tests hold no unsafe code.
         let kill = format!("kill -s {name} {}", self.child.id());
-        let status = Command::new("sh")
-            .args(["-c", &kill])
-            .stderr(Stdio::null())
-            .status()
-            .unwrap();
+        let status = Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status().unwrap();
         assert!(status.success(), "cannot send {name}: the agent has ended");
     }
 
@@ -156,9 +138,7 @@ impl Agent {
     #[track_caller]
     pub fn wait_log(&self, text: &str) {
         let wanted = text.to_lowercase();
-        eventually(&format!("the log says {text:?}"), SOON, || {
-            self.log().to_lowercase().contains(&wanted)
-        });
+        eventually(&format!("the log says {text:?}"), SOON, || self.log().to_lowercase().contains(&wanted));
     }
 }
 
@@ -172,14 +152,8 @@ impl Drop for Agent {
             let _ = reader.join();
         }
         if thread::panicking() {
-            let ended = self
-                .status
-                .map_or("running until now".into(), |status| status.to_string());
-            eprintln!(
-                "--- agent {} ({ended}) said:\n{}",
-                self.child.id(),
-                self.log()
-            );
+            let ended = self.status.map_or("running until now".into(), |status| status.to_string());
+            eprintln!("--- agent {} ({ended}) said:\n{}", self.child.id(), self.log());
         }
     }
 }
@@ -188,11 +162,7 @@ impl Drop for Agent {
 #[track_caller]
 pub fn run_to_end(args: &[&str]) -> Output {
     let mut command = Agent::command();
-    command
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the binary can be started");
     let out = drain(child.stdout.take().expect("standard output is a pipe"));
     let err = drain(child.stderr.take().expect("standard error is a pipe"));
@@ -203,18 +173,11 @@ pub fn run_to_end(args: &[&str]) -> Output {
         }
         if Instant::now() > deadline {
             let _ = child.kill();
-            panic!(
-                "not within {SOON:?}: the end of acapy-deliver {}",
-                args.join(" ")
-            );
+            panic!("not within {SOON:?}: the end of acapy-deliver {}", args.join(" "));
         }
         thread::sleep(Duration::from_millis(5));
     };
-    Output {
-        status,
-        stdout: out.join().unwrap(),
-        stderr: err.join().unwrap(),
-    }
+    Output { status, stdout: out.join().unwrap(), stderr: err.join().unwrap() }
 }
 
 fn drain(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {

@@ -65,23 +65,12 @@ impl Redis {
             "save \"\"".into(),
             "logfile redis.log".into(),
         ];
-        let lines = lines
-            .iter()
-            .map(String::as_str)
-            .chain(configuration.iter().copied());
+        let lines = lines.iter().map(String::as_str).chain(configuration.iter().copied());
         let lines = lines.collect::<Vec<_>>().join("\n");
         fs::write(dir.path().join("redis.conf"), lines + "\n").unwrap();
-        let password = configuration
-            .iter()
-            .find_map(|line| line.strip_prefix("requirepass "));
+        let password = configuration.iter().find_map(|line| line.strip_prefix("requirepass "));
         let password = password.map(str::to_string);
-        let mut redis = Redis {
-            dir,
-            address,
-            port,
-            password,
-            server: None,
-        };
+        let mut redis = Redis { dir, address, port, password, server: None };
         redis.restart();
         redis
     }
@@ -113,19 +102,11 @@ impl Redis {
     pub fn wait_until_ready(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
-            let answer = self
-                .try_client()
-                .and_then(|mut c| redis::cmd("PING").exec(&mut c));
+            let answer = self.try_client().and_then(|mut c| redis::cmd("PING").exec(&mut c));
             let Err(error) = answer else { return };
-            let ended = self
-                .server
-                .as_mut()
-                .and_then(|server| server.try_wait().unwrap());
+            let ended = self.server.as_mut().and_then(|server| server.try_wait().unwrap());
             if ended.is_some() || Instant::now() > deadline {
-                panic!(
-                    "redis-server does not start: {error}; ended: {ended:?}\n{}",
-                    self.log()
-                );
+                panic!("redis-server does not start: {error}; ended: {ended:?}\n{}", self.log());
             }
             thread::sleep(Duration::from_millis(5));
         }
@@ -141,20 +122,12 @@ impl Redis {
     /// Leaves every command of every client unanswered for a while.
     pub fn pause(&self, milliseconds: u64) {
         let mut client = self.client();
-        redis::cmd("CLIENT")
-            .arg("PAUSE")
-            .arg(milliseconds)
-            .arg("ALL")
-            .exec(&mut client)
-            .unwrap();
+        redis::cmd("CLIENT").arg("PAUSE").arg(milliseconds).arg("ALL").exec(&mut client).unwrap();
     }
 
     /// Where it is, with the password if there is one.
     pub fn url(&self) -> String {
-        let user = self
-            .password
-            .as_ref()
-            .map_or(String::new(), |password| format!(":{password}@"));
+        let user = self.password.as_ref().map_or(String::new(), |password| format!(":{password}@"));
         format!("redis://{user}{}:{}", self.address, self.port)
     }
 
@@ -175,8 +148,7 @@ impl Redis {
 
     /// A new connection.
     pub fn client(&self) -> redis::Connection {
-        self.try_client()
-            .unwrap_or_else(|error| panic!("no connection to {}: {error}", self.address()))
+        self.try_client().unwrap_or_else(|error| panic!("no connection to {}: {error}", self.address()))
     }
 
     pub fn try_client(&self) -> redis::RedisResult<redis::Connection> {
@@ -202,10 +174,7 @@ impl Redis {
     pub fn push_all<B: AsRef<[u8]>>(&self, messages: impl IntoIterator<Item = B>) {
         let mut pipe = redis::pipe();
         for bytes in messages {
-            pipe.cmd("RPUSH")
-                .arg(self.queue_key())
-                .arg(bytes.as_ref())
-                .ignore();
+            pipe.cmd("RPUSH").arg(self.queue_key()).arg(bytes.as_ref()).ignore();
         }
         pipe.exec(&mut self.client()).unwrap();
     }
@@ -221,27 +190,14 @@ impl Redis {
             zcard(&mut pipe, name);
         }
         pipe.cmd("HLEN").arg(self.key("messages"));
-        let (queue, inflight, waiting, retry, dead, messages) =
-            pipe.query(&mut self.client()).unwrap();
-        Counts {
-            queue,
-            inflight,
-            waiting,
-            retry,
-            dead,
-            messages,
-        }
+        let (queue, inflight, waiting, retry, dead, messages) = pipe.query(&mut self.client()).unwrap();
+        Counts { queue, inflight, waiting, retry, dead, messages }
     }
 
     /// Waits until every message has gone.
     #[track_caller]
     pub fn wait_empty(&self, timeout: Duration) {
-        eventually_eq(
-            "all messages are gone from Redis",
-            timeout,
-            Counts::default(),
-            || self.counts(),
-        );
+        eventually_eq("all messages are gone from Redis", timeout, Counts::default(), || self.counts());
         self.check_invariant();
     }
 
@@ -253,12 +209,7 @@ impl Redis {
     /// The numbers of the agents that have something in flight.
     pub fn holders(&self) -> BTreeSet<u64> {
         let claims = self.strings("ZRANGE", "inflight", &["0", "-1", "WITHSCORES"]);
-        claims
-            .iter()
-            .skip(1)
-            .step_by(2)
-            .map(|score| score.parse::<f64>().unwrap() as u64)
-            .collect()
+        claims.iter().skip(1).step_by(2).map(|score| score.parse::<f64>().unwrap() as u64).collect()
     }
 
     /// The dead letters, oldest first.
@@ -270,11 +221,7 @@ impl Redis {
     pub fn put_off(&self) -> Vec<Held> {
         let mut ids = self.strings("ZRANGE", "retry", &["0", "-1"]);
         let waiting = self.strings("ZRANGE", "waiting", &["0", "-1"]);
-        ids.extend(
-            waiting
-                .iter()
-                .map(|member| split_waiting(member).1.to_string()),
-        );
+        ids.extend(waiting.iter().map(|member| split_waiting(member).1.to_string()));
         self.held(&ids)
     }
 
@@ -282,20 +229,11 @@ impl Redis {
         let mut client = self.client();
         let mut read = |id: &String| {
             let mut hget = |name: &str| {
-                let value = redis::cmd("HGET")
-                    .arg(self.key(name))
-                    .arg(id)
-                    .query(&mut client);
-                value
-                    .map(|value: Option<Vec<u8>>| value.unwrap_or_default())
-                    .unwrap()
+                let value = redis::cmd("HGET").arg(self.key(name)).arg(id).query(&mut client);
+                value.map(|value: Option<Vec<u8>>| value.unwrap_or_default()).unwrap()
             };
             let history = String::from_utf8_lossy(&hget("history")).into_owned();
-            Held {
-                id: id.clone(),
-                bytes: hget("messages"),
-                history,
-            }
+            Held { id: id.clone(), bytes: hget("messages"), history }
         };
         ids.iter().map(&mut read).collect()
     }
@@ -338,12 +276,7 @@ impl Redis {
             .unzip();
         let messages: BTreeSet<_> = messages.into_iter().collect();
         let mut places = BTreeMap::new();
-        let named = [
-            ("inflight", inflight),
-            ("waiting", waiting),
-            ("retry", retry),
-            ("dead", dead),
-        ];
+        let named = [("inflight", inflight), ("waiting", waiting), ("retry", retry), ("dead", dead)];
         for (place, ids) in named {
             for id in ids {
                 if !messages.contains(&id) {
@@ -359,9 +292,7 @@ impl Redis {
         }
         let lanes: BTreeSet<_> = lanes.into_iter().collect();
         if lanes != origins {
-            return Err(format!(
-                "lanes are {lanes:?}, but messages wait for {origins:?}"
-            ));
+            return Err(format!("lanes are {lanes:?}, but messages wait for {origins:?}"));
         }
         let remembered = history.iter().map(|id| ("history", id));
         let mut remembered = remembered.chain(recovered.iter().map(|id| ("recovered", id)));
@@ -372,11 +303,7 @@ impl Redis {
     }
 
     fn strings(&self, command: &str, name: &str, args: &[&str]) -> Vec<String> {
-        redis::cmd(command)
-            .arg(self.key(name))
-            .arg(args)
-            .query(&mut self.client())
-            .unwrap()
+        redis::cmd(command).arg(self.key(name)).arg(args).query(&mut self.client()).unwrap()
     }
 
     fn log(&self) -> String {
@@ -402,9 +329,7 @@ impl Drop for Redis {
 
 /// A member of `waiting`: the origin, a line feed, the id.
 fn split_waiting(member: &str) -> (&str, &str) {
-    member
-        .split_once('\n')
-        .unwrap_or_else(|| panic!("a member of waiting without LF: {member:?}"))
+    member.split_once('\n').unwrap_or_else(|| panic!("a member of waiting without LF: {member:?}"))
 }
 
 /// A port that is free on an address that only this fixture uses.

@@ -44,10 +44,7 @@ pub struct Request {
 impl Request {
     /// The value of a header, whatever its case.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let header = self
-            .headers
-            .iter()
-            .find(|(n, _)| n.eq_ignore_ascii_case(name));
+        let header = self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
         header.map(|(_, value)| value.as_str())
     }
 
@@ -84,12 +81,7 @@ impl Answer {
     }
 
     pub fn status(status: u16) -> Answer {
-        Answer::Reply(Reply {
-            status,
-            headers: Vec::new(),
-            body: Vec::new(),
-            delay: Duration::ZERO,
-        })
+        Answer::Reply(Reply { status, headers: Vec::new(), body: Vec::new(), delay: Duration::ZERO })
     }
 
     pub fn header(self, name: &str, value: &str) -> Answer {
@@ -133,10 +125,7 @@ impl Sink {
     }
 
     /// Several origins, each an address of its own.
-    pub fn origins(
-        n: usize,
-        behaviour: impl Fn(&Request) -> Answer + Send + Sync + 'static,
-    ) -> Sink {
+    pub fn origins(n: usize, behaviour: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Sink {
         let shared = Shared {
             behaviour: Mutex::new(Arc::new(behaviour)),
             requests: Mutex::default(),
@@ -145,14 +134,8 @@ impl Sink {
             cut_on_accept: AtomicBool::new(false),
             running: Mutex::default(),
         };
-        let addresses = (0..n)
-            .map(|_| SocketAddr::from((own_address(), 0)))
-            .collect();
-        let mut sink = Sink {
-            shared: Arc::new(shared),
-            addresses,
-            listeners: Vec::new(),
-        };
+        let addresses = (0..n).map(|_| SocketAddr::from((own_address(), 0))).collect();
+        let mut sink = Sink { shared: Arc::new(shared), addresses, listeners: Vec::new() };
         sink.start();
         sink
     }
@@ -188,12 +171,11 @@ impl Sink {
         let (running, stopped) = bounded(0);
         *self.shared.running.lock().unwrap() = Some(running);
         for address in &mut self.addresses {
-            let listener = TcpListener::bind(*address)
-                .unwrap_or_else(|error| panic!("cannot listen on {address}: {error}"));
+            let listener =
+                TcpListener::bind(*address).unwrap_or_else(|error| panic!("cannot listen on {address}: {error}"));
             *address = listener.local_addr().unwrap();
             let (shared, stopped) = (self.shared.clone(), stopped.clone());
-            self.listeners
-                .push(spawn(move || listen(&listener, &shared, &stopped)));
+            self.listeners.push(spawn(move || listen(&listener, &shared, &stopped)));
         }
     }
 
@@ -212,10 +194,7 @@ impl Sink {
     }
 
     pub fn urls(&self) -> Vec<String> {
-        self.addresses
-            .iter()
-            .map(|address| format!("http://{address}"))
-            .collect()
+        self.addresses.iter().map(|address| format!("http://{address}")).collect()
     }
 
     /// All that has arrived, in order.
@@ -244,9 +223,7 @@ impl Sink {
     /// The bodies of what was, or is being, answered with a 2xx.
     pub fn delivered(&self) -> Vec<String> {
         let requests = self.shared.requests.lock().unwrap();
-        let delivered = requests
-            .iter()
-            .filter(|r| r.status.is_some_and(|s| (200..300).contains(&s)));
+        let delivered = requests.iter().filter(|r| r.status.is_some_and(|s| (200..300).contains(&s)));
         delivered.map(|request| request.text()).collect()
     }
 }
@@ -255,24 +232,11 @@ impl Drop for Sink {
     fn drop(&mut self) {
         if thread::panicking() {
             let requests = self.requests();
-            eprintln!(
-                "--- sink {}: {} requests, the last of them:",
-                self.url(),
-                requests.len()
-            );
+            eprintln!("--- sink {}: {} requests, the last of them:", self.url(), requests.len());
             for request in requests.iter().rev().take(10).rev() {
-                let Request {
-                    method,
-                    target,
-                    status,
-                    body,
-                    connection,
-                    ..
-                } = &**request;
+                let Request { method, target, status, body, connection, .. } = &**request;
                 let (n, ago) = (body.len(), request.at.elapsed());
-                eprintln!(
-                    "  {ago:.1?} ago on {connection}: {method} {target}, {n} bytes: {status:?}"
-                );
+                eprintln!("  {ago:.1?} ago on {connection}: {method} {target}, {n} bytes: {status:?}");
             }
         }
         if !self.listeners.is_empty() {
@@ -369,8 +333,7 @@ fn read_request(
         return Ok(None);
     };
     let mut words = first.split(' ');
-    let (Some(method), Some(target), Some(version)) = (words.next(), words.next(), words.next())
-    else {
+    let (Some(method), Some(target), Some(version)) = (words.next(), words.next(), words.next()) else {
         return Err(io::Error::other(format!("not a request line: {first:?}")));
     };
     let (method, target, version) = (method.to_string(), target.to_string(), version.to_string());
@@ -380,39 +343,23 @@ fn read_request(
         if line.is_empty() {
             break;
         }
-        let (name, value) = line
-            .split_once(':')
-            .ok_or_else(|| io::Error::other("a header without colon"))?;
+        let (name, value) = line.split_once(':').ok_or_else(|| io::Error::other("a header without colon"))?;
         headers.push((name.to_string(), value.trim().to_string()));
         if headers.len() > MAX_HEADERS {
             return Err(io::Error::other("too many headers"));
         }
     }
     let at = Instant::now();
-    let mut request = Request {
-        method,
-        target,
-        headers,
-        body: Vec::new(),
-        at,
-        connection,
-        origin,
-        status: None,
-    };
+    let mut request = Request { method, target, headers, body: Vec::new(), at, connection, origin, status: None };
     request.body = read_body(reader, &request)?;
     request.at = Instant::now();
-    let close = request
-        .header("connection")
-        .is_some_and(|v| v.eq_ignore_ascii_case("close"));
+    let close = request.header("connection").is_some_and(|v| v.eq_ignore_ascii_case("close"));
     Ok(Some((request, version == "HTTP/1.1" && !close)))
 }
 
 fn read_body(reader: &mut impl BufRead, request: &Request) -> io::Result<Vec<u8>> {
     let mut body = Vec::new();
-    if request
-        .header("transfer-encoding")
-        .is_some_and(|v| v.eq_ignore_ascii_case("chunked"))
-    {
+    if request.header("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked")) {
         loop {
             let line = read_line(reader)?.ok_or(io::ErrorKind::UnexpectedEof)?;
             let size = line.split(';').next().unwrap_or_default().trim();
@@ -469,8 +416,6 @@ fn write_reply(mut stream: &TcpStream, reply: &Reply, keep: bool) -> io::Result<
 }
 
 fn spawn(run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
-    let builder = thread::Builder::new()
-        .name("sink".into())
-        .stack_size(256 << 10);
+    let builder = thread::Builder::new().name("sink".into()).stack_size(256 << 10);
     builder.spawn(run).expect("a thread can be started")
 }

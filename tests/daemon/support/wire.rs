@@ -7,11 +7,7 @@ use std::path::Path;
 
 /// One envelope with the usual header, as ACA-Py packs it.
 pub fn envelope(endpoint: &str, payload: &[u8]) -> Vec<u8> {
-    envelope_with(
-        endpoint,
-        &[("Content-Type", "application/ssi-agent-wire")],
-        payload,
-    )
+    envelope_with(endpoint, &[("Content-Type", "application/ssi-agent-wire")], payload)
 }
 
 /// One envelope: a map of headers, endpoint and payload, in this order; the payload as bin.
@@ -34,9 +30,7 @@ pub fn envelope_with(endpoint: &str, headers: &[(&str, &str)], payload: &[u8]) -
 
 /// As many envelopes as wanted; their payloads are `message 0`, `message 1` and so on.
 pub fn numbered(endpoint: &str, n: usize) -> Vec<Vec<u8>> {
-    (0..n)
-        .map(|i| envelope(endpoint, format!("message {i}").as_bytes()))
-        .collect()
+    (0..n).map(|i| envelope(endpoint, format!("message {i}").as_bytes())).collect()
 }
 
 /// An entry that real ACA-Py pushed, and what its manifest says of it.
@@ -59,9 +53,7 @@ impl Fixture {
             let headers = entry["headers"].as_object().unwrap().iter();
             Fixture {
                 name: name.clone(),
-                headers: headers
-                    .map(|(k, v)| (k.clone(), v.as_str().unwrap().into()))
-                    .collect(),
+                headers: headers.map(|(k, v)| (k.clone(), v.as_str().unwrap().into())).collect(),
                 // The payload is the last value of the map.
                 payload: bytes[bytes.len() - payload_size..].to_vec(),
                 bytes,
@@ -73,12 +65,7 @@ impl Fixture {
     /// The entry with another endpoint; every other byte as it was.
     pub fn addressed_to(&self, endpoint: &str) -> Vec<u8> {
         let key = b"\xa8endpoint";
-        let at = self
-            .bytes
-            .windows(key.len())
-            .position(|w| w == key)
-            .unwrap()
-            + key.len();
+        let at = self.bytes.windows(key.len()).position(|w| w == key).unwrap() + key.len();
         let (header, length) = match self.bytes[at] {
             fix @ 0xa0..=0xbf => (1, usize::from(fix & 0x1f)),
             0xd9 => (2, usize::from(self.bytes[at + 1])),
@@ -102,16 +89,10 @@ mod tests {
 
     #[test]
     fn what_the_tests_write_is_what_aca_py_wrote() {
-        let new = Fixture::all()
-            .into_iter()
-            .filter(|f| !f.name.starts_with("oldraw"));
+        let new = Fixture::all().into_iter().filter(|f| !f.name.starts_with("oldraw"));
         for fixture in new {
             let endpoint = "http://127.0.0.1:9/some/path/of/more/than/31/bytes";
-            let headers: Vec<_> = fixture
-                .headers
-                .iter()
-                .map(|(k, v)| (k.as_str(), v.as_str()))
-                .collect();
+            let headers: Vec<_> = fixture.headers.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
             let ours = envelope_with(endpoint, &headers, &fixture.payload);
             assert!(ours == fixture.addressed_to(endpoint), "{}", fixture.name);
         }
