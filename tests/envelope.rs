@@ -37,6 +37,18 @@ fn every_fixture_is_read_as_its_manifest_says() {
     }
 }
 
+/// Seeds that are rejected would teach the fuzzer nothing of what comes after.
+#[test]
+fn the_seeds_of_the_fuzz_target_are_accepted() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds/envelope");
+    for file in fs::read_dir(dir).unwrap() {
+        let path = file.unwrap().path();
+        if let Err(error) = envelope_rules::check(&fs::read(&path).unwrap()) {
+            panic!("{}: {error}", path.display());
+        }
+    }
+}
+
 #[test]
 fn what_we_encode_is_what_aca_py_packed() {
     let mut n_compared = 0;

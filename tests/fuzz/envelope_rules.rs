@@ -42,6 +42,8 @@ fn accepted_can_be_sent(envelope: &Envelope, raw: &[u8]) {
     assert_eq!(origin, format!("{scheme}://{host}:{port}"), "the origin is that of the URI");
     assert_eq!(origin, origin.to_lowercase());
     assert!(!origin.contains(['\n', '@', ' ']) && host.len() <= MAX_HOST, "{origin:?}");
+    let authority = uri.authority().expect("an absolute URI").as_str();
+    assert!(!authority.contains('@'), "user and password are not part of what is requested");
     let shown = envelope.endpoint_for_people();
     assert!(shown.bytes().all(|byte| byte.is_ascii_graphic()) && shown.len() <= 203, "{shown:?}");
 
