@@ -535,7 +535,7 @@ impl Exchange {
 impl Buffers for Exchange {
     fn output(&mut self) -> &mut [u8] {
         self.prepare();
-        &mut self.output[self.pending..]
+        &mut self.output[self.pending..][..OUTPUT_WINDOW]
     }
 
     fn input(&self) -> &[u8] {
@@ -567,7 +567,10 @@ impl Buffers for Exchange {
 
     fn tmp_and_output(&mut self) -> (&mut [u8], &mut [u8]) {
         self.prepare();
-        (&mut self.input[self.filled..], &mut self.output[self.pending..])
+        (
+            &mut self.input[self.filled..],
+            &mut self.output[self.pending..][..OUTPUT_WINDOW],
+        )
     }
 
     fn can_use_input(&self) -> bool {
@@ -629,10 +632,12 @@ mod tests {
     }
 
     #[test]
-    fn the_window_offered_for_output_never_shrinks_below_a_header_line() {
+    fn the_window_offered_for_output_is_the_same_with_and_without_output_held_back() {
         let mut exchange = Exchange::default();
-        exchange.output();
-        exchange.pending = HOLD;
-        assert_eq!(exchange.output().len(), OUTPUT_WINDOW);
+        for pending in [0, 1, HOLD] {
+            exchange.pending = pending;
+            assert_eq!(exchange.output().len(), OUTPUT_WINDOW);
+            assert_eq!(exchange.tmp_and_output().1.len(), OUTPUT_WINDOW);
+        }
     }
 }
