@@ -198,16 +198,14 @@ impl Wire {
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         match self {
             Wire::Plain(plain) => {
-                plain.buffers.pending += amount;
-                if plain.buffers.pending > HOLD {
+                if plain.buffers.hold(amount) {
                     plain.flush(timeout)?;
                 }
                 Ok(())
             }
             Wire::Tunnel(transport) => transport.transmit_output(amount, timeout),
             Wire::Tls(tls) => {
-                tls.buffers.pending += amount;
-                if tls.buffers.pending > HOLD {
+                if tls.buffers.hold(amount) {
                     tls.flush(timeout)?;
                 }
                 Ok(())
@@ -515,6 +513,15 @@ impl Exchange {
                 spare.replace(Some((exchange.input, exchange.output)));
             });
         }
+    }
+
+    /// Takes note of output that was written; whether it is now too much to hold back.
+    fn hold(&mut self, amount: usize) -> bool {
+        self.pending += amount;
+        // What is received from here on answers this. A tunnel is never given
+        // back to the pool between requests, so it is here that they begin.
+        self.received = 0;
+        self.pending > HOLD
     }
 
     /// Where to receive to; an error if the recipient has sent too much already.
