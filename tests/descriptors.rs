@@ -55,12 +55,9 @@ fn lack_of_descriptors_costs_idle_connections_first_and_is_nobodys_fault() {
     let (_, hard) = rlimit::Resource::NOFILE.get().unwrap();
     let soft = hard.min(256);
     rlimit::Resource::NOFILE.set(soft, hard).unwrap();
-    let poster = Poster::new(Options {
-        timeout: Duration::from_secs(10),
-        idle_connections: Some(64),
-        ..Options::default()
-    })
-    .unwrap();
+    let poster =
+        Poster::new(Options { timeout: Duration::from_secs(10), idle_connections: Some(64), ..Options::default() })
+            .unwrap();
     let urls: Vec<String> = (0..8).map(|_| start_server()).collect();
     let delivered = |attempt: &Attempt| matches!(attempt, Attempt::Answered { status: 200, .. });
     for url in &urls {

@@ -32,11 +32,8 @@ struct Server {
 impl Server {
     fn start(serve: impl Fn(TcpStream, usize) + Send + Sync + 'static) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = Server {
-            addr: listener.local_addr().unwrap(),
-            n_accepted: Arc::default(),
-            stopped: Arc::default(),
-        };
+        let server =
+            Server { addr: listener.local_addr().unwrap(), n_accepted: Arc::default(), stopped: Arc::default() };
         let (n_accepted, stopped) = (server.n_accepted.clone(), server.stopped.clone());
         let serve = Arc::new(serve);
         std::thread::spawn(move || {
@@ -103,17 +100,11 @@ fn read_request(stream: &mut impl Read) -> Option<Received> {
         .map(|line| line.split_once(": ").unwrap())
         .map(|(name, value)| (name.to_ascii_lowercase(), value.to_string()))
         .collect();
-    let length = headers
-        .iter()
-        .find(|(name, _)| name == "content-length")
-        .map_or(0, |(_, value)| value.parse().unwrap());
+    let length =
+        headers.iter().find(|(name, _)| name == "content-length").map_or(0, |(_, value)| value.parse().unwrap());
     let mut body = vec![0; length];
     stream.read_exact(&mut body).ok()?;
-    Some(Received {
-        line,
-        headers,
-        body,
-    })
+    Some(Received { line, headers, body })
 }
 
 fn read_head(stream: &mut impl Read) -> Option<String> {
@@ -130,9 +121,7 @@ fn read_head(stream: &mut impl Read) -> Option<String> {
 
 /// Closes with RST in place of FIN.
 fn reset(stream: TcpStream) {
-    socket2::SockRef::from(&stream)
-        .set_linger(Some(Duration::ZERO))
-        .unwrap();
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
 /// Writes the same again and again until the other side has had enough; returns how much it took.
@@ -184,18 +173,11 @@ fn poster() -> Poster {
 }
 
 fn post(poster: &Poster, url: &str) -> Attempt {
-    post_with(
-        poster,
-        url,
-        &[("Content-Type", "application/didcomm-envelope-enc")],
-        PAYLOAD,
-    )
+    post_with(poster, url, &[("Content-Type", "application/didcomm-envelope-enc")], PAYLOAD)
 }
 
 fn post_with(poster: &Poster, url: &str, headers: &[(&str, &str)], payload: &[u8]) -> Attempt {
-    let headers = headers
-        .iter()
-        .map(|(name, value)| (*name, value.as_bytes()));
+    let headers = headers.iter().map(|(name, value)| (*name, value.as_bytes()));
     let started = Instant::now();
     let attempt = poster.post(&url.parse().unwrap(), headers, payload, None);
     let took = started.elapsed();
@@ -206,9 +188,7 @@ fn post_with(poster: &Poster, url: &str, headers: &[(&str, &str)], payload: &[u8
 #[track_caller]
 fn assert_status(attempt: Attempt, expected: u16) {
     match attempt {
-        Attempt::Answered {
-            status, note: None, ..
-        } if status == expected => {}
+        Attempt::Answered { status, note: None, .. } if status == expected => {}
         other => panic!("expected status {expected}, got {other:?}"),
     }
 }
@@ -216,11 +196,7 @@ fn assert_status(attempt: Attempt, expected: u16) {
 #[track_caller]
 fn assert_note(attempt: Attempt, expected: u16, words: &str) {
     match attempt {
-        Attempt::Answered {
-            status,
-            note: Some(note),
-            ..
-        } if status == expected && note.contains(words) => {}
+        Attempt::Answered { status, note: Some(note), .. } if status == expected && note.contains(words) => {}
         other => panic!("expected status {expected} with '{words}', got {other:?}"),
     }
 }
@@ -252,11 +228,7 @@ fn request_is_sent_exactly_and_without_headers_of_the_connection() {
             stream.write_all(OK).unwrap();
         }
     });
-    let poster = Poster::new(Options {
-        id_header: Some("X-Message-Id".to_string()),
-        ..options()
-    })
-    .unwrap();
+    let poster = Poster::new(Options { id_header: Some("X-Message-Id".to_string()), ..options() }).unwrap();
     let headers = [
         ("Content-Type", "application/ssi-agent-wire"),
         ("X-Twice", "one"),
@@ -326,10 +298,7 @@ fn large_payloads_and_headers_arrive_whole() {
             let payload: Vec<u8> = (0..size).map(|n| (n % 251) as u8).collect();
             let value = "v".repeat(header_size);
             let headers = [("X-A", "a"), ("X-Long", &value), ("X-Z", "z")];
-            assert_status(
-                post_with(&poster, &server.url("/"), &headers, &payload),
-                200,
-            );
+            assert_status(post_with(&poster, &server.url("/"), &headers, &payload), 200);
             let request = received.recv().unwrap();
             assert_eq!(request.header("x-long"), Some(value.as_str()));
             assert!(request.body == payload, "payload of {size}");
@@ -344,12 +313,7 @@ fn large_payloads_and_headers_arrive_whole() {
 #[test]
 fn what_http_does_not_allow_is_refused_and_not_sent() {
     let server = Server::answering(OK);
-    for (name, value) in [
-        ("X Y", "v"),
-        ("X", "a\r\nInjected: yes"),
-        ("", "v"),
-        ("X", "\0"),
-    ] {
+    for (name, value) in [("X Y", "v"), ("X", "a\r\nInjected: yes"), ("", "v"), ("X", "\0")] {
         let attempt = post_with(&poster(), &server.url("/"), &[(name, value)], PAYLOAD);
         assert_refused(attempt, "not allowed by HTTP");
     }
@@ -366,13 +330,8 @@ fn statuses_and_retry_after_come_back() {
         let server = Server::answering(answer);
         assert_status(post(&poster, &server.url("/")), status);
     }
-    let server =
-        Server::answering("HTTP/1.1 503 Busy\r\nRetry-After: 7\r\nContent-Length: 4\r\n\r\nbusy");
-    let expected = Attempt::Answered {
-        status: 503,
-        retry_after: Some(Duration::from_secs(7)),
-        note: None,
-    };
+    let server = Server::answering("HTTP/1.1 503 Busy\r\nRetry-After: 7\r\nContent-Length: 4\r\n\r\nbusy");
+    let expected = Attempt::Answered { status: 503, retry_after: Some(Duration::from_secs(7)), note: None };
     assert_eq!(post(&poster, &server.url("/")), expected);
 }
 
@@ -427,11 +386,7 @@ fn trickled_headers_end_at_the_deadline() {
     });
     let started = Instant::now();
     let attempt = post(&impatient(), &server.url("/"));
-    assert_failed(
-        attempt,
-        Failure::Timeout,
-        "no answer within 500ms (127.0.0.1:",
-    );
+    assert_failed(attempt, Failure::Timeout, "no answer within 500ms (127.0.0.1:");
     assert!(started.elapsed() < Duration::from_secs(3));
 }
 
@@ -475,10 +430,7 @@ fn recipient_that_does_not_read_ends_at_the_deadline() {
 
 #[test]
 fn headers_without_end_are_bounded() {
-    for (first, again) in [
-        ("", "X-Filler: aaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n"),
-        ("X: ", "a"),
-    ] {
+    for (first, again) in [("", "X-Filler: aaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n"), ("X: ", "a")] {
         let (send, taken) = mpsc::channel();
         let server = Server::start(move |mut stream, _| {
             read_request(&mut stream);
@@ -502,9 +454,7 @@ fn headers_without_end_are_bounded() {
 #[test]
 fn headers_of_many_kilobytes_are_still_read() {
     let value = "v".repeat(60_000);
-    let server = Server::answering(format!(
-        "HTTP/1.1 200 OK\r\nX: {value}\r\nContent-Length: 0\r\n\r\n"
-    ));
+    let server = Server::answering(format!("HTTP/1.1 200 OK\r\nX: {value}\r\nContent-Length: 0\r\n\r\n"));
     let poster = poster();
     for _ in 0..3 {
         assert_status(post(&poster, &server.url("/")), 200);
@@ -514,10 +464,7 @@ fn headers_of_many_kilobytes_are_still_read() {
 
 #[test]
 fn flood_of_interim_answers_is_bounded() {
-    for interim in [
-        "HTTP/1.1 100 Continue\r\n\r\n",
-        "HTTP/1.1 103 Early Hints\r\nA: b\r\n\r\n",
-    ] {
+    for interim in ["HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nA: b\r\n\r\n"] {
         let (send, taken) = mpsc::channel();
         let server = Server::start(move |mut stream, _| {
             read_request(&mut stream);
@@ -546,11 +493,7 @@ fn garbage_is_not_an_answer() {
             read_request(&mut stream);
             stream.write_all(garbage).unwrap();
         });
-        assert_failed(
-            post(&poster(), &server.url("/")),
-            Failure::Broken,
-            "answer is not valid HTTP",
-        );
+        assert_failed(post(&poster(), &server.url("/")), Failure::Broken, "answer is not valid HTTP");
     }
 }
 
@@ -562,9 +505,7 @@ fn compressed_bomb_is_not_unpacked() {
         let head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 60000\r\n\r\n";
         stream.write_all(head).unwrap();
         // The start of a gzip stream, and then what would be read only if it were unpacked.
-        stream
-            .write_all(b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03")
-            .unwrap();
+        stream.write_all(b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03").unwrap();
         stream.write_all(&[0; 59_990]).unwrap();
         read_request(&mut stream).expect("a second request on the same connection");
         stream.write_all(OK).unwrap();
@@ -589,11 +530,7 @@ fn wrong_lengths_count_by_their_status_and_spoil_no_other_answer() {
         // A body where none can be.
         b"HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\nok",
     ] {
-        let status = if answer.starts_with(b"HTTP/1.1 204") {
-            204
-        } else {
-            200
-        };
+        let status = if answer.starts_with(b"HTTP/1.1 204") { 204 } else { 200 };
         let server = Server::start(move |mut stream, number| {
             read_request(&mut stream);
             if number == 0 {
@@ -607,15 +544,9 @@ fn wrong_lengths_count_by_their_status_and_spoil_no_other_answer() {
         let poster = poster();
         let words = String::from_utf8_lossy(answer);
         let attempt = post(&poster, &server.url("/"));
-        assert!(
-            matches!(attempt, Attempt::Answered { status: s, .. } if s == status),
-            "{words}: {attempt:?}"
-        );
+        assert!(matches!(attempt, Attempt::Answered { status: s, .. } if s == status), "{words}: {attempt:?}");
         let attempt = post(&poster, &server.url("/"));
-        assert!(
-            matches!(attempt, Attempt::Answered { status: 200, .. }),
-            "after {words}: {attempt:?}"
-        );
+        assert!(matches!(attempt, Attempt::Answered { status: 200, .. }), "after {words}: {attempt:?}");
         assert_eq!(server.n_accepted(), 2, "{words}");
     }
 }
@@ -636,10 +567,7 @@ fn two_framings_at_once_spoil_no_other_answer() {
     let poster = poster();
     match post(&poster, &server.url("/")) {
         Attempt::Answered { status: 200, .. } => {}
-        Attempt::Failed {
-            failure: Failure::Broken,
-            ..
-        } => {}
+        Attempt::Failed { failure: Failure::Broken, .. } => {}
         other => panic!("{other:?}"),
     }
     assert_status(post(&poster, &server.url("/")), 200);
@@ -677,30 +605,16 @@ fn resets_at_each_stage_are_told_apart_from_answers() {
         let Attempt::Failed { failure, error } = attempt else {
             panic!("{attempt:?}");
         };
-        assert!(
-            matches!(failure, Failure::Broken | Failure::Connect),
-            "{error}"
-        );
-        assert!(
-            error.contains("before an answer") || error.contains("connection reset"),
-            "{error}"
-        );
-        assert_eq!(
-            server.n_accepted(),
-            1,
-            "a fresh connection is not tried twice"
-        );
+        assert!(matches!(failure, Failure::Broken | Failure::Connect), "{error}");
+        assert!(error.contains("before an answer") || error.contains("connection reset"), "{error}");
+        assert_eq!(server.n_accepted(), 1, "a fresh connection is not tried twice");
     }
     let in_headers = Server::start(|mut stream, _| {
         read_request(&mut stream);
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Le").unwrap();
     });
     let attempt = post(&poster(), &in_headers.url("/"));
-    assert_failed(
-        attempt,
-        Failure::Broken,
-        "connection closed before an answer",
-    );
+    assert_failed(attempt, Failure::Broken, "connection closed before an answer");
     let in_body = Server::start(|mut stream, _| {
         read_request(&mut stream);
         let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nonly this";
@@ -805,11 +719,7 @@ fn idle_connection_closed_under_our_request_is_tried_again_once_on_a_fresh_one()
     let poster = poster();
     assert_status(post(&poster, &never_again.url("/")), 200);
     let attempt = post(&poster, &never_again.url("/"));
-    assert_failed(
-        attempt,
-        Failure::Broken,
-        "connection closed before an answer",
-    );
+    assert_failed(attempt, Failure::Broken, "connection closed before an answer");
     assert_eq!(never_again.n_accepted(), 2);
 }
 
@@ -840,11 +750,7 @@ fn what_comes_unasked_on_an_idle_connection_is_no_answer() {
 #[test]
 fn idle_connections_grow_old() {
     let server = Server::answering(OK);
-    let poster = Poster::new(Options {
-        idle_age: Duration::from_millis(1),
-        ..options()
-    })
-    .unwrap();
+    let poster = Poster::new(Options { idle_age: Duration::from_millis(1), ..options() }).unwrap();
     assert_status(post(&poster, &server.url("/")), 200);
     let deadline = Instant::now() + BOUND;
     while poster.n_idle() > 0 {
@@ -857,16 +763,9 @@ fn idle_connections_grow_old() {
 
 #[test]
 fn refused_connection_names_the_address() {
-    let addr = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let attempt = post(&poster(), &format!("http://user:secret@{addr}/"));
-    assert_failed(
-        attempt.clone(),
-        Failure::Connect,
-        &format!("connection refused ({addr})"),
-    );
+    assert_failed(attempt.clone(), Failure::Connect, &format!("connection refused ({addr})"));
     assert!(!format!("{attempt:?}").contains("secret"));
 }
 
@@ -912,11 +811,8 @@ fn redirects_307_and_308_keep_method_headers_and_body() {
         let server = Server::answering(format!(
             "HTTP/1.1 {status} Moved\r\nLocation: {location}\r\nContent-Length: 5\r\n\r\nthere"
         ));
-        let headers = [
-            ("Content-Type", "application/ssi-agent-wire"),
-            ("Authorization", "Bearer secret"),
-            ("Cookie", "secret"),
-        ];
+        let headers =
+            [("Content-Type", "application/ssi-agent-wire"), ("Authorization", "Bearer secret"), ("Cookie", "secret")];
         let attempt = post_with(&poster, &server.url("/"), &headers, PAYLOAD);
         assert_status(attempt, 200);
         let request = received.recv().unwrap();
@@ -924,10 +820,7 @@ fn redirects_307_and_308_keep_method_headers_and_body() {
         assert_eq!(request.body, PAYLOAD);
         let content_type = request.header("content-type");
         assert_eq!(content_type, Some("application/ssi-agent-wire"));
-        assert_eq!(
-            request.header("host"),
-            Some(target.addr.to_string().as_str())
-        );
+        assert_eq!(request.header("host"), Some(target.addr.to_string().as_str()));
         assert_eq!(request.header("authorization"), None);
         assert_eq!(request.header("cookie"), None);
     }
@@ -940,9 +833,7 @@ fn redirect_within_an_origin_keeps_its_authorization() {
         while let Some(request) = read_request(&mut stream) {
             assert_eq!(request.header("authorization"), Some("Bearer secret"));
             let answer: &[u8] = match request.line.as_str() {
-                "POST /old/x HTTP/1.1" => {
-                    b"HTTP/1.1 307 Moved\r\nLocation: ../new\r\nContent-Length: 0\r\n\r\n"
-                }
+                "POST /old/x HTTP/1.1" => b"HTTP/1.1 307 Moved\r\nLocation: ../new\r\nContent-Length: 0\r\n\r\n",
                 "POST /new HTTP/1.1" => OK,
                 line => panic!("{line}"),
             };
@@ -966,11 +857,7 @@ fn redirect_loop_ends() {
             stream.write_all(answer).unwrap();
         }
     });
-    assert_note(
-        post(&poster(), &server.url("/")),
-        307,
-        "more than 5 redirects",
-    );
+    assert_note(post(&poster(), &server.url("/")), 307, "more than 5 redirects");
     assert_eq!(n_requests.load(SeqCst), 6);
 }
 
@@ -1009,9 +896,7 @@ fn other_redirects_are_not_followed() {
         ("Location: http://[\r\n", "unreadable"),
         ("Location: caf\u{e9}:\u{e9}\r\n", "unreadable"),
     ] {
-        let server = Server::answering(format!(
-            "HTTP/1.1 307 Elsewhere\r\n{location}Content-Length: 0\r\n\r\n"
-        ));
+        let server = Server::answering(format!("HTTP/1.1 307 Elsewhere\r\n{location}Content-Length: 0\r\n\r\n"));
         assert_note(post(&poster, &server.url("/")), 307, words);
     }
     assert_eq!(target.n_accepted(), 0);
@@ -1025,13 +910,7 @@ fn addresses_are_refused_also_behind_names_and_redirects() {
     let port = server.addr.port();
     let guard = Guard::new(&[], &["loopback".to_string()], &[]).unwrap();
     let strict = Poster::new(Options { guard, ..options() }).unwrap();
-    for host in [
-        "127.0.0.1",
-        "localhost",
-        "0x7f.1",
-        "2130706433",
-        "[::ffff:127.0.0.1]",
-    ] {
+    for host in ["127.0.0.1", "localhost", "0x7f.1", "2130706433", "[::ffff:127.0.0.1]"] {
         let attempt = post(&strict, &format!("http://{host}:{port}/"));
         assert_refused(attempt, "is refused by '--deny-net loopback'");
     }
@@ -1039,9 +918,8 @@ fn addresses_are_refused_also_behind_names_and_redirects() {
 
     let attempt = post(&poster(), "http://169.254.169.254/latest/meta-data");
     assert_refused(attempt, "address 169.254.169.254 is link-local");
-    let server = Server::answering(
-        "HTTP/1.1 307 Elsewhere\r\nLocation: http://169.254.169.254/\r\nContent-Length: 0\r\n\r\n",
-    );
+    let server =
+        Server::answering("HTTP/1.1 307 Elsewhere\r\nLocation: http://169.254.169.254/\r\nContent-Length: 0\r\n\r\n");
     let attempt = post(&poster(), &server.url("/"));
     assert_refused(attempt, "address 169.254.169.254 is link-local");
 }
@@ -1057,8 +935,7 @@ fn proxy_to(target: SocketAddr, asked: mpsc::Sender<String>) -> Server {
         asked.send(head).unwrap();
         stream.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").unwrap();
         let mut upstream = TcpStream::connect(target).unwrap();
-        let (mut back, mut to_client) =
-            (upstream.try_clone().unwrap(), stream.try_clone().unwrap());
+        let (mut back, mut to_client) = (upstream.try_clone().unwrap(), stream.try_clone().unwrap());
         std::thread::spawn(move || {
             let _ = io::copy(&mut back, &mut to_client);
             let _ = to_client.shutdown(Shutdown::Both);
@@ -1075,30 +952,18 @@ fn proxy_is_used_and_decides_about_addresses() {
     let proxy = proxy_to(server.addr, send);
     let url = format!("http://user:secret@{}", proxy.addr);
     let guard = Guard::new(&[], &["loopback".to_string()], &[]).unwrap();
-    let poster = Poster::new(Options {
-        proxy: Some(Proxy::new(&url).unwrap()),
-        guard,
-        ..options()
-    })
-    .unwrap();
+    let poster = Poster::new(Options { proxy: Some(Proxy::new(&url).unwrap()), guard, ..options() }).unwrap();
     for _ in 0..5 {
         assert_status(post(&poster, "http://169.254.169.254:8020/x"), 200);
     }
     let head = asked.recv().unwrap();
-    assert!(
-        head.starts_with("CONNECT 169.254.169.254:8020 HTTP/1.1\r\n"),
-        "{head}"
-    );
+    assert!(head.starts_with("CONNECT 169.254.169.254:8020 HTTP/1.1\r\n"), "{head}");
     assert_eq!((proxy.n_accepted(), server.n_accepted()), (1, 1));
     assert_status(post(&poster, "http://other.example/x"), 200);
     assert_eq!((proxy.n_accepted(), server.n_accepted()), (2, 2));
 
     let refusing = Server::answering("HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n");
-    let poster = Poster::new(Options {
-        proxy: Some(Proxy::new(&refusing.url("")).unwrap()),
-        ..options()
-    })
-    .unwrap();
+    let poster = Poster::new(Options { proxy: Some(Proxy::new(&refusing.url("")).unwrap()), ..options() }).unwrap();
     let attempt = post(&poster, "http://other.example/x");
     assert_failed(attempt, Failure::Connect, "proxy server responded 403");
 }
@@ -1107,16 +972,10 @@ fn proxy_is_used_and_decides_about_addresses() {
 fn one_tunnel_serves_any_number_of_answers() {
     let body = "b".repeat(60_000);
     let length = body.len();
-    let server = Server::answering(format!(
-        "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}"
-    ));
+    let server = Server::answering(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}"));
     let (send, _asked) = mpsc::channel();
     let proxy = proxy_to(server.addr, send);
-    let poster = Poster::new(Options {
-        proxy: Some(Proxy::new(&proxy.url("")).unwrap()),
-        ..options()
-    })
-    .unwrap();
+    let poster = Poster::new(Options { proxy: Some(Proxy::new(&proxy.url("")).unwrap()), ..options() }).unwrap();
     for _ in 0..20 {
         assert_status(post(&poster, "http://inside.example/"), 200);
     }
@@ -1166,10 +1025,7 @@ impl Ca {
         let name = format!("acapy-deliver-ca-{}-{n}.pem", std::process::id());
         let file = std::env::temp_dir().join(name);
         std::fs::write(&file, certificate.pem()).unwrap();
-        Ca {
-            issuer: rcgen::Issuer::new(params, key),
-            file,
-        }
+        Ca { issuer: rcgen::Issuer::new(params, key), file }
     }
 
     /// For these names; valid until the first day of the given year.
@@ -1190,11 +1046,7 @@ impl Ca {
             .unwrap()
     }
 
-    fn server(
-        &self,
-        config: rustls::ServerConfig,
-        serve: impl Fn(&mut ServerTls) + Send + Sync + 'static,
-    ) -> Server {
+    fn server(&self, config: rustls::ServerConfig, serve: impl Fn(&mut ServerTls) + Send + Sync + 'static) -> Server {
         let config = Arc::new(config);
         Server::start(move |stream, _| {
             let conn = rustls::ServerConnection::new(config.clone()).unwrap();
@@ -1206,11 +1058,7 @@ impl Ca {
     }
 
     fn poster(&self) -> Poster {
-        Poster::new(Options {
-            ca_file: Some(self.file.clone()),
-            ..options()
-        })
-        .unwrap()
+        Poster::new(Options { ca_file: Some(self.file.clone()), ..options() }).unwrap()
     }
 }
 
@@ -1271,19 +1119,11 @@ fn distrust_is_put_into_words() {
 
     let other_name = ca.server(ca.certificate(&["other.example"], None), serve_tls);
     let attempt = post(&ca.poster(), &tls_url(&other_name));
-    assert_failed(
-        attempt,
-        Failure::Tls,
-        "TLS: certificate not valid for name localhost",
-    );
+    assert_failed(attempt, Failure::Tls, "TLS: certificate not valid for name localhost");
 
     let good = ca.server(ca.certificate(&["localhost"], None), serve_tls);
     let attempt = post(&poster(), &tls_url(&good));
-    assert_failed(
-        attempt,
-        Failure::Tls,
-        "TLS: certificate from an unknown issuer ('--ca-file'",
-    );
+    assert_failed(attempt, Failure::Tls, "TLS: certificate from an unknown issuer ('--ca-file'");
 }
 
 #[test]
@@ -1300,9 +1140,7 @@ fn recipients_that_cannot_do_tls_are_put_into_words() {
 
     let plain = Server::start(|mut stream, _| {
         let _ = stream.read(&mut [0; 2000]);
-        stream
-            .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            .unwrap();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
         let _ = stream.read(&mut [0]);
     });
     let attempt = post(&ca.poster(), &tls_url(&plain));
@@ -1312,11 +1150,7 @@ fn recipients_that_cannot_do_tls_are_put_into_words() {
         let _ = stream.read(&mut [0; 2000]);
     });
     let attempt = post(&ca.poster(), &tls_url(&closes));
-    assert_failed(
-        attempt,
-        Failure::Tls,
-        "TLS: connection closed before agreement",
-    );
+    assert_failed(attempt, Failure::Tls, "TLS: connection closed before agreement");
 }
 
 #[test]
@@ -1329,10 +1163,7 @@ fn hanging_handshake_ends_at_the_connect_timeout() {
     for server in [silent, slow] {
         let started = Instant::now();
         match post(&impatient(), &tls_url(&server)) {
-            Attempt::Failed {
-                failure: Failure::Tls,
-                error,
-            } => assert!(error.starts_with("TLS: "), "{error}"),
+            Attempt::Failed { failure: Failure::Tls, error } => assert!(error.starts_with("TLS: "), "{error}"),
             other => panic!("{other:?}"),
         }
         assert!(started.elapsed() < Duration::from_secs(2));
@@ -1346,8 +1177,7 @@ fn redirect_from_https_to_http_is_not_followed() {
     let location = plain.url("/");
     let server = ca.server(ca.certificate(&["localhost"], None), move |stream| {
         while read_request(stream).is_some() {
-            let answer =
-                format!("HTTP/1.1 308 Down\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
+            let answer = format!("HTTP/1.1 308 Down\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
             stream.write_all(answer.as_bytes()).unwrap();
         }
     });
@@ -1361,9 +1191,7 @@ fn redirect_from_http_to_https_is_followed() {
     let ca = Ca::new();
     let secure = ca.server(ca.certificate(&["localhost"], None), serve_tls);
     let location = tls_url(&secure);
-    let server = Server::answering(format!(
-        "HTTP/1.1 308 Up\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"
-    ));
+    let server = Server::answering(format!("HTTP/1.1 308 Up\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"));
     assert_status(post(&ca.poster(), &server.url("/")), 200);
 }
 
@@ -1386,11 +1214,7 @@ fn tls_truncated_in_the_headers_is_broken_and_in_the_body_counts() {
         if delivered {
             assert_status(attempt, 200);
         } else {
-            assert_failed(
-                attempt,
-                Failure::Broken,
-                "connection closed before an answer",
-            );
+            assert_failed(attempt, Failure::Broken, "connection closed before an answer");
         }
     }
 }

@@ -574,10 +574,7 @@ impl Buffers for Exchange {
 
     fn tmp_and_output(&mut self) -> (&mut [u8], &mut [u8]) {
         self.prepare();
-        (
-            &mut self.input[self.filled..],
-            &mut self.output[self.pending..][..OUTPUT_WINDOW],
-        )
+        (&mut self.input[self.filled..], &mut self.output[self.pending..][..OUTPUT_WINDOW])
     }
 
     fn can_use_input(&self) -> bool {
