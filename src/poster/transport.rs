@@ -598,6 +598,29 @@ mod tests {
     }
 
     #[test]
+    fn a_recipient_that_takes_a_little_at_a_time_is_not_given_the_whole_time_anew() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut recipient = listener.accept().unwrap().0;
+        let reader = std::thread::spawn(move || {
+            let mut few = vec![0; 64 * 1024];
+            while matches!(recipient.read(&mut few), Ok(amount) if amount > 0) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let mut socket = Socket::new(stream, Duration::from_millis(10));
+        let payload = vec![b'x'; 64 << 20];
+        let started = Instant::now();
+        let error = socket.send(&payload, Duration::from_millis(300)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        // It would take the whole in five seconds. The kernel counts in ticks and
+        // is late with so much in one write; ours are of 40 KiB.
+        assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+        drop(socket);
+        reader.join().unwrap();
+    }
+
+    #[test]
     fn buffers_keep_what_is_not_consumed_and_stop_growing() {
         let mut exchange = Exchange::default();
         let mut written = 0_usize;
