@@ -65,6 +65,8 @@ pub fn run(config: &Config) -> Result<(), String> {
             recv(summary) -> _ => {
                 counted.report(&agent.shared.metrics);
                 agent.shared.journal.flush();
+                // While nothing is posted, nobody else closes connections that have been idle for too long.
+                agent.poster.tidy();
             }
         }
     };
