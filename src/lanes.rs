@@ -1036,3 +1036,6 @@ pub struct LaneCounts {
     /// Bytes of those not yet attempted to an end.
     pub bytes: usize,
 }
+
+#[cfg(test)]
+mod tests;
