@@ -181,6 +181,10 @@ impl Redis {
 
     /// How many messages are where, seen in one step.
     pub fn counts(&self) -> Counts {
+        self.try_counts().unwrap_or_else(|error| panic!("cannot count at {}: {error}", self.address()))
+    }
+
+    fn try_counts(&self) -> redis::RedisResult<Counts> {
         let zcard = |pipe: &mut redis::Pipeline, name: &str| {
             pipe.cmd("ZCARD").arg(self.key(name));
         };
@@ -190,8 +194,8 @@ impl Redis {
             zcard(&mut pipe, name);
         }
         pipe.cmd("HLEN").arg(self.key("messages"));
-        let (queue, inflight, waiting, retry, dead, messages) = pipe.query(&mut self.client()).unwrap();
-        Counts { queue, inflight, waiting, retry, dead, messages }
+        let (queue, inflight, waiting, retry, dead, messages) = pipe.query(&mut self.try_client()?)?;
+        Ok(Counts { queue, inflight, waiting, retry, dead, messages })
     }
 
     /// Waits until every message has gone.
@@ -316,13 +320,15 @@ impl Redis {
 impl Drop for Redis {
     fn drop(&mut self) {
         if thread::panicking() {
-            match self.try_client() {
-                Ok(_) => eprintln!("--- redis: {:?}; agents {:?}", self.counts(), self.agents()),
-                Err(error) => eprintln!("--- redis: {error}\n{}", self.log()),
+            // Nothing here may panic: that would end the whole run, and leave servers behind.
+            match self.try_counts() {
+                Ok(counts) => eprintln!("--- redis {}: {counts:?}", self.address()),
+                Err(error) => eprintln!("--- redis {}: {error}\n{}", self.address(), self.log()),
             }
         }
-        if self.server.is_some() {
-            self.kill9();
+        if let Some(mut server) = self.server.take() {
+            let _ = server.kill();
+            let _ = server.wait();
         }
     }
 }
