@@ -176,7 +176,9 @@ impl Redis {
         for bytes in messages {
             pipe.cmd("RPUSH").arg(self.queue_key()).arg(bytes.as_ref()).ignore();
         }
-        pipe.exec(&mut self.client()).unwrap();
+        if !pipe.is_empty() {
+            pipe.exec(&mut self.client()).unwrap();
+        }
     }
 
     /// How many messages are where, seen in one step.
@@ -185,16 +187,13 @@ impl Redis {
     }
 
     fn try_counts(&self) -> redis::RedisResult<Counts> {
-        let zcard = |pipe: &mut redis::Pipeline, name: &str| {
-            pipe.cmd("ZCARD").arg(self.key(name));
-        };
-        let mut pipe = redis::pipe();
-        pipe.atomic().cmd("LLEN").arg(self.queue_key());
+        let mut read = Reading::default();
+        read.also("LLEN", self.queue_key(), &[]);
         for name in ["inflight", "waiting", "retry", "dead"] {
-            zcard(&mut pipe, name);
+            read.also("ZCARD", self.key(name), &[]);
         }
-        pipe.cmd("HLEN").arg(self.key("messages"));
-        let (queue, inflight, waiting, retry, dead, messages) = pipe.query(&mut self.try_client()?)?;
+        read.also("HLEN", self.key("messages"), &[]);
+        let [queue, inflight, waiting, retry, dead, messages] = read.query(&mut self.try_client()?)?;
         Ok(Counts { queue, inflight, waiting, retry, dead, messages })
     }
 
@@ -254,24 +253,15 @@ impl Redis {
     /// `lanes` exactly when something waits for it; nothing is remembered of messages that are gone.
     pub fn invariant(&self) -> Result<(), String> {
         type Names = Vec<String>;
-        let mut pipe = redis::pipe();
-        pipe.atomic();
+        let mut read = Reading::default();
         for name in ["messages", "history", "recovered"] {
-            pipe.cmd("HKEYS").arg(self.key(name));
+            read.also("HKEYS", self.key(name), &[]);
         }
         for name in ["inflight", "waiting", "retry", "dead", "lanes"] {
-            pipe.cmd("ZRANGE").arg(self.key(name)).arg(0).arg(-1);
+            read.also("ZRANGE", self.key(name), &["0", "-1"]);
         }
-        let (messages, history, recovered, inflight, waiting, retry, dead, lanes): (
-            Names,
-            Names,
-            Names,
-            Names,
-            Names,
-            Names,
-            Names,
-            Names,
-        ) = pipe.query(&mut self.client()).unwrap();
+        let [messages, history, recovered, inflight, waiting, retry, dead, lanes]: [Names; 8] =
+            read.query(&mut self.client()).unwrap();
 
         let (origins, waiting): (BTreeSet<_>, Names) = waiting
             .iter()
@@ -330,6 +320,25 @@ impl Drop for Redis {
             let _ = server.kill();
             let _ = server.wait();
         }
+    }
+}
+
+/// Commands that read, carried out in one step: by a script, since a full Redis refuses EXEC.
+#[derive(Default)]
+struct Reading(String);
+
+impl Reading {
+    fn also(&mut self, command: &str, key: String, args: &[&str]) {
+        let args: String = args.iter().map(|arg| format!(", '{arg}'")).collect();
+        self.0 += &format!("redis.call('{command}', '{key}'{args}),");
+    }
+
+    fn query<T: redis::FromRedisValue, const N: usize>(
+        &self,
+        client: &mut redis::Connection,
+    ) -> redis::RedisResult<[T; N]> {
+        let script = format!("return {{{}}}", self.0);
+        redis::cmd("EVAL").arg(script).arg(0).query(client)
     }
 }
 
