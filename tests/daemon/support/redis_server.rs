@@ -312,7 +312,11 @@ impl Drop for Redis {
         if thread::panicking() {
             // Nothing here may panic: that would end the whole run, and leave servers behind.
             match self.try_counts() {
-                Ok(counts) => eprintln!("--- redis {}: {counts:?}", self.address()),
+                Ok(counts) => {
+                    let lanes = redis::cmd("ZRANGE").arg(self.key("lanes")).arg(&["0", "20", "WITHSCORES"]).to_owned();
+                    let lanes = self.try_client().and_then(|mut c| lanes.query::<Vec<String>>(&mut c));
+                    eprintln!("--- redis {}: {counts:?}, lanes {lanes:?}", self.address());
+                }
                 Err(error) => eprintln!("--- redis {}: {error}\n{}", self.address(), self.log()),
             }
         }
