@@ -307,7 +307,8 @@ impl Queue for RedisList {
             .millis(bounds.probe_for)
             .flag(bounds.suspect)
             .flag(bounds.ordered)
-            .flag(again);
+            .flag(again)
+            .text(bounds.largest);
         arguments.flag(bounds.popped.is_some()).bytes(bounds.popped.as_deref().unwrap_or_default());
         for (origin, n) in &bounds.wants {
             arguments.text(origin).text(n);
@@ -587,6 +588,8 @@ fn settle_arguments(me: AgentNumber, call: u64, settlements: &[Settlement], chan
     for change in changes {
         match change {
             LaneChange::Open(origin) => arguments.text(origin).text("o"),
+            LaneChange::Freed(origin) => arguments.text(origin).text("f"),
+            LaneChange::Due { origin, after } => arguments.text(origin).text("d").millis(*after),
             LaneChange::Close { origin, after, failures, why } => {
                 arguments.text(origin).text("c").millis(*after).text(failures).text(why)
             }
