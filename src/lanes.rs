@@ -12,6 +12,7 @@
 //! once it is open. So nothing here is timed, and nothing is moved back and forth.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -250,6 +251,27 @@ struct Hold {
     leaving: u32,
 }
 
+/// Ids come from our own queue one after the other: nobody can choose them so that
+/// they collide, and a multiplication spreads them.
+#[derive(Debug, Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+}
+
 /// All lanes of an agent, and what it holds.
 #[derive(Debug)]
 pub struct Lanes {
@@ -264,7 +286,7 @@ pub struct Lanes {
     /// Open lanes of which the queue has more waiting.
     wanting: VecDeque<usize>,
     /// Every claim not yet confirmed settled.
-    held: HashMap<Id, Hold>,
+    held: HashMap<Id, Hold, BuildHasherDefault<IdHasher>>,
     /// Bytes of the claims not yet attempted to an end.
     held_bytes: usize,
     /// Claims out in all, of lanes not proven, and of these of failed ones.
@@ -294,7 +316,7 @@ impl Lanes {
             new_without_slot: Vec::new(),
             failed_without_slot: VecDeque::new(),
             wanting: VecDeque::new(),
-            held: HashMap::new(),
+            held: HashMap::default(),
             held_bytes: 0,
             out: 0,
             out_unproven: 0,
