@@ -105,6 +105,8 @@ const HELD_WHILE_BUSY: usize = 256;
 const CLAIM_MESSAGES: usize = 128;
 /// Bytes taken at once; a claim this large already costs Redis a millisecond or two.
 const CLAIM_BYTES: usize = 4 << 20;
+/// A message this large is still taken, by itself, where fewer bytes may be held; recipients take 2 MiB.
+const LARGEST: usize = 64 << 20;
 /// Lanes asked for by name in one claim.
 const WANTS_PER_CLAIM: usize = 32;
 /// Lane records kept at most: an idle one beyond is forgotten, which costs at most an attempt.
@@ -346,7 +348,7 @@ impl Lanes {
         Some(Bounds {
             messages,
             bytes: CLAIM_BYTES.min(self.limits.bytes - self.held_bytes).max(1),
-            largest: self.limits.bytes,
+            largest: self.limits.bytes.max(LARGEST),
             returning: if self.round_up { messages.div_ceil(2) } else { messages / 2 },
             wants: self.wants(),
             probes: unproven,
