@@ -1,14 +1,14 @@
-//! What only operators need of the queue: counts, lists in pages, single
-//! messages, and replay and drop. Nothing here holds more than one page of a list
-//! or a few megabytes of messages at a time, and nothing but replay and drop
-//! changes anything. It leaves to the commands what to show and in which words.
+//! What only operators need to see of the queue: counts, lists in pages, single
+//! messages. Nothing here changes anything, and nothing holds more than one page
+//! of a list or a few megabytes of messages at a time. It leaves to the commands
+//! what to show and in which words.
 
 use std::ops::ControlFlow;
 
 use redis::{FromRedisValue, Value};
 
 use super::connection::{Arguments, Link, Move, Server};
-use super::redis_list::{Keys, Pop, RedisList, history};
+use super::redis_list::{Keys, history};
 use super::{Error, History, Id};
 use crate::config::RedisAddress;
 
@@ -38,7 +38,6 @@ const TYPES: [(&str, &str); 13] = [
 pub struct Operator {
     link: Link,
     keys: Keys,
-    list: RedisList,
     looks: Looks,
 }
 
@@ -166,12 +165,10 @@ impl std::fmt::Display for WrongType {
 impl Operator {
     /// Opens nothing yet.
     pub fn new(address: &RedisAddress) -> Operator {
-        let server = Server::from(address);
         let new = |body| Move::new(include_str!("head.lua"), body);
         Operator {
-            link: Link::new(server.clone()),
+            link: Link::new(Server::from(address)),
             keys: Keys::new(&address.prefix),
-            list: RedisList::new(server, &address.prefix, Pop::Peek, false),
             looks: Looks {
                 overview: new(include_str!("operator/overview.lua")),
                 lanes: new(include_str!("operator/lanes.lua")),
@@ -185,11 +182,6 @@ impl Operator {
     /// The names of the queue's keys.
     pub fn keys(&self) -> &Keys {
         &self.keys
-    }
-
-    /// The queue itself, on a connection of its own.
-    pub fn list(&mut self) -> &mut RedisList {
-        &mut self.list
     }
 
     /// Runs any command.
@@ -232,19 +224,7 @@ impl Operator {
             })
             .collect();
         let next_retry_in = u64::try_from(next).ok();
-        Ok(Overview {
-            now,
-            queued,
-            messages,
-            in_flight,
-            waiting,
-            lanes,
-            retry,
-            retry_due,
-            next_retry_in,
-            dead,
-            agents,
-        })
+        Ok(Overview { now, queued, messages, in_flight, waiting, lanes, retry, retry_due, next_retry_in, dead, agents })
     }
 
     /// Redis's clock, in milliseconds since 1970.
@@ -403,24 +383,6 @@ impl Operator {
             }
         }
         Ok(wrong)
-    }
-
-    /// Makes dead messages due again, as if they had never been attempted; returns how many were dead.
-    ///
-    /// # Errors
-    ///
-    /// If Redis cannot be asked.
-    pub fn replay(&mut self, ids: &[Id]) -> Result<usize, Error> {
-        self.list.replay(ids)
-    }
-
-    /// Removes dead messages for good; returns how many were dead.
-    ///
-    /// # Errors
-    ///
-    /// If Redis cannot be asked.
-    pub fn drop_dead(&mut self, ids: &[Id]) -> Result<usize, Error> {
-        self.list.drop_dead(ids)
     }
 
     fn run(&mut self, script: fn(&Looks) -> &Move, arguments: &Arguments) -> Result<Value, Error> {
