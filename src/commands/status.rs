@@ -12,6 +12,7 @@ use super::{Error, Exit, ago, at_ms, claimed_at, n_of, utc, visible};
 use crate::config::Status;
 use crate::envelope::Envelope;
 use crate::journal::spell;
+use crate::queue::Id;
 use crate::queue::operator::{AgentSeen, LaneSeen, Operator, Overview, Schedule};
 
 /// Lanes looked at; a look costs Redis some microseconds.
@@ -32,8 +33,10 @@ pub fn run(options: &Status) -> Result<Exit, Error> {
     let mut operator = Operator::new(&options.redis);
     let overview = operator.overview()?;
     let limit = usize::try_from(options.limit).unwrap_or(usize::MAX);
+    let (lanes, oldest_waiting) = lanes(&mut operator, limit)?;
     let seen = Seen {
-        lanes: lanes(&mut operator, limit)?,
+        lanes,
+        oldest_waiting,
         retries: retries(&mut operator, &overview, limit)?,
         deaths: deaths(&mut operator, &overview, limit)?,
         overview,
@@ -50,6 +53,8 @@ pub fn run(options: &Status) -> Result<Exit, Error> {
 
 struct Seen {
     overview: Overview,
+    /// Of all that wait for the lanes that were looked at.
+    oldest_waiting: Option<Id>,
     lanes: Groups<LaneSeen>,
     retries: Groups<RetryGroup>,
     deaths: Groups<DeathGroup>,
@@ -92,11 +97,12 @@ struct DeathGroup {
     last: u64,
 }
 
-fn lanes(operator: &mut Operator, limit: usize) -> Result<Groups<LaneSeen>, Error> {
+fn lanes(operator: &mut Operator, limit: usize) -> Result<(Groups<LaneSeen>, Option<Id>), Error> {
     let mut lanes = Vec::new();
     operator.each_lane(MOST_LANES.max(limit), |lane| lanes.push(lane))?;
     let looked_at = lanes.len() as u64;
-    Ok(Groups::largest(lanes, looked_at, limit, |lane| (lane.messages, lane.origin.clone())))
+    let oldest = lanes.iter().filter_map(|lane| lane.oldest).min();
+    Ok((Groups::largest(lanes, looked_at, limit, |lane| (lane.messages, lane.origin.clone())), oldest))
 }
 
 fn retries(operator: &mut Operator, overview: &Overview, limit: usize) -> Result<Groups<RetryGroup>, Error> {
@@ -176,10 +182,9 @@ impl Seen {
             in_flight,
             oldest.map_or(String::new(), |id| format!("the oldest claimed {}", ago(claimed_at(id), clock))),
         );
-        let oldest = self.lanes.groups.iter().filter_map(|lane| lane.oldest).min();
         let for_lanes =
             |id| format!("for {}, the oldest claimed {}", n_of(lanes, "endpoint"), ago(claimed_at(id), clock));
-        place("waiting", waiting, oldest.map_or(String::new(), for_lanes));
+        place("waiting", waiting, self.oldest_waiting.map_or(String::new(), for_lanes));
         let due = |next| match retry_due {
             0 => format!("the next due in {}", spell(std::time::Duration::from_millis(next))),
             n => format!("{n} due now"),
@@ -314,6 +319,7 @@ impl Seen {
                 "waiting",
                 Object::new()
                     .number("messages", seen.waiting)
+                    .time("oldest_claimed", self.oldest_waiting.map(claimed_at))
                     .number("endpoints", seen.lanes)
                     .number("endpoints_looked_at", self.lanes.looked_at)
                     .json("by_endpoint", array(lanes)),
