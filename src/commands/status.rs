@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 
 use super::json::{Object, array};
 use super::table::Table;
-use super::{Error, Exit, ago, at_ms, claimed_at, n_of, utc, visible};
+use super::{Error, Exit, ago, at_ms, claimed_at, n_of, utc};
 use crate::config::Status;
 use crate::envelope::Envelope;
 use crate::journal::spell;
@@ -358,7 +358,11 @@ fn of_first(looked_at: u64, all: u64, which: &str, what: &str) -> String {
 /// What a table leaves out.
 fn rest(out: &mut impl Write, n_groups: u64, limit: u64, what: &str) -> Result<(), Error> {
     if n_groups > limit {
-        writeln!(out, "{}", visible(&format!("and {} more; '--limit' shows them", n_of(n_groups - limit, what))))?;
+        writeln!(
+            out,
+            "{}",
+            format_args!("and {}; '--limit' shows them", n_of(n_groups - limit, &format!("more {what}")))
+        )?;
     }
     Ok(())
 }
