@@ -19,11 +19,13 @@
 //! | `torture/agents.rs`, `recipients.rs`, `proxy.rs` | what is struck |
 //! | `torture/ledger.rs`, `history.rs` | what became of each message |
 
+#[path = "daemon"]
 mod daemon {
     // The fixtures of the black-box tests, of which this binary uses a part.
     #[allow(dead_code, unused_imports)]
     pub mod support;
 }
+#[path = "torture"]
 mod torture {
     pub mod agents;
     pub mod faults;
@@ -102,7 +104,9 @@ impl Options {
                         "short" => Mode::Short,
                         "ordered" => Mode::Ordered,
                         "default" => Mode::Default,
-                        other => return Err(format!("option '--mode': there is no {other}; short, ordered or default")),
+                        other => {
+                            return Err(format!("option '--mode': there is no {other}; short, ordered or default"));
+                        }
                     });
                 }
                 // What `cargo test` hands to every test binary.
@@ -215,11 +219,15 @@ impl Totals {
         row("agents started by the harness, as a supervisor would", sum.n_starts.to_string());
         row("slowest drain after the last fault", format!("{:.1?}", self.slowest_drain));
         let n_lines: usize = self.lines.values().sum();
-        row("log lines per fault, all agents together", format!("{:.1}", n_lines as f64 / sum.n_faults().max(1) as f64));
+        row(
+            "log lines per fault, all agents together",
+            format!("{:.1}", n_lines as f64 / sum.n_faults().max(1) as f64),
+        );
         row("largest resident size of an agent, KiB", sum.peak_kib.to_string());
         row("most files open in an agent", sum.peak_files.to_string());
         row("rounds that failed", self.n_failed.to_string());
-        let missing: Vec<_> = faults::ALL.iter().map(|(fault, _)| fault).filter(|f| !sum.faults.contains_key(f)).collect();
+        let missing: Vec<_> =
+            faults::ALL.iter().map(|(fault, _)| fault).filter(|f| !sum.faults.contains_key(f)).collect();
         if options.minutes.is_some() && !missing.is_empty() {
             println!("not injected in this run: {missing:?}");
         }

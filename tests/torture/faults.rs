@@ -137,7 +137,13 @@ impl Fault {
     pub fn ends_agent(self) -> bool {
         matches!(
             self,
-            AgentKilled | AgentKilledForAWhile | AgentTold | AgentToldTwice | AgentFrozenPastLease | LinkHeld | LinkForgotten
+            AgentKilled
+                | AgentKilledForAWhile
+                | AgentTold
+                | AgentToldTwice
+                | AgentFrozenPastLease
+                | LinkHeld
+                | LinkForgotten
         )
     }
 }
@@ -180,10 +186,10 @@ enum Cure {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RedisState {
     Well,
-    /// Not running, loading, asleep, or on a full disk: not to be asked anything.
+    /// Not running, loading, asleep, full, or on a full disk: not to be asked anything.
     Away,
     /// Answers, and refuses writes.
-    Refusing,
+    ReadOnly,
 }
 
 /// What the faults strike.
@@ -229,8 +235,9 @@ impl World {
                 Scope::Agent(n)
             }
             ClockStepped => {
-                let stepped: Vec<usize> =
-                    (0..self.slots.len()).filter(|n| self.slots[*n].clock.is_some() && self.slots[*n].is_running()).collect();
+                let stepped: Vec<usize> = (0..self.slots.len())
+                    .filter(|n| self.slots[*n].clock.is_some() && self.slots[*n].is_running())
+                    .collect();
                 if stepped.is_empty() {
                     return false;
                 }
@@ -388,12 +395,12 @@ impl World {
             }
             RedisFull => {
                 self.command(&["CONFIG", "SET", "maxmemory", "1"]);
-                self.redis_state = RedisState::Refusing;
+                self.redis_state = RedisState::Away;
                 self.later(ms(rng.between(300, 4_000)), Cure::LiftLimit);
             }
             RedisReadOnly => {
                 self.command(&["REPLICAOF", "127.0.0.1", "1"]);
-                self.redis_state = RedisState::Refusing;
+                self.redis_state = RedisState::ReadOnly;
                 self.later(ms(rng.between(100, 4_000)), Cure::Promote);
             }
             DiskFull => {

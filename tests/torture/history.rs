@@ -17,7 +17,10 @@ const MOST_LINES: usize = 120;
 
 /// All that is known of a message.
 pub fn of(number: usize, message: &Message, slots: &[Slot], injected: &[Injected], aof: Option<&[u8]>) -> String {
-    let mut out = format!("--- history of message #{number}, {:?}, {} bytes, for recipient {}\n", message.kind, message.size, message.recipient);
+    let mut out = format!(
+        "--- history of message #{number}, {:?}, {} bytes, for recipient {}\n",
+        message.kind, message.size, message.recipient
+    );
     let since = |at: Instant| match at.checked_duration_since(message.pushed) {
         Some(after) => format!("{:+.3} s", after.as_secs_f64()),
         None => format!("-{:.3} s", (message.pushed - at).as_secs_f64()),
@@ -53,7 +56,9 @@ pub fn of(number: usize, message: &Message, slots: &[Slot], injected: &[Injected
             time = String::from_utf8_lossy(stamp).into_owned();
             continue;
         }
-        let about = words.iter().any(|word| contains(word, mark.as_bytes()) || ids.iter().any(|id| contains(word, id.as_bytes())));
+        let about = words
+            .iter()
+            .any(|word| contains(word, mark.as_bytes()) || ids.iter().any(|id| contains(word, id.as_bytes())));
         if about && n_lines < MOST_LINES {
             n_lines += 1;
             let _ = writeln!(out, "Redis {time}: {}", shown(words, &ids));

@@ -53,8 +53,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback address can be listened on");
         let address = listener.local_addr().unwrap();
         let gate = Gate { flows: [Flow::Pass; 2], budget: None, closed: false };
-        let shared =
-            Shared { target, gate: Mutex::new(gate), changed: Condvar::new(), connections: Mutex::default() };
+        let shared = Shared { target, gate: Mutex::new(gate), changed: Condvar::new(), connections: Mutex::default() };
         let shared = Arc::new(shared);
         let acceptor = {
             let shared = shared.clone();

@@ -64,7 +64,10 @@ pub struct Recipient {
 
 impl Recipient {
     pub fn all(ledger: &Arc<Ledger>, rng: &mut Rng) -> Vec<Recipient> {
-        ALL.iter().enumerate().map(|(n, (temper, _))| Recipient::start(n, *temper, ledger.clone(), rng.next())).collect()
+        ALL.iter()
+            .enumerate()
+            .map(|(n, (temper, _))| Recipient::start(n, *temper, ledger.clone(), rng.next()))
+            .collect()
     }
 
     fn start(n: usize, temper: Temper, ledger: Arc<Ledger>, seed: u64) -> Recipient {
@@ -126,14 +129,7 @@ impl Recipient {
     }
 }
 
-fn answer(
-    n: usize,
-    temper: Temper,
-    mood: u8,
-    dice: u64,
-    request: &crate::support::Request,
-    ledger: &Ledger,
-) -> Answer {
+fn answer(n: usize, temper: Temper, mood: u8, dice: u64, request: &crate::support::Request, ledger: &Ledger) -> Answer {
     let calm = mood == Mood::Calm as u8;
     let of_hundred = dice % 100;
     let odd = match temper {

@@ -343,7 +343,9 @@ impl Producer {
     }
 
     fn push(&mut self) {
-        let recipient = self.rng.weighted(&recipients::ALL.map(|(_, weight)| weight).iter().copied().enumerate().collect::<Vec<_>>());
+        let recipient = self
+            .rng
+            .weighted(&recipients::ALL.map(|(_, weight)| weight).iter().copied().enumerate().collect::<Vec<_>>());
         let kind = match self.rng.between(0, 1000) {
             _ if self.only_plain => Kind::Plain,
             0..8 => Kind::Final,
