@@ -122,6 +122,14 @@ impl Agent {
         self.exited().is_none()
     }
 
+    /// The largest resident size that it has had, in KiB.
+    pub fn peak_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let size = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse().ok());
+        size.expect("the agent runs, and Linux tells its size")
+    }
+
     /// All it has said so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().join("\n")
