@@ -42,6 +42,8 @@ pub struct Slot {
     pub last_kib: u64,
     child: Option<Child>,
     expected: Expected,
+    /// How long its log was when it was started.
+    log_began: u64,
     options: Vec<String>,
 }
 
@@ -62,6 +64,7 @@ impl Slot {
             last_kib: 0,
             child: None,
             expected: Expected::ToRun,
+            log_began: 0,
             options: options.to_vec(),
         };
         slot.step_clock(0);
@@ -80,6 +83,7 @@ impl Slot {
             command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
             command.env("DONT_FAKE_MONOTONIC", "1");
         }
+        self.log_began = log.metadata().map_or(0, |log| log.len());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().expect("the agent's binary can be started"));
         self.expected = Expected::ToRun;
@@ -178,12 +182,18 @@ impl Slot {
         match self.expected {
             Expected::ToBeGone => None,
             Expected::ToEnd(_) if status.success() => None,
+            // SIGTERM ends a process that has not come to handling it: it had not begun anything.
+            Expected::ToEnd(_) if status.signal() == Some(15) && self.has_said_nothing() => None,
             Expected::ToEnd(_) => Some(format!("agent {} ended with {status} after SIGTERM", self.n)),
             Expected::ToRun => {
                 let signal = status.signal().map(|signal| format!(" (signal {signal})")).unwrap_or_default();
                 Some(format!("agent {} ended by itself: {status}{signal}", self.n))
             }
         }
+    }
+
+    fn has_said_nothing(&self) -> bool {
+        fs::metadata(&self.log).is_ok_and(|log| log.len() == self.log_began)
     }
 
     pub fn pid(&self) -> Option<u32> {
