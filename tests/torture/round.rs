@@ -388,6 +388,9 @@ impl Producer {
 
 /// Holds the ledger against what Redis has at the end.
 fn judge(plan: &Plan, world: &World, ledger: &Ledger, report: &mut Report) {
+    // Redis first: what leaves it after this look has arrived before the look at the ledger.
+    let held = held(&world.redis);
+    let dead = dead_letters(world, report);
     let messages = ledger.messages();
     report.n_messages = messages.len();
     report.failures.extend(ledger.wrong());
@@ -395,9 +398,6 @@ fn judge(plan: &Plan, world: &World, ledger: &Ledger, report: &mut Report) {
         *report.faults.entry(injected.fault).or_default() += 1;
     }
 
-    let dead = dead_letters(world, report);
-    let put_off: BTreeSet<usize> = world.redis.put_off().iter().filter_map(|held| find_number(&held.bytes)).collect();
-    let in_queue = queued(&world.redis);
     let n_struck = world.injected.iter().filter(|i| matches!(i.scope, Scope::Agent(_))).count();
     report.n_dead = dead.len();
     let mut lost = Vec::new();
@@ -419,9 +419,7 @@ fn judge(plan: &Plan, world: &World, ledger: &Ledger, report: &mut Report) {
                 }
             }
             None => {
-                let is_held = put_off.contains(&number) || in_queue.contains(&number);
-                let gone = message.push == Push::Confirmed && !is_held && (copies == 0 || to_die);
-                if gone && report.n_stuck == 0 {
+                if message.push == Push::Confirmed && !held.contains(&number) && (copies == 0 || to_die) {
                     lost.push(number);
                 }
             }
@@ -494,10 +492,12 @@ fn dead_letters(world: &World, report: &mut Report) -> HashMap<usize, (String, V
     dead
 }
 
-fn queued(redis: &Redis) -> BTreeSet<usize> {
-    let key = redis.queue_key();
-    let values: Vec<Vec<u8>> = redis::cmd("LRANGE").arg(&[&key, "0", "-1"]).query(&mut redis.client()).unwrap();
-    values.iter().filter_map(|bytes| find_number(bytes)).collect()
+/// The numbers of all that Redis has, queued or claimed, in one look.
+fn held(redis: &Redis) -> BTreeSet<usize> {
+    let mut pipe = redis::pipe();
+    pipe.atomic().cmd("LRANGE").arg(&[&redis.queue_key(), "0", "-1"]).cmd("HVALS").arg(redis.key("messages"));
+    let (queued, claimed): (Vec<Vec<u8>>, Vec<Vec<u8>>) = pipe.query(&mut redis.client()).unwrap();
+    queued.iter().chain(&claimed).filter_map(|bytes| find_number(bytes)).collect()
 }
 
 /// The number of the message that these bytes hold somewhere.
