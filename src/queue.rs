@@ -264,6 +264,15 @@ pub enum LaneChange {
         /// The last error, for people.
         why: String,
     },
+    /// A message of it came back from an agent that died: if it was probing the lane, that is over.
+    Freed(Arc<str>),
+    /// A probe of it was given back unused: it may be tried after this long.
+    Due {
+        /// Its origin.
+        origin: Arc<str>,
+        /// When it may be tried.
+        after: Duration,
+    },
 }
 
 /// Another agent as the queue sees it.

@@ -107,8 +107,9 @@ local function take_from(origin, n, source)
   if taken > 0 and taken == #members then
     emptied[#emptied + 1] = origin
   elseif source == 'p' then
-    -- Nobody else tries it while this attempt is under way; a suspect that must wait is looked at again soon.
-    moved_lanes[#moved_lanes + 1] = now + (taken > 0 and probe_ms or 100)
+    -- Nobody else tries it while this attempt is under way (the half says that it is probed, and not
+    -- backing off); a suspect that must wait is looked at again soon.
+    moved_lanes[#moved_lanes + 1] = taken > 0 and string.format('%.1f', now + probe_ms + 0.5) or now + 100
     moved_lanes[#moved_lanes + 1] = origin
   end
   return taken

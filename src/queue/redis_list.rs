@@ -662,6 +662,8 @@ fn settle_arguments(me: AgentNumber, call: u64, settlements: &[Settlement], chan
     for change in changes {
         match change {
             LaneChange::Open(origin) => arguments.text(origin).text("o"),
+            LaneChange::Freed(origin) => arguments.text(origin).text("f"),
+            LaneChange::Due { origin, after } => arguments.text(origin).text("d").millis(*after),
             LaneChange::Close { origin, after, failures, why } => {
                 arguments.text(origin).text("c").millis(*after).text(failures).text(why)
             }

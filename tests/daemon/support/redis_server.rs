@@ -204,6 +204,15 @@ impl Redis {
         self.check_invariant();
     }
 
+    /// Waits until every message has gone or is dead.
+    #[track_caller]
+    pub fn wait_empty_but_dead(&self, timeout: Duration) {
+        super::eventually_eq("only dead messages are left", timeout, 0, || {
+            let counts = self.counts();
+            counts.queue + counts.messages - counts.dead
+        });
+    }
+
     /// The numbers of the agents that are registered.
     pub fn agents(&self) -> Vec<String> {
         self.strings("ZRANGE", "agents", &["0", "-1"])
