@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! scripts/torture [--minutes N] [--seed N] [--mode short|ordered|default] [--round N]
+//! scripts/torture --release --soak 1000000
 //! ```
 //!
 //! Without options it is one short round with a fixed seed, which is how `cargo test` runs it. It
@@ -10,7 +11,8 @@
 //! follows from the seed and the round's number, and prints a table. It fails if a message is lost
 //! or stuck, if the invariant of the keys is broken at any moment, if a copy arrives that no fault
 //! explains, if an agent ends by itself, or if the logs say more than a few lines a fault; then it
-//! prints the history of the messages concerned and keeps the logs.
+//! prints the history of the messages concerned and keeps the logs. `--soak` is another matter: no
+//! faults, so many messages at full speed, and the agent's memory must level.
 //!
 //! | file | holds |
 //! |---|---|
@@ -18,6 +20,7 @@
 //! | `torture/faults.rs` | every fault: whom it strikes, how it begins and ends |
 //! | `torture/agents.rs`, `recipients.rs`, `proxy.rs` | what is struck |
 //! | `torture/ledger.rs`, `history.rs` | what became of each message |
+//! | `torture/soak.rs` | memory over many messages |
 
 #[path = "daemon"]
 mod daemon {
@@ -35,6 +38,7 @@ mod torture {
     pub mod recipients;
     pub mod rng;
     pub mod round;
+    pub mod soak;
 }
 
 use std::collections::BTreeMap;
@@ -43,7 +47,7 @@ use std::time::{Duration, Instant};
 
 use daemon::support;
 use torture::round::{Mode, Plan, Report};
-use torture::{faults, round};
+use torture::{faults, round, soak};
 
 /// The seed of the short round in `cargo test`.
 const FIXED_SEED: u64 = 20_240_229;
@@ -60,6 +64,15 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Some(n_messages) = options.soak {
+        return match soak::run(n_messages, options.seed) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(wrong) => {
+                println!("FAILED: {wrong}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let begun = Instant::now();
     let mut totals = Totals::default();
     let mut round = options.round.unwrap_or(0);
@@ -85,12 +98,14 @@ struct Options {
     seed: u64,
     mode: Option<Mode>,
     round: Option<u64>,
+    /// Instead of faults: so many messages at full speed, and the size of the agent.
+    soak: Option<u64>,
 }
 
 impl Options {
     /// `None` if this run of `cargo test` is about other tests.
     fn from_args(mut args: impl Iterator<Item = String>) -> Result<Option<Options>, String> {
-        let mut options = Options { minutes: None, seed: FIXED_SEED, mode: None, round: None };
+        let mut options = Options { minutes: None, seed: FIXED_SEED, mode: None, round: None, soak: None };
         let mut filters = Vec::new();
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or(format!("option '{arg}' needs a value"));
@@ -99,6 +114,7 @@ impl Options {
                 "--minutes" => options.minutes = Some(number(value()?)?.min(10_000) as u32),
                 "--seed" => options.seed = number(value()?)?,
                 "--round" => options.round = Some(number(value()?)?),
+                "--soak" => options.soak = Some(number(value()?)?),
                 "--mode" => {
                     options.mode = Some(match value()?.as_str() {
                         "short" => Mode::Short,
