@@ -18,11 +18,12 @@ const END_WITHIN: Duration = Duration::from_secs(10);
 /// What a slot's agent is expected to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Expected {
-    ToRun,
-    /// It was killed.
-    ToBeGone,
-    /// It was told to end, at this time.
-    ToEnd(Instant),
+    /// To run.
+    Running,
+    /// To be gone: it was killed.
+    Gone,
+    /// To end: it was told to at this time.
+    Ending(Instant),
 }
 
 pub struct Slot {
@@ -63,7 +64,7 @@ impl Slot {
             peak_files: 0,
             last_kib: 0,
             child: None,
-            expected: Expected::ToRun,
+            expected: Expected::Running,
             log_began: 0,
             options: options.to_vec(),
         };
@@ -86,12 +87,12 @@ impl Slot {
         self.log_began = log.metadata().map_or(0, |log| log.len());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().expect("the agent's binary can be started"));
-        self.expected = Expected::ToRun;
+        self.expected = Expected::Running;
         self.n_starts += 1;
     }
 
     pub fn is_running(&self) -> bool {
-        self.child.is_some() && self.expected == Expected::ToRun
+        self.child.is_some() && self.expected == Expected::Running
     }
 
     pub fn has_ended(&self) -> bool {
@@ -100,15 +101,15 @@ impl Slot {
 
     pub fn kill9(&mut self) {
         if let Some(child) = &mut self.child {
-            self.expected = Expected::ToBeGone;
+            self.expected = Expected::Gone;
             let _ = child.kill();
         }
     }
 
     pub fn term(&mut self) {
         self.signal("TERM");
-        if self.expected == Expected::ToRun {
-            self.expected = Expected::ToEnd(Instant::now());
+        if self.expected == Expected::Running {
+            self.expected = Expected::Ending(Instant::now());
         }
     }
 
@@ -118,7 +119,7 @@ impl Slot {
 
     pub fn thaw(&mut self) {
         self.signal("CONT");
-        if let Expected::ToEnd(since) = &mut self.expected {
+        if let Expected::Ending(since) = &mut self.expected {
             *since = Instant::now();
         }
     }
@@ -160,7 +161,7 @@ impl Slot {
             remove_faketime_files(pid);
             return self.judge_end(status);
         }
-        if let Expected::ToEnd(since) = self.expected
+        if let Expected::Ending(since) = self.expected
             && since.elapsed() > END_WITHIN
             && !self.troubled
         {
@@ -180,12 +181,12 @@ impl Slot {
 
     fn judge_end(&self, status: ExitStatus) -> Option<String> {
         match self.expected {
-            Expected::ToBeGone => None,
-            Expected::ToEnd(_) if status.success() => None,
+            Expected::Gone => None,
+            Expected::Ending(_) if status.success() => None,
             // SIGTERM ends a process that has not come to handling it: it had not begun anything.
-            Expected::ToEnd(_) if status.signal() == Some(15) && self.has_said_nothing() => None,
-            Expected::ToEnd(_) => Some(format!("agent {} ended with {status} after SIGTERM", self.n)),
-            Expected::ToRun => {
+            Expected::Ending(_) if status.signal() == Some(15) && self.has_said_nothing() => None,
+            Expected::Ending(_) => Some(format!("agent {} ended with {status} after SIGTERM", self.n)),
+            Expected::Running => {
                 let signal = status.signal().map(|signal| format!(" (signal {signal})")).unwrap_or_default();
                 Some(format!("agent {} ended by itself: {status}{signal}", self.n))
             }

@@ -42,8 +42,8 @@ pub fn of(number: usize, message: &Message, slots: &[Slot], injected: &[Injected
     for words in &commands {
         // HSET messages id bytes id bytes…
         for pair in words.windows(2) {
-            let id = String::from_utf8_lossy(&pair[0]);
-            if id.len() == 16 && id.bytes().all(|b| b.is_ascii_digit()) && contains(&pair[1], mark.as_bytes()) {
+            let id = String::from_utf8_lossy(pair[0]);
+            if id.len() == 16 && id.bytes().all(|b| b.is_ascii_digit()) && contains(pair[1], mark.as_bytes()) {
                 ids.insert(id.into_owned());
             }
         }

@@ -122,7 +122,7 @@ fn produce(
 fn listen(n: usize, n_arrived: Arc<AtomicU64>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback address can be listened on");
     let address = listener.local_addr().unwrap();
-    let delay = if n % 7 == 0 { ms(20) } else { Duration::ZERO };
+    let delay = if n.is_multiple_of(7) { ms(20) } else { Duration::ZERO };
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let n_arrived = n_arrived.clone();
@@ -147,7 +147,7 @@ fn serve(mut stream: &TcpStream, delay: Duration, n_arrived: &AtomicU64) -> Opti
         let status = match line.split(' ').nth(1)? {
             "/gone" => "410 Gone",
             // The message comes again on whichever connection, and is taken in one case of two.
-            "/sometimes" if n_here % 2 == 0 => "500 Internal Server Error",
+            "/sometimes" if n_here.is_multiple_of(2) => "500 Internal Server Error",
             _ => "200 OK",
         };
         let mut length = 0;

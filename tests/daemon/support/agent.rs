@@ -128,6 +128,7 @@ impl Agent {
     }
 
     /// Its resident size now, in KiB.
+    #[allow(dead_code)] // The torture looks at it, which shares these fixtures.
     pub fn resident_kib(&self) -> u64 {
         self.size("VmRSS:")
     }
@@ -140,6 +141,7 @@ impl Agent {
     }
 
     /// How many files it has open.
+    #[allow(dead_code)] // As above.
     pub fn n_files(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).map_or(0, Iterator::count)
     }
