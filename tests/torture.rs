@@ -177,6 +177,9 @@ impl Totals {
             report.peak_kib,
             report.peak_files,
         );
+        for note in &report.notes {
+            println!("  slow to drain: {note}");
+        }
         if !report.failures.is_empty() {
             self.n_failed += 1;
             println!("round {} FAILED ({plan:?}):", plan.round);

@@ -119,6 +119,8 @@ pub struct Report {
     pub peak_kib: u64,
     pub last_kib: u64,
     pub peak_files: usize,
+    /// What was slow, and why.
+    pub notes: Vec<String>,
     /// What must not be.
     pub failures: Vec<String>,
 }
@@ -157,6 +159,7 @@ pub fn run(plan: &Plan, mut rng: Rng) -> Report {
         thread::spawn(move || producer.run(&stop))
     };
     torment(plan, &mut world, &mut rng, &mut report);
+    let faults_ended = Instant::now();
     stop.store(true, Ordering::SeqCst);
     producer.join().expect("the producer does not panic");
 
@@ -165,7 +168,7 @@ pub fn run(plan: &Plan, mut rng: Rng) -> Report {
     if report.failures.is_empty() {
         calm(&mut world, &ledger, Rng::new(rng.next()), &mut report);
     }
-    judge(plan, &world, &ledger, &mut report);
+    judge(plan, &world, &ledger, faults_ended, &mut report);
     if !report.failures.is_empty() {
         let kept = keep(&dir, &world);
         report.failures.push(format!("logs and the append-only file are kept in {}", kept.display()));
@@ -387,7 +390,7 @@ impl Producer {
 }
 
 /// Holds the ledger against what Redis has at the end.
-fn judge(plan: &Plan, world: &World, ledger: &Ledger, report: &mut Report) {
+fn judge(plan: &Plan, world: &World, ledger: &Ledger, faults_ended: Instant, report: &mut Report) {
     // Redis first: what leaves it after this look has arrived before the look at the ledger.
     let held = held(&world.redis);
     let dead = dead_letters(world, report);
@@ -424,10 +427,18 @@ fn judge(plan: &Plan, world: &World, ledger: &Ledger, report: &mut Report) {
                 }
             }
         }
-        if copies > 1 && !is_explained(message, world, report) {
+        if copies > 1 && !is_explained(message, world) {
             report.n_unexplained += 1;
             report.failures.push(format!("no fault explains {copies} copies of message #{number}"));
             describe(number, message, world, report);
+        }
+    }
+    // In time, and yet long after the last fault: why, is told of the message that came last.
+    if report.drained_in > plan.patience(0) / 2 {
+        let of_faults = messages.iter().enumerate().filter(|(_, message)| message.pushed < faults_ended);
+        let last = of_faults.max_by_key(|(_, message)| message.arrivals.last().map(|arrival| arrival.at));
+        if let Some((number, message)) = last {
+            report.notes.push(tell(number, message, world));
         }
     }
     report.n_lost = lost.len();
@@ -508,7 +519,7 @@ fn find_number(bytes: &[u8]) -> Option<usize> {
 
 /// Whether between each two copies there was a fault that can explain the second: of Redis, of the
 /// recipient or its network, or of the agent that delivered the first.
-fn is_explained(message: &Message, world: &World, _report: &Report) -> bool {
+fn is_explained(message: &Message, world: &World) -> bool {
     let deliverers = message.id.as_ref().map(|id| history::deliverers(&world.slots, id)).unwrap_or_default();
     // An attempt may have begun before the fault and its settlement be under way: one attempt and one renewal.
     let slack = Duration::from_secs(2);
@@ -525,8 +536,12 @@ fn is_explained(message: &Message, world: &World, _report: &Report) -> bool {
 }
 
 fn describe(number: usize, message: &Message, world: &World, report: &mut Report) {
+    report.failures.push(tell(number, message, world));
+}
+
+fn tell(number: usize, message: &Message, world: &World) -> String {
     let aof = history::append_only_file(&world.redis);
-    report.failures.push(history::of(number, message, &world.slots, &world.injected, aof.as_deref()));
+    history::of(number, message, &world.slots, &world.injected, aof.as_deref())
 }
 
 /// Copies what tells the story to a directory that stays.
