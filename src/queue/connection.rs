@@ -9,7 +9,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use redis::{Client, Connection, ConnectionInfo, IntoConnectionInfo, Value};
+use redis::{Client, Cmd, Connection, ConnectionInfo, ConnectionLike, IntoConnectionInfo, Value};
 
 use super::Error;
 use crate::config::RedisAddress;
@@ -188,6 +188,29 @@ impl Link {
             connection.set_read_timeout(Some(PATIENCE)).map_err(Failure::Redis)?;
         }
         answer
+    }
+
+    /// Runs a command that may block for `at_most` on purpose and whose answer is not
+    /// wanted: it is not even sent (`CLIENT REPLY SKIP`). The answer is that of `then`.
+    /// A server that sends the first one's all the same, or anything else that is not a
+    /// number, costs the connection: more may come on it.
+    pub fn query_unheard(&mut self, command: &Cmd, then: &Cmd, at_most: Duration) -> Result<Value, Failure> {
+        let mut packed = redis::cmd("CLIENT").arg("REPLY").arg("SKIP").get_packed_command();
+        command.write_packed_command(&mut packed);
+        then.write_packed_command(&mut packed);
+        let connection = self.connection().map_err(Failure::Ours)?;
+        connection.set_read_timeout(Some(at_most + PATIENCE)).map_err(Failure::Redis)?;
+        let answer = connection.req_packed_command(&packed).and_then(Value::extract_error);
+        match answer {
+            Ok(number @ Value::Int(_)) => {
+                connection.set_read_timeout(Some(PATIENCE)).map_err(Failure::Redis)?;
+                Ok(number)
+            }
+            other => {
+                self.open = None;
+                other.map_err(Failure::Redis)
+            }
+        }
     }
 
     /// Runs a move on all keys of the queue.

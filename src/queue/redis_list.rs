@@ -4,7 +4,7 @@
 //! is its callers' part.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::Value;
 
@@ -135,7 +135,22 @@ pub struct RedisList {
     pop: Pop,
     /// False once the server has refused BLMOVE: it is older than 6.2.
     has_blmove: bool,
+    unheard: Unheard,
     ordered: bool,
+}
+
+/// Whether the value that a wait looks at can stay where it is. It is not read, and the
+/// largest that Redis holds is half a gigabyte: so its answer is better not sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Unheard {
+    /// Not tried yet.
+    Unknown,
+    Works,
+    /// The last wait ended before its time with nothing to show: the next is listened to, for it
+    /// may be refused.
+    Listen,
+    /// The server, or what stands before it, cannot do it.
+    Unusable,
 }
 
 impl RedisList {
@@ -152,7 +167,15 @@ impl RedisList {
 
     fn build(server: Server, prefix: &str, pop: Pop, ordered: bool, clock: Option<&str>) -> RedisList {
         let moves = Arc::new(Moves::new(clock));
-        RedisList { link: Link::new(server), keys: Keys::new(prefix), moves, pop, has_blmove: true, ordered }
+        RedisList {
+            link: Link::new(server),
+            keys: Keys::new(prefix),
+            moves,
+            pop,
+            has_blmove: true,
+            unheard: Unheard::Unknown,
+            ordered,
+        }
     }
 
     /// The same queue on another connection.
@@ -163,6 +186,7 @@ impl RedisList {
             moves: self.moves.clone(),
             pop: self.pop,
             has_blmove: self.has_blmove,
+            unheard: Unheard::Unknown,
             ordered: self.ordered,
         }
     }
@@ -266,6 +290,48 @@ impl RedisList {
         Ok((state == "moved").then_some(n as usize))
     }
 
+    /// Waits without having the value sent, and then looks whether there is one. `None` if the
+    /// wait is to be made, or made again, with its answer listened to.
+    fn wait_unheard(&mut self, at_most: Duration) -> Result<Option<Waited>, Error> {
+        match self.unheard {
+            Unheard::Unknown | Unheard::Works => {}
+            Unheard::Listen => {
+                self.unheard = Unheard::Works;
+                return Ok(None);
+            }
+            Unheard::Unusable => return Ok(None),
+        }
+        let begun = Instant::now();
+        let length = redis::cmd("LLEN").arg(self.keys.queue()).to_owned();
+        match self.link.query_unheard(&self.wait_command(at_most), &length, LONGEST_WAIT * 2) {
+            Ok(Value::Int(length)) => {
+                let ended_early = begun.elapsed() < at_most.clamp(SHORTEST_WAIT, LONGEST_WAIT);
+                self.unheard = if length == 0 && ended_early { Unheard::Listen } else { Unheard::Works };
+                Ok(Some(if length == 0 { Waited::Nothing } else { Waited::Something }))
+            }
+            Ok(_) => {
+                self.unheard = Unheard::Unusable;
+                Ok(None)
+            }
+            Err(Failure::Ours(error)) => Err(error),
+            Err(Failure::Redis(error)) => {
+                let text = wire_text(&error);
+                if text.contains("NOPERM") || text.contains("unknown") {
+                    self.unheard = Unheard::Unusable;
+                    return Ok(None);
+                }
+                if self.unheard == Unheard::Unknown && error.code().is_none() {
+                    // What stands before the server may have cut us off for it.
+                    self.unheard = Unheard::Unusable;
+                }
+                match self.link.server.explain(error) {
+                    Error::Fatal(why) if why.contains("WRONGTYPE") => Err(self.name_wrong_type(why)),
+                    error => Err(error),
+                }
+            }
+        }
+    }
+
     fn wait_command(&self, at_most: Duration) -> redis::Cmd {
         let key = self.keys.queue();
         let seconds = at_most.clamp(SHORTEST_WAIT, LONGEST_WAIT).as_secs_f64();
@@ -366,6 +432,11 @@ impl Queue for RedisList {
             std::thread::sleep(at_most.clamp(SHORTEST_WAIT, SHORTEST_WAIT * 5));
             return Ok(Waited::Something);
         }
+        if self.pop == Pop::Peek
+            && let Some(waited) = self.wait_unheard(at_most)?
+        {
+            return Ok(waited);
+        }
         let command = self.wait_command(at_most);
         match self.link.query_blocking(&command, LONGEST_WAIT * 2) {
             Ok(Value::Nil) => Ok(Waited::Nothing),
@@ -387,6 +458,9 @@ impl Queue for RedisList {
                     return self.wait(at_most);
                 }
                 if text.contains("OOM ") {
+                    if self.unheard != Unheard::Unusable {
+                        self.unheard = Unheard::Listen;
+                    }
                     return Ok(Waited::Refused);
                 }
                 match self.link.server.explain(error) {

@@ -126,6 +126,30 @@ impl Agent {
         self.exited().is_none()
     }
 
+    /// The largest resident size that it has had, in KiB.
+    pub fn peak_kib(&self) -> u64 {
+        self.size("VmHWM:")
+    }
+
+    /// Its resident size now, in KiB.
+    #[allow(dead_code)] // The torture looks at it, which shares these fixtures.
+    pub fn resident_kib(&self) -> u64 {
+        self.size("VmRSS:")
+    }
+
+    fn size(&self, name: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let size = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse().ok());
+        size.expect("the agent runs, and Linux tells its size")
+    }
+
+    /// How many files it has open.
+    #[allow(dead_code)] // As above.
+    pub fn n_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).map_or(0, Iterator::count)
+    }
+
     /// All it has said so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().join("\n")
