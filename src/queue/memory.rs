@@ -709,10 +709,8 @@ impl State {
             }
         }
         self.agents.remove(&agent);
-        if ids.len() < limit {
-            self.claims.remove(&agent);
-            self.settles.remove(&agent);
-        }
+        self.claims.remove(&agent);
+        self.settles.remove(&agent);
         ids.len()
     }
 

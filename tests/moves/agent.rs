@@ -143,10 +143,6 @@ impl SimAgent {
         }
     }
 
-    pub fn number(&self) -> Option<AgentNumber> {
-        self.shared_number
-    }
-
     pub fn is_awake(&self, now: Instant) -> bool {
         self.alive && self.frozen_until.is_none_or(|until| until <= now)
     }
@@ -292,6 +288,13 @@ impl SimAgent {
         now: Instant,
         ledger: &mut dyn Ledger,
     ) -> Result<(), Stop> {
+        if let Claimed::Taken { claims, .. } = &claimed
+            && claims.iter().any(|claim| self.is_unconfirmed(claim.id))
+        {
+            // A message that was put to wait may be claimed again before the agent has heard that it was.
+            self.reading = Reading::Answer(asked, number, claimed);
+            return Ok(());
+        }
         let Claimed::Taken { claims, emptied, failures, .. } = claimed else { unreachable!("looked at before") };
         self.again = false;
         let mut decoded = Vec::new();
@@ -343,6 +346,11 @@ impl SimAgent {
                 Err(Settlement { id, origin: Arc::from(""), place: Place::Dead, history })
             }
         }
+    }
+
+    fn is_unconfirmed(&self, id: Id) -> bool {
+        let sent = self.sent.iter().flat_map(|batch| &batch.settlements);
+        sent.chain(&self.backlog.settlements).any(|settlement| settlement.id == id)
     }
 
     fn perform(&mut self, effects: Effects) {
@@ -534,9 +542,15 @@ impl SimAgent {
     }
 
     /// SIGTERM: what is being attempted ends or is cut off, all is settled, the rest is given back.
-    pub fn leave(&mut self, net: &mut Net, ledger: &mut dyn Ledger, rng: &mut Rng) -> Result<(), Stop> {
+    pub fn leave(
+        &mut self,
+        calm: bool,
+        net: &mut Net,
+        ledger: &mut dyn Ledger,
+        rng: &mut Rng,
+    ) -> Result<(), Stop> {
         self.alive = false;
-        while !self.busy.is_empty() && rng.chance(0.7) {
+        while !self.busy.is_empty() && (calm || rng.chance(0.7)) {
             self.finish(net.now, ledger, rng);
         }
         self.lanes.stop();

@@ -492,7 +492,7 @@ impl<'a> Run<'a> {
             }
             172..=179 => {
                 if let Some(at) = self.awake() {
-                    let left = self.agents[at].leave(&mut self.net, &mut self.books, &mut self.rng);
+                    let left = self.agents[at].leave(self.calm, &mut self.net, &mut self.books, &mut self.rng);
                     unless_cut(left)?;
                 }
             }
