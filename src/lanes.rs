@@ -314,6 +314,7 @@ impl Lanes {
         Some(Bounds {
             messages,
             bytes: CLAIM_BYTES.min(self.limits.bytes - self.held_bytes).max(1),
+            largest: self.limits.bytes,
             returning: if self.round_up { messages.div_ceil(2) } else { messages / 2 },
             wants: self.wants(),
             probes: unproven,
@@ -1036,3 +1037,6 @@ pub struct LaneCounts {
     /// Bytes of those not yet attempted to an end.
     pub bytes: usize,
 }
+
+#[cfg(test)]
+mod tests;

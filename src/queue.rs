@@ -157,6 +157,8 @@ pub struct Bounds {
     pub messages: usize,
     /// Bytes in all; the message that reaches it is still taken, so that none is too large to pass.
     pub bytes: usize,
+    /// A message larger than this, in bytes, is dead at once.
+    pub largest: usize,
     /// Messages that return (from the retry schedule or from waiting), while the queue has new ones.
     pub returning: usize,
     /// Lanes that are open here and have messages waiting: origin, and how many of them to take.
@@ -182,6 +184,7 @@ impl Bounds {
         Bounds {
             messages: 1,
             bytes: 1,
+            largest: usize::MAX >> 11,
             returning: 0,
             wants: Vec::new(),
             probes: 0,
@@ -209,6 +212,8 @@ pub enum Claimed {
         emptied: Vec<String>,
         /// Of lanes that are probed: how many times in a row they have failed.
         failures: Vec<(String, u32)>,
+        /// Messages that were too large to be given out, and their sizes in bytes; they are dead.
+        oversized: Vec<(Id, usize)>,
         /// Time until a retry or a closed lane is due; `None` if nothing is scheduled.
         due_in: Option<Duration>,
         /// Whether the queue itself had more than was taken.

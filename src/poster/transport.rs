@@ -198,16 +198,14 @@ impl Wire {
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         match self {
             Wire::Plain(plain) => {
-                plain.buffers.pending += amount;
-                if plain.buffers.pending > HOLD {
+                if plain.buffers.hold(amount) {
                     plain.flush(timeout)?;
                 }
                 Ok(())
             }
             Wire::Tunnel(transport) => transport.transmit_output(amount, timeout),
             Wire::Tls(tls) => {
-                tls.buffers.pending += amount;
-                if tls.buffers.pending > HOLD {
+                if tls.buffers.hold(amount) {
                     tls.flush(timeout)?;
                 }
                 Ok(())
@@ -517,6 +515,15 @@ impl Exchange {
         }
     }
 
+    /// Takes note of output that was written; whether it is now too much to hold back.
+    fn hold(&mut self, amount: usize) -> bool {
+        self.pending += amount;
+        // What is received from here on answers this. A tunnel is never given
+        // back to the pool between requests, so it is here that they begin.
+        self.received = 0;
+        self.pending > HOLD
+    }
+
     /// Where to receive to; an error if the recipient has sent too much already.
     fn room(&mut self) -> Result<&mut [u8], Error> {
         if self.received >= MAX_RECEIVED {
@@ -535,7 +542,7 @@ impl Exchange {
 impl Buffers for Exchange {
     fn output(&mut self) -> &mut [u8] {
         self.prepare();
-        &mut self.output[self.pending..]
+        &mut self.output[self.pending..][..OUTPUT_WINDOW]
     }
 
     fn input(&self) -> &[u8] {
@@ -567,7 +574,7 @@ impl Buffers for Exchange {
 
     fn tmp_and_output(&mut self) -> (&mut [u8], &mut [u8]) {
         self.prepare();
-        (&mut self.input[self.filled..], &mut self.output[self.pending..])
+        (&mut self.input[self.filled..], &mut self.output[self.pending..][..OUTPUT_WINDOW])
     }
 
     fn can_use_input(&self) -> bool {
@@ -588,6 +595,29 @@ mod tests {
         }
         let error = round_up(Duration::ZERO, millis(250)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_recipient_that_takes_a_little_at_a_time_is_not_given_the_whole_time_anew() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut recipient = listener.accept().unwrap().0;
+        let reader = std::thread::spawn(move || {
+            let mut few = vec![0; 64 * 1024];
+            while matches!(recipient.read(&mut few), Ok(amount) if amount > 0) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let mut socket = Socket::new(stream, Duration::from_millis(10));
+        let payload = vec![b'x'; 64 << 20];
+        let started = Instant::now();
+        let error = socket.send(&payload, Duration::from_millis(300)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        // It would take the whole in five seconds. The kernel counts in ticks and
+        // is late with so much in one write; ours are of 40 KiB.
+        assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+        drop(socket);
+        reader.join().unwrap();
     }
 
     #[test]
@@ -629,10 +659,12 @@ mod tests {
     }
 
     #[test]
-    fn the_window_offered_for_output_never_shrinks_below_a_header_line() {
+    fn the_window_offered_for_output_is_the_same_with_and_without_output_held_back() {
         let mut exchange = Exchange::default();
-        exchange.output();
-        exchange.pending = HOLD;
-        assert_eq!(exchange.output().len(), OUTPUT_WINDOW);
+        for pending in [0, 1, HOLD] {
+            exchange.pending = pending;
+            assert_eq!(exchange.output().len(), OUTPUT_WINDOW);
+            assert_eq!(exchange.tmp_and_output().1.len(), OUTPUT_WINDOW);
+        }
     }
 }

@@ -393,8 +393,13 @@ impl Queue for RedisList {
                 },
             });
         }
+        let mut oversized = Vec::new();
+        let mut buried = answer.list()?;
+        while buried.more() {
+            oversized.push((buried.id()?, buried.number_in_text()? as usize));
+        }
         let due_in = u64::try_from(due_in).ok().map(Duration::from_millis);
-        Ok(Claimed::Taken { claims, emptied, failures, due_in, more })
+        Ok(Claimed::Taken { claims, emptied, failures, oversized, due_in, more })
     }
 
     fn wait(&mut self, at_most: Duration) -> Result<Waited, Error> {
