@@ -350,7 +350,8 @@ impl Queue for RedisList {
             .millis(bounds.probe_for)
             .flag(bounds.suspect)
             .flag(bounds.ordered)
-            .flag(again);
+            .flag(again)
+            .text(bounds.largest);
         arguments.flag(bounds.popped.is_some()).bytes(bounds.popped.as_deref().unwrap_or_default());
         for (origin, n) in &bounds.wants {
             arguments.text(origin).text(n);
