@@ -323,6 +323,15 @@ struct Batch {
     failures: Vec<(String, u32)>,
 }
 
+/// New messages that a claim takes.
+#[derive(Default)]
+struct Fresh {
+    taken: Vec<Vec<u8>>,
+    too_large: Vec<Vec<u8>>,
+    /// How many of both are still in the queue.
+    of_queue: usize,
+}
+
 impl Batch {
     fn has_returning_bytes(&self, bounds: &Bounds) -> bool {
         self.bytes * if self.halved { 2 } else { 1 } >= bounds.bytes
@@ -334,6 +343,11 @@ impl State {
         let last = self.last_number.max(clock.0);
         self.last_number = last + n;
         last
+    }
+
+    fn new_ids(&mut self, clock: Clock, n: usize) -> impl Iterator<Item = Id> + use<> {
+        let base = if n == 0 { 0 } else { self.next_numbers(clock, n as u64) };
+        (base + 1..=base + n as u64).map(Id)
     }
 
     fn join(&mut self, clock: Clock, lease: Duration) -> AgentNumber {
@@ -357,6 +371,7 @@ impl State {
                     claims: claims.collect(),
                     emptied: Vec::new(),
                     failures: Vec::new(),
+                    oversized: Vec::new(),
                     due_in: Some(Duration::ZERO),
                     more: true,
                 };
@@ -383,16 +398,22 @@ impl State {
         self.take_retries(clock, bounds, &mut batch);
         let files_first = bounds.ordered && !batch.claims.is_empty();
         let lanes_left = !files_first && self.take_from_lanes(clock, bounds, &mut batch);
-        let (fresh, n_of_queue) =
-            if files_first { (bounds.popped.iter().cloned().collect(), 0) } else { self.look_at_queue(bounds, &batch) };
+        let Fresh { taken, too_large, of_queue } = self.look_at_queue(bounds, &batch, files_first);
         let Batch { mut claims, retried, suspects, left, emptied, moved_lanes, failures, .. } = batch;
 
-        let anything = [claims.len(), fresh.len(), suspects.len(), moved_lanes.len(), left.len()].iter().any(|n| *n > 0);
-        if anything || again {
-            let base = if fresh.is_empty() { 0 } else { self.next_numbers(clock, fresh.len() as u64) };
-            for (id, body) in (base + 1..).map(Id).zip(fresh) {
+        let mut oversized = Vec::new();
+        let counts = [claims.len(), taken.len(), too_large.len(), suspects.len(), moved_lanes.len(), left.len()];
+        if counts.iter().any(|n| *n > 0) || again {
+            for (id, body) in self.new_ids(clock, taken.len()).zip(taken) {
                 self.messages.insert(id, body);
                 claims.extend(self.give(clock, id, Source::Queue));
+            }
+            for (id, body) in self.new_ids(clock, too_large.len()).zip(too_large) {
+                let size = body.len();
+                self.messages.insert(id, body);
+                self.dead.insert(id, clock.now());
+                self.put_off(clock, id, 0, 0, &format!("larger than --in-flight-bytes: {size} bytes"));
+                oversized.push((id, size));
             }
             self.inflight.extend(claims.iter().map(|claim| (claim.id, me)));
             if !claims.is_empty() || again {
@@ -408,7 +429,7 @@ impl State {
             for origin in &emptied {
                 self.close_if_empty(origin);
             }
-            self.queue.drain(..n_of_queue);
+            self.queue.drain(..of_queue);
         }
 
         let mut due: Vec<i64> = self.retry.values().chain(self.lanes.values().filter(|s| **s > clock.now())).copied().collect();
@@ -416,7 +437,7 @@ impl State {
             due.push(clock.now());
         }
         let due_in = due.into_iter().min().map(|score| millis(score - clock.now()));
-        Claimed::Taken { claims, emptied, failures, due_in, more: !self.queue.is_empty() }
+        Claimed::Taken { claims, emptied, failures, oversized, due_in, more: !self.queue.is_empty() }
     }
 
     fn give(&self, clock: Clock, id: Id, source: Source) -> Option<RawClaim> {
@@ -559,20 +580,34 @@ impl State {
         taken
     }
 
-    /// New messages to take, and how many of them are still in the queue.
-    fn look_at_queue(&self, bounds: &Bounds, batch: &Batch) -> (Vec<Vec<u8>>, usize) {
-        let mut fresh: Vec<Vec<u8>> = bounds.popped.iter().cloned().collect();
-        let mut bytes = batch.bytes + fresh.iter().map(Vec::len).sum::<usize>();
-        let mut of_queue = 0;
-        for value in &self.queue {
-            if batch.claims.len() + fresh.len() >= bounds.messages || bytes >= bounds.bytes {
+    fn look_at_queue(&self, bounds: &Bounds, batch: &Batch, popped_only: bool) -> Fresh {
+        let mut fresh = Fresh::default();
+        let mut bytes = batch.bytes;
+        let mut take = |fresh: &mut Fresh, body: &Vec<u8>| {
+            if body.len() > bounds.largest {
+                fresh.too_large.push(body.clone());
+            } else {
+                bytes += body.len();
+                fresh.taken.push(body.clone());
+            }
+            bytes < bounds.bytes
+        };
+        let mut has_room = bounds.popped.as_ref().map_or(batch.bytes < bounds.bytes, |body| take(&mut fresh, body));
+        // In growing pages, as the script reads them: one too large ends it with its page.
+        while !popped_only && has_room && fresh.too_large.is_empty() {
+            let room = bounds.messages.saturating_sub(batch.claims.len() + fresh.taken.len());
+            let page: Vec<_> = self.queue.range(fresh.of_queue..).take(room.min(fresh.of_queue.max(1))).collect();
+            if page.is_empty() {
                 break;
             }
-            bytes += value.len();
-            of_queue += 1;
-            fresh.push(value.clone());
+            for body in page {
+                if has_room {
+                    has_room = take(&mut fresh, body);
+                    fresh.of_queue += 1;
+                }
+            }
         }
-        (fresh, of_queue)
+        fresh
     }
 
     fn settle(

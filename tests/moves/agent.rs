@@ -438,7 +438,7 @@ impl SimAgent {
                 self.shared_number = Some(number);
                 self.perform(effects);
                 self.beat_sent = Some(sent);
-                self.next_beat = sent + self.rules.lease / 3;
+                self.next_beat = now;
                 Ok(())
             }
             Settling::Nothing => {

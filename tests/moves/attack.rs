@@ -272,7 +272,7 @@ impl Books {
             Fate::Refused,
             Fate::Undecodable,
         ]);
-        let payload = vec![b'x'; *self.rng.pick(&[0, 0, 100, 400])];
+        let payload = vec![b'x'; *self.rng.pick(&[0, 0, 100, 400, 1200])];
         let bytes = if fate == Fate::Undecodable {
             format!("no envelope: {n}").into_bytes()
         } else {
@@ -699,6 +699,10 @@ impl<'a> Run<'a> {
                 let agent = &mut agents[at];
                 unless_cut(agent.settle(net, rng))?;
                 unless_cut(agent.read(net, books, rng))?;
+                // Who died in this step is to be known before the next attempt begins.
+                self.check()?;
+                let Run { agents, net, books, rng, .. } = self;
+                let agent = &mut agents[at];
                 unless_cut(agent.begin(net.now, books))?;
                 agent.finish(net.now, books, rng);
             }
