@@ -13,7 +13,6 @@
 //! | `outage.rs` | a Redis that is away, full, read-only, loading, or refuses us |
 //! | `operator.rs` | what people type: `check`, `status`, `dead`, `enqueue`, `listen`, wrong options |
 //! | `limits.rs` | what the machine refuses: descriptors, threads, names, memory for an envelope |
-//! | `operator.rs` | what people type: `check`, `enqueue`, `listen`, wrong options |
 //! | `makeup.rs` | what the program and the scripts are made of: dependencies, `scripts/run` |
 //! | `support.rs`, `support/` | the fixtures, and tests of the fixtures themselves |
 //!
