@@ -271,16 +271,9 @@ impl Server {
         }
     }
 
-    /// Why the agent is not alive.
     fn unwell(&self) -> Option<String> {
-        // The settler waits for reports until its next beat.
-        let on_purpose = [Duration::ZERO, self.lease / 3];
-        let away = if self.shared.journal.redis_is_up() { Duration::ZERO } else { REDIS_AWAY };
-        ["reader", "settler"].iter().enumerate().find_map(|(thread, name)| {
-            let since = self.shared.since_turn(thread);
-            (since > ALIVE_WITHIN + on_purpose[thread] + away)
-                .then(|| format!("the {name} has not turned for {} s", since.as_secs()))
-        })
+        let since_turn = [0, 1].map(|thread| self.shared.since_turn(thread));
+        unwell(since_turn, self.lease, self.shared.journal.redis_is_up())
     }
 
     /// Why the agent cannot deliver now.
@@ -327,6 +320,17 @@ impl Server {
         of_the_process(&mut page, self.started);
         page.text
     }
+}
+
+/// Why the agent is not alive, from how long ago reader and settler turned last.
+fn unwell(since_turn: [Duration; 2], lease: Duration, redis_is_up: bool) -> Option<String> {
+    let away = if redis_is_up { Duration::ZERO } else { REDIS_AWAY };
+    // The settler waits for reports until its next beat.
+    let threads = [("reader", Duration::ZERO), ("settler", lease / 3)];
+    threads.iter().zip(since_turn).find_map(|((name, on_purpose), since)| {
+        (since > ALIVE_WITHIN + *on_purpose + away)
+            .then(|| format!("the {name} has not turned for {} s", since.as_secs()))
+    })
 }
 
 fn count_events(page: &mut Page, metrics: &Metrics) {
@@ -586,6 +590,22 @@ mod tests {
         for (head, expected) in table {
             assert_eq!(understand(head.as_bytes()), expected, "{:?}", &head[..head.len().min(60)]);
         }
+    }
+
+    #[test]
+    fn alive_is_who_turns_in_time() {
+        let check = |reader, settler, redis_is_up, expected: Option<&str>| {
+            let since_turn = [Duration::from_secs(reader), Duration::from_secs(settler)];
+            let said = unwell(since_turn, Duration::from_secs(15), redis_is_up);
+            assert_eq!(said.as_deref(), expected, "{reader} {settler} {redis_is_up}");
+        };
+        check(0, 5, true, None);
+        check(10, 15, true, None);
+        check(11, 0, true, Some("the reader has not turned for 11 s"));
+        check(0, 16, true, Some("the settler has not turned for 16 s"));
+        check(26, 31, false, None);
+        check(27, 0, false, Some("the reader has not turned for 27 s"));
+        check(0, 32, false, Some("the settler has not turned for 32 s"));
     }
 
     #[test]
