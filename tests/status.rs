@@ -69,12 +69,8 @@ fn names(page: &str) -> BTreeSet<String> {
 
 /// Runs a program that scripts/test installs; its output on both channels, and whether it was content.
 fn run(program: &str, args: &[&str], input: &str) -> (bool, String) {
-    let child = Command::new(program)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
+    let child =
+        Command::new(program).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = child.unwrap_or_else(|error| {
         panic!("cannot run {program} ({error}): run scripts/test, which installs it, or `apt-get install prometheus`")
     });

@@ -165,9 +165,7 @@ impl Runit {
         let run = replaced(&user(&run), "/usr/local/bin/acapy-deliver run", &format!("{} run", binary.display()));
         let log = user(&shipped("runit/acapy-deliver/log/run"));
         let log = replaced(&log, "svlogd -tt /var/log/acapy-deliver", &format!("svlogd -tt {}", logs.display()));
-        for (name, text) in
-            [("run", run), ("finish", shipped("runit/acapy-deliver/finish")), ("log/run", log)]
-        {
+        for (name, text) in [("run", run), ("finish", shipped("runit/acapy-deliver/finish")), ("log/run", log)] {
             fs::write(service.join(name), text).unwrap();
             fs::set_permissions(service.join(name), fs::Permissions::from_mode(0o755)).unwrap();
         }
@@ -290,7 +288,8 @@ impl Supervisord {
         let binary = binary(dir.path());
         let place = dir.path().display();
         let program = shipped("supervisord/acapy-deliver.conf");
-        let program = replaced(&program, "command=/usr/local/bin/acapy-deliver", &format!("command={}", binary.display()));
+        let program =
+            replaced(&program, "command=/usr/local/bin/acapy-deliver", &format!("command={}", binary.display()));
         let variables: Vec<String> = environment.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
         let shipped_url = "ACAPY_OUTBOUND_TRANSPORT_QUEUE=\"redis://user:password@host:6379\"";
         let program = replaced(&program, shipped_url, &variables.join(","));
@@ -406,7 +405,11 @@ fn systemd_finds_no_fault_with_the_unit() {
     }
     let dir = TempDir::new("systemd");
     let unit = shipped("systemd/acapy-deliver.service");
-    let unit = replaced(&unit, "ExecStart=/usr/local/bin/acapy-deliver", &format!("ExecStart={}", binary(dir.path()).display()));
+    let unit = replaced(
+        &unit,
+        "ExecStart=/usr/local/bin/acapy-deliver",
+        &format!("ExecStart={}", binary(dir.path()).display()),
+    );
     let file = dir.path().join("acapy-deliver.service");
     fs::write(&file, unit).unwrap();
     let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file).output().unwrap();

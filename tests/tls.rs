@@ -97,7 +97,10 @@ fn a_message_goes_through_a_redis_that_speaks_tls() {
     // It is TLS that it went through.
     let clients: String = redis::cmd("CLIENT").arg("LIST").query(&mut redis.client()).unwrap();
     let port = format!(":{}", address.rsplit(':').next().unwrap());
-    assert!(clients.lines().filter(|line| line.contains(&format!("{port} ")) && line.contains("user=agent")).count() >= 2, "{clients}");
+    assert!(
+        clients.lines().filter(|line| line.contains(&format!("{port} ")) && line.contains("user=agent")).count() >= 2,
+        "{clients}"
+    );
 }
 
 /// An agent that cannot agree with Redis says why, and waits; it takes the bundled roots unless told otherwise.
@@ -217,7 +220,7 @@ fn an_agent_needs_no_more_than_the_acl_rule_of_the_readme() {
     let mut client = redis.client();
     redis::cmd("ACL").arg("SETUSER").arg("acapy-deliver").arg(rule()).exec(&mut client).unwrap();
     // What the prototype left is adopted; the default user pushes what comes from elsewhere.
-    let sink = Sink::origins(2, |request| match request.target.as_str() {
+    let sink = Sink::origins(4, |request| match request.target.as_str() {
         "/gone" => Answer::status(410),
         "/busy" => Answer::status(500),
         "/hang" => Answer::Hang,
@@ -227,15 +230,25 @@ fn an_agent_needs_no_more_than_the_acl_rule_of_the_readme() {
     let prototype = wire::envelope(&sink.url(), b"from the prototype");
     redis::cmd("ZADD").arg("acapy.outbound_retry").arg(1).arg(prototype).exec(&mut client).unwrap();
     redis.push_all(wire::numbered(&sink.url(), 200));
-    for path in ["gone", "busy", "slow"] {
-        redis.push(&wire::envelope(&format!("{}/{path}", sink.urls()[1]), path.as_bytes()));
+    for (path, url) in ["gone", "busy", "slow"].iter().zip(&sink.urls()[1..]) {
+        redis.push(&wire::envelope(&format!("{url}/{path}"), path.as_bytes()));
     }
     redis.push(b"not an envelope");
     redis.push_all(wire::numbered("http://127.0.0.1:1", 3));
     let url = format!("redis://acapy-deliver:secret@{}", redis.address());
     let options = [
-        "--lease", "3s", "--retry-first", "200ms", "--retry-max", "400ms", "--give-up-after", "3s", "--keep-dead", "1s",
-        "--status-addr", "127.0.0.1:0",
+        "--lease",
+        "3s",
+        "--retry-first",
+        "200ms",
+        "--retry-max",
+        "400ms",
+        "--give-up-after",
+        "3s",
+        "--keep-dead",
+        "1s",
+        "--status-addr",
+        "127.0.0.1:0",
     ];
     let mut agent = Agent::start_at(&url, &options);
     eventually("what can be delivered is", SOON, || sink.copies().len() >= 201);
@@ -243,7 +256,11 @@ fn an_agent_needs_no_more_than_the_acl_rule_of_the_readme() {
     redis.push(&wire::envelope(&format!("{}/hang", sink.url()), b"hang"));
     eventually("the message is in flight", SOON, || redis.counts().inflight >= 1);
     agent.kill9();
-    sink.behave(|request| if request.target == "/hang" { Answer::ok() } else { Answer::status(500) });
+    sink.behave(|request| match request.target.as_str() {
+        "/busy" => Answer::status(500),
+        "/slow" => Answer::status(503),
+        _ => Answer::ok(),
+    });
     let mut successor = Agent::start_at(&url, &options);
     successor.wait_log("is dead:");
     eventually("the recovered one is delivered", SOON, || sink.copies().contains_key("hang"));

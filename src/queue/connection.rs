@@ -143,9 +143,9 @@ fn in_words_of_tls(text: &str) -> Option<String> {
         "its certificate is of an authority that is not trusted: give the authority's with '--redis-ca-file'"
     } else if text.contains("not valid for name") || text.contains("NotValidForName") {
         "its certificate is for another name: use a name that stands in it"
-    } else if text.contains("Expired") {
+    } else if text.contains("Expired") || text.contains("certificate expired") {
         "its certificate has expired"
-    } else if text.contains("NotValidYet") {
+    } else if text.contains("NotValidYet") || text.contains("not valid yet") {
         "its certificate is not valid yet: is this machine's clock right?"
     } else if text.contains("CertificateRequired") {
         "it asks for a client certificate, which is not supported: set 'tls-auth-clients no' or 'optional' there"
