@@ -155,7 +155,7 @@ fn other_requests_are_answered_with_what_is_wrong() {
     let redis = Redis::start();
     let (mut agent, address) = start(&redis, &[]);
     assert_eq!(get(address, "/healthz"), (200, "ok\n".to_string()));
-    assert_eq!(get(address, "/readyz?x=y"), (200, "ok\n".to_string()));
+    eventually("it is ready", SOON, || get(address, "/readyz?x=y") == (200, "ok\n".to_string()));
     assert_eq!(get(address, "/"), (404, "there are /metrics, /healthz and /readyz\n".to_string()));
     let (status, head, body) = ask_as(address, "HEAD /healthz HTTP/1.0\r\n\r\n");
     assert_eq!((status, body.as_str()), (200, ""), "{head}");
