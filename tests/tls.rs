@@ -288,6 +288,24 @@ fn an_agent_needs_no_more_than_the_acl_rule_of_the_readme() {
         assert_eq!(agent.wait_exit(SOON), Some(0));
     }
 
+    // The operator's commands, with what the README adds for them.
+    let more = readme_line("`check`, `status` and `dead` need `").split('`').nth(7).unwrap();
+    redis::cmd("ACL")
+        .arg("SETUSER")
+        .arg("acapy-deliver")
+        .arg(more.split(' ').collect::<Vec<_>>())
+        .exec(&mut client)
+        .unwrap();
+    redis.push_all(wire::numbered(&sink.url(), 5));
+    for command in
+        [&["status"][..], &["dead", "list"], &["check"], &["enqueue", "--endpoint", "http://a/", "--text", "x"]]
+    {
+        let output = run_to_end(&[command, &["-oq", &url]].concat());
+        assert!(output.status.code().is_some_and(|code| code <= 1), "{command:?}: {output:?}");
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(!said.contains("NOPERM") && !said.contains("mend  permissions"), "{command:?}: {said}");
+    }
+
     // Redis remembers what it refused.
     let refused: Vec<redis::Value> = redis::cmd("ACL").arg("LOG").query(&mut client).unwrap();
     assert!(refused.is_empty(), "refused under the rule: {refused:?}");
