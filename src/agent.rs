@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, tick};
+use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick};
 use log::{error, info, warn};
 
 use crate::config::{self, Config};
@@ -169,29 +169,21 @@ impl Agent {
     /// value on `hurry` cuts that short), gives back the rest.
     pub fn stop<T>(self, drain: Duration, hurry: &Receiver<T>) {
         let begun = Instant::now();
-        let deadline = after(drain);
+        let deadline = begun + drain;
         self.shared.stop();
         let unattempted = self.shared.close();
-        let mut running = self.workers.len() + usize::from(!self.reader.is_finished());
+        let at_work = || !self.reader.is_finished() || self.workers.iter().any(|worker| !worker.is_finished());
         let mut hurry = hurry.clone();
-        while running > 0 {
+        while at_work() && Instant::now() < deadline {
             select! {
-                recv(self.ends) -> end => match end {
-                    Ok(end) => {
-                        running -= usize::from(end.name != "settler");
-                        if let Err(why) = end.result {
-                            error!("the {} could not go on: {why}", end.name);
-                        }
-                    }
-                    Err(_) => break,
-                },
-                recv(deadline) -> _ => break,
+                recv(self.ends) -> end => self.note_end(end.ok()),
                 recv(hurry) -> signal => if signal.is_ok() {
                     info!("stopping at once");
                     break;
                 } else {
                     hurry = never();
                 },
+                default(Duration::from_millis(20)) => {}
             }
         }
         let cut_off = self.shared.attempts_under_way();
@@ -199,22 +191,14 @@ impl Agent {
             self.give_back(attempting.clone());
         }
         self.shared.report(Report::Leave);
-        let leave_by = after(LEAVE_TIMEOUT);
-        while !self.settler.is_finished() {
-            select! {
-                recv(self.ends) -> end => {
-                    if let Ok(End { name, result: Err(why) }) = &end && name == "settler" {
-                        warn!("could not give back what is in flight: {why}; it is taken back when the lease has run out");
-                    }
-                    if end.is_err() || end.is_ok_and(|end| end.name == "settler") {
-                        break;
-                    }
-                }
-                recv(leave_by) -> _ => {
-                    warn!("Redis does not answer: what is in flight is taken back when the lease has run out");
-                    break;
-                }
+        let leave_by = Instant::now() + LEAVE_TIMEOUT;
+        while !self.settler.is_finished() && Instant::now() < leave_by {
+            if let Ok(end) = self.ends.recv_timeout(Duration::from_millis(20)) {
+                self.note_end(Some(end));
             }
+        }
+        if !self.settler.is_finished() {
+            warn!("Redis does not answer: what is in flight is taken back when the lease has run out");
         }
         // Attempts still under way end with their sockets; within another program their threads must not linger.
         self.poster.close_idle();
@@ -228,6 +212,16 @@ impl Agent {
             spell(begun.elapsed()),
             cut_off.len()
         );
+    }
+
+    fn note_end(&self, end: Option<End>) {
+        match end {
+            Some(End { name, result: Err(why) }) if name == "settler" => {
+                warn!("could not give back what is in flight ({why}): it is taken back when the lease has run out");
+            }
+            Some(End { name, result: Err(why) }) => error!("the {name} could not go on: {why}"),
+            _ => {}
+        }
     }
 
     /// What is cut off in mid-attempt may have arrived: twice is better than never,

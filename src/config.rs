@@ -555,6 +555,12 @@ fn complete(config: Config) -> Result<Config, Error> {
     if let Some(status) = config.final_statuses.iter().find(|status| config.retryable_statuses.contains(status)) {
         return Err(Error(format!("status {status} is in both '--final' and '--retryable'; leave it in one")));
     }
+    if config.ordered && config.pop == Pop::Blpop {
+        return Err(Error(
+            "'--pop blpop' takes a message before it is this agent's turn, and so cannot keep the order of '--ordered'; leave out one"
+                .to_owned(),
+        ));
+    }
     if let Some(net) = config.allow_net.iter().find(|net| config.deny_net.contains(net)) {
         return Err(Error(format!("'{net}' is in both '--allow-net' and '--deny-net'; leave it in one")));
     }

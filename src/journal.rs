@@ -38,7 +38,8 @@ struct Memory {
     /// Which threads find Redis unusable, as a set of bits, and since when any does.
     unusable: u8,
     since: Option<Instant>,
-    endpoints: HashMap<Arc<str>, Instant>,
+    /// When an endpoint was last said to be down, and whether that still stands.
+    endpoints: HashMap<Arc<str>, (Instant, bool)>,
     endpoint_lines: Budget,
     dead_lines: Budget,
 }
@@ -117,13 +118,13 @@ impl Journal {
             match news {
                 News::Down { origin, why, failures, waiting, next } => {
                     let said = memory.endpoints.get(&origin);
-                    let quiet = said.is_some_and(|said| now.saturating_duration_since(*said) < QUIET_PER_ENDPOINT);
+                    let quiet = said.is_some_and(|(said, _)| now.saturating_duration_since(*said) < QUIET_PER_ENDPOINT);
                     let first = failures <= 1 && !quiet;
                     if first && memory.endpoint_lines.allows(now, "endpoints failed") {
                         if memory.endpoints.len() >= MOST_ENDPOINTS {
                             memory.endpoints.clear();
                         }
-                        memory.endpoints.insert(origin.clone(), now);
+                        memory.endpoints.insert(origin.clone(), (now, true));
                         let waiting = match waiting {
                             0 => String::new(),
                             n => format!("; {n} more messages wait for it"),
@@ -134,9 +135,9 @@ impl Journal {
                     }
                 }
                 News::Back { origin, after } => {
-                    // Only what was said to be down is said to be back; the time stays, so that flapping is quiet.
-                    let said = memory.endpoints.get(&origin);
-                    if said.is_some_and(|said| now.saturating_duration_since(*said) <= after + WINDOW) {
+                    // Only what was said to be down is said to be back, once; the time stays, so that flapping is quiet.
+                    let stands = memory.endpoints.get_mut(&origin).map(|(_, stands)| std::mem::take(stands));
+                    if stands == Some(true) {
                         info!("{origin} is back, after {}", spell(after));
                     } else {
                         debug!("{origin} is back, after {}", spell(after));

@@ -105,7 +105,7 @@ const CLAIM_MESSAGES: usize = 128;
 /// Bytes taken at once; a claim this large already costs Redis a millisecond or two.
 const CLAIM_BYTES: usize = 4 << 20;
 /// Lanes asked for by name in one claim.
-const WANTS_PER_CLAIM: usize = 16;
+const WANTS_PER_CLAIM: usize = 32;
 /// Lane records kept at most: an idle one beyond is forgotten, which costs at most an attempt.
 const MOST_LANES: usize = 20_000;
 /// What is put off because this machine lacked something is tried again after this long.
@@ -122,12 +122,6 @@ pub struct Effects {
     pub ready: Vec<Box<Claim>>,
     /// To be logged.
     pub news: Vec<News>,
-}
-
-impl Effects {
-    fn settle(&mut self, claim: &Claim, place: Place, history: History) {
-        self.settlements.push(Settlement { id: claim.id, origin: claim.origin.clone(), place, history });
-    }
 }
 
 /// A change of state that people want to read of, once.
@@ -230,6 +224,11 @@ impl Lane {
         self.out == 0 && self.held.is_empty() && self.unconfirmed == 0 && !self.on_stack && !self.wanting
     }
 
+    /// Whether all that was put to wait had been confirmed when the queue was asked at `asked`.
+    fn had_settled(&self, asked: Instant) -> bool {
+        self.unconfirmed == 0 && self.confirmed_at.is_none_or(|confirmed| confirmed < asked)
+    }
+
     fn until_open(&self, now: Instant) -> Duration {
         self.closed_until.map(|until| until.saturating_duration_since(now)).unwrap_or_default()
     }
@@ -238,6 +237,17 @@ impl Lane {
     fn is_past(&self, begun: Instant) -> bool {
         self.epoch.is_some_and(|epoch| begun < epoch)
     }
+}
+
+/// What is known of a message that was claimed. The queue may give it out again
+/// (from waiting, or a retry) before it has been noted here that the settlement
+/// which put it there is confirmed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Hold {
+    /// In a lane or out.
+    is_here: bool,
+    /// Settlements on their way.
+    leaving: u32,
 }
 
 /// All lanes of an agent, and what it holds.
@@ -254,7 +264,7 @@ pub struct Lanes {
     /// Open lanes of which the queue has more waiting.
     wanting: VecDeque<usize>,
     /// Every claim not yet confirmed settled.
-    held: HashSet<Id>,
+    held: HashMap<Id, Hold>,
     /// Bytes of the claims not yet attempted to an end.
     held_bytes: usize,
     /// Claims out in all, of lanes not proven, and of these of failed ones.
@@ -284,7 +294,7 @@ impl Lanes {
             new_without_slot: Vec::new(),
             failed_without_slot: VecDeque::new(),
             wanting: VecDeque::new(),
-            held: HashSet::new(),
+            held: HashMap::new(),
             held_bytes: 0,
             out: 0,
             out_unproven: 0,
@@ -314,6 +324,7 @@ impl Lanes {
         Some(Bounds {
             messages,
             bytes: CLAIM_BYTES.min(self.limits.bytes - self.held_bytes).max(1),
+            largest: self.limits.bytes,
             returning: if self.round_up { messages.div_ceil(2) } else { messages / 2 },
             wants: self.wants(),
             probes: unproven,
@@ -353,7 +364,8 @@ impl Lanes {
     /// Takes in a claim: it goes out, is held, or is put to wait or off.
     /// `asked` is when the claim was begun, for what was decided meanwhile.
     pub fn admit(&mut self, mut claim: Box<Claim>, asked: Instant, now: Instant, effects: &mut Effects) {
-        if !self.held.insert(claim.id) {
+        let hold = self.held.entry(claim.id).or_default();
+        if std::mem::replace(&mut hold.is_here, true) {
             // A rolled-back Redis gave out again what is still held: the one held counts.
             return;
         }
@@ -364,18 +376,30 @@ impl Lanes {
         match claim.source {
             Source::Retry if self.limits.ordered => {
                 self.filing.insert(claim.id);
+                effects.changes.push(LaneChange::Freed(lane.origin.clone()));
                 return self.put_to_wait(&claim, None, now, effects);
             }
-            // Another agent has the lane open, unless it failed here in the meantime.
-            Source::Waiting { probe: false } if !lane.is_past(asked) => {
+            // What a closing lane gave back may not have been there yet when the queue looked: then
+            // this one is not the oldest, and not the queue's answer to the closing.
+            Source::Waiting { probe } if lane.state == State::Closed && !lane.had_settled(asked) => {
+                if probe {
+                    let (origin, after) = (lane.origin.clone(), lane.until_open(now));
+                    effects.changes.push(LaneChange::Due { origin, after });
+                }
+                return self.put_to_wait(&claim, None, now, effects);
+            }
+            // Another agent has the lane open.
+            Source::Waiting { probe: false } => {
                 if lane.state != State::Open {
                     self.open(at, now, effects);
                 }
             }
-            Source::Waiting { probe: false } => return self.put_to_wait(&claim, None, now, effects),
             Source::Waiting { probe: true } => {
-                if lane.state == State::Closed {
-                    lane.closed_until = None;
+                match lane.state {
+                    State::Closed => lane.closed_until = None,
+                    // The queue has set a time aside for the probe; this lane needs none.
+                    State::Open => effects.changes.push(LaneChange::Open(lane.origin.clone())),
+                    State::New => {}
                 }
             }
             Source::Retry | Source::Queue => {
@@ -389,6 +413,9 @@ impl Lanes {
                 } else if (lane.waiting.is_some() || closed) && !(closed && may_probe)
                     || lane.state == State::New && self.held_unproven >= self.limits.messages / 2
                 {
+                    if claim.source == Source::Retry {
+                        effects.changes.push(LaneChange::Freed(lane.origin.clone()));
+                    }
                     return self.put_to_wait(&claim, None, now, effects);
                 }
             }
@@ -399,7 +426,7 @@ impl Lanes {
 
     /// Takes note of a claim that cannot be decoded and is settled at once.
     pub fn admit_unreadable(&mut self, id: Id) {
-        self.held.insert(id);
+        self.held.entry(id).or_default().leaving += 1;
     }
 
     /// Takes in what became of an attempt that began at `begun`: settles the claim,
@@ -411,13 +438,13 @@ impl Lanes {
         let mut history = claim.history.clone();
         match outcome {
             Outcome::Delivered => {
-                effects.settle(&claim, Place::Delivered, History::default());
+                self.settle(&claim, Place::Delivered, History::default(), effects);
                 self.delivered(at, &claim, was_full, begun, now, effects);
             }
             Outcome::Dead { reason, fault } => {
                 history.attempts += 1;
                 history.last_error = reason;
-                effects.settle(&claim, Place::Dead, history.clone());
+                self.settle(&claim, Place::Dead, history.clone(), effects);
                 match fault {
                     Some(Fault::Message) => self.message_failed(at, &claim, &history.last_error, begun, now, effects),
                     Some(Fault::NoAnswer) => self.no_answer(at, &history.last_error, begun, now, effects),
@@ -431,7 +458,7 @@ impl Lanes {
                     self.file(&claim, history, Some(AFTER_LACKING), effects);
                     self.close_for(at, AFTER_LACKING, now, effects);
                 } else {
-                    effects.settle(&claim, Place::Retry(AFTER_LACKING), history);
+                    self.settle(&claim, Place::Retry(AFTER_LACKING), history, effects);
                     self.still_closed(at, now, effects);
                 }
             }
@@ -445,7 +472,7 @@ impl Lanes {
                         policy::message_backoff(history.own_failures, self.limits.retry_first, jitter)
                     });
                     let why = history.last_error.clone();
-                    effects.settle(&claim, Place::Retry(delay), history);
+                    self.settle(&claim, Place::Retry(delay), history, effects);
                     self.message_failed(at, &claim, &why, begun, now, effects);
                 } else {
                     let why = history.last_error.clone();
@@ -475,7 +502,12 @@ impl Lanes {
     /// The queue has settled these.
     pub fn confirmed(&mut self, settlements: &[Settlement], now: Instant) {
         for settlement in settlements {
-            self.held.remove(&settlement.id);
+            if let Some(hold) = self.held.get_mut(&settlement.id) {
+                hold.leaving = hold.leaving.saturating_sub(1);
+                if !hold.is_here && hold.leaving == 0 {
+                    self.held.remove(&settlement.id);
+                }
+            }
             if matches!(settlement.place, Place::Waiting(_)) {
                 self.filing.remove(&settlement.id);
                 if let Some(&at) = self.by_origin.get(&settlement.origin) {
@@ -493,7 +525,7 @@ impl Lanes {
         if let Some(&at) = self.by_origin.get(origin) {
             let lane = &mut self.lanes[at];
             // What was put to wait since may not have been there yet when the queue looked.
-            if lane.unconfirmed == 0 && lane.confirmed_at.is_none_or(|confirmed| confirmed < asked) {
+            if lane.had_settled(asked) {
                 lane.waiting = None;
                 self.stop_wanting(at);
             }
@@ -533,12 +565,12 @@ impl Lanes {
 
     /// The ids of all claims held, for comparing with what the queue says.
     pub fn holds(&self, id: Id) -> bool {
-        self.held.contains(&id)
+        self.held.contains_key(&id)
     }
 
     /// All claims not yet confirmed settled.
     pub fn held(&self) -> Vec<Id> {
-        self.held.iter().copied().collect()
+        self.held.keys().copied().collect()
     }
 
     /// Forgets claims that another agent has now; those that workers have are told apart by [`Lanes::holds`].
@@ -786,12 +818,24 @@ impl Lanes {
         self.file(claim, history, delay, effects);
     }
 
+    fn settle(&mut self, claim: &Claim, place: Place, history: History, effects: &mut Effects) {
+        // Absent if it was discarded meanwhile: then nobody waits for the confirmation.
+        if let Some(hold) = self.held.get_mut(&claim.id) {
+            hold.is_here = false;
+            hold.leaving += 1;
+        }
+        effects.settlements.push(Settlement { id: claim.id, origin: claim.origin.clone(), place, history });
+    }
+
     fn file(&mut self, claim: &Claim, history: History, delay: Option<Duration>, effects: &mut Effects) {
-        effects.settle(claim, Place::Waiting(delay), history);
+        self.settle(claim, Place::Waiting(delay), history, effects);
         let lane = &mut self.lanes[claim.lane];
         lane.waiting = lane.waiting.max(Some(claim.id));
         lane.unconfirmed += 1;
         if lane.state == State::Open {
+            if !lane.wanting {
+                effects.changes.push(LaneChange::Open(lane.origin.clone()));
+            }
             self.start_wanting(claim.lane);
         }
     }
@@ -801,7 +845,7 @@ impl Lanes {
         let jitter = self.jitter();
         let own = policy::message_backoff(claim.history.own_failures, self.limits.retry_first, jitter);
         let delay = self.lanes[claim.lane].until_open(now) + own;
-        effects.settle(claim, Place::Retry(delay), claim.history.clone());
+        self.settle(claim, Place::Retry(delay), claim.history.clone(), effects);
     }
 
     /// Memory is full while a worker is idle: the lane that holds most, if it does
@@ -940,20 +984,17 @@ impl Lanes {
         KEPT_OF_WAITING.min(self.limits.messages / self.limits.workers).max(1)
     }
 
-    /// Open lanes that have room for more of what waits, in turn.
+    /// Open lanes that have room for more of what waits, in turn; and, with 0, those
+    /// that have none, so that the queue does not take them for lanes to be tried.
     fn wants(&mut self) -> Vec<(String, usize)> {
         let kept = self.kept_of_waiting();
         let mut wants = Vec::new();
-        for _ in 0..self.wanting.len() {
-            if wants.len() >= WANTS_PER_CLAIM {
-                break;
-            }
+        for _ in 0..self.wanting.len().min(WANTS_PER_CLAIM) {
             self.wanting.rotate_left(1);
             let &at = self.wanting.back().expect("not empty");
             let lane = &self.lanes[at];
-            if lane.held.len() <= kept / 2 {
-                wants.push((lane.origin.to_string(), kept - lane.held.len()));
-            }
+            let room = if lane.held.len() <= kept / 2 { kept - lane.held.len() } else { 0 };
+            wants.push((lane.origin.to_string(), room));
         }
         wants
     }
@@ -1036,3 +1077,6 @@ pub struct LaneCounts {
     /// Bytes of those not yet attempted to an end.
     pub bytes: usize,
 }
+
+#[cfg(test)]
+mod tests;

@@ -156,6 +156,8 @@ pub struct Bounds {
     pub messages: usize,
     /// Bytes in all; the message that reaches it is still taken, so that none is too large to pass.
     pub bytes: usize,
+    /// A message larger than this, in bytes, is dead at once.
+    pub largest: usize,
     /// Messages that return (from the retry schedule or from waiting), while the queue has new ones.
     pub returning: usize,
     /// Lanes that are open here and have messages waiting: origin, and how many of them to take.
@@ -181,6 +183,7 @@ impl Bounds {
         Bounds {
             messages: 1,
             bytes: 1,
+            largest: usize::MAX >> 11,
             returning: 0,
             wants: Vec::new(),
             probes: 0,
@@ -208,6 +211,8 @@ pub enum Claimed {
         emptied: Vec<String>,
         /// Of lanes that are probed: how many times in a row they have failed.
         failures: Vec<(String, u32)>,
+        /// Messages that were too large to be given out, and their sizes in bytes; they are dead.
+        oversized: Vec<(Id, usize)>,
         /// Time until a retry or a closed lane is due; `None` if nothing is scheduled.
         due_in: Option<Duration>,
         /// Whether the queue itself had more than was taken.
@@ -258,6 +263,15 @@ pub enum LaneChange {
         failures: u32,
         /// The last error, for people.
         why: String,
+    },
+    /// A message of it came back from an agent that died: if it was probing the lane, that is over.
+    Freed(Arc<str>),
+    /// A probe of it was given back unused: it may be tried after this long.
+    Due {
+        /// Its origin.
+        origin: Arc<str>,
+        /// When it may be tried.
+        after: Duration,
     },
 }
 

@@ -158,7 +158,7 @@ impl Reader<'_> {
                 self.shared.wait_for_change(STANDBY);
                 Ok(())
             }
-            Claimed::Taken { claims, emptied, failures, due_in, more } => {
+            Claimed::Taken { claims, emptied, failures, oversized, due_in, more } => {
                 self.popped = None;
                 if std::mem::replace(&mut self.was_standby, false) {
                     info!("taking over: this agent delivers now");
@@ -171,6 +171,11 @@ impl Reader<'_> {
                     self.knows_lanes = true;
                 }
                 self.again = false;
+                for (id, size) in oversized {
+                    add(&self.shared.metrics.dead, 1);
+                    let reason = format!("{size} bytes are more than '--in-flight-bytes' allows");
+                    self.shared.journal.died(id, "an unread endpoint", &reason);
+                }
                 let taken = claims.len();
                 add(&self.shared.metrics.claimed, taken as u64);
                 let claims = claims.into_iter().map(|claim| self.decode(claim, number)).collect();

@@ -249,7 +249,8 @@ impl Settler<'_> {
         self.number = Some(number);
         self.looks.clear();
         self.shared.registered(number, sent, &others);
-        self.next_beat = sent + self.options.lease / 3;
+        // The first look at the others is at once: a predecessor that died is known after one lease.
+        self.next_beat = Instant::now();
         debug!("registered as agent {number}");
         Ok(())
     }

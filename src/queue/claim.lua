@@ -1,5 +1,6 @@
 -- claim(me, call, messages, bytes, returning, probes, of failed lanes, probe ms, suspect, ordered, again,
---       popped?, popped, {origin, n}...) -> {state, now, due in (-1: nothing is), more, emptied origins, failures of probed lanes, messages}
+--       largest, popped?, popped, {origin, n}...)
+--   -> {state, now, due in (-1: nothing is), more, emptied origins, failures of probed lanes, messages, oversized}
 -- Takes due retries, messages of lanes that the agent wants, one each of other
 -- lanes that may be tried, then from the left of K, until a bound. Messages come
 -- flat as id, bytes, history, recovered, source: k (queue), o (waiting, its lane
@@ -8,9 +9,10 @@ local me, call = ARGV[1], ARGV[2]
 local max_messages, max_bytes, max_returning = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local probes, failed_probes, probe_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local suspect, ordered, again = ARGV[9] == '1', ARGV[10] == '1', ARGV[11] == '1'
-local popped = ARGV[12] == '1' and ARGV[13]
-local WANTS = 14
-assert(max_messages and max_bytes and max_returning and probes and failed_probes and probe_ms and tonumber(call))
+local largest = tonumber(ARGV[12])
+local popped = ARGV[13] == '1' and ARGV[14]
+local WANTS = 15
+assert(largest and max_messages and max_bytes and max_returning and probes and failed_probes and probe_ms and tonumber(call))
 for i = WANTS, #ARGV, 2 do assert(tonumber(ARGV[i + 1])) end
 
 if not redis.call('ZSCORE', AGENTS, me) then return {'gone'} end
@@ -40,7 +42,7 @@ if last and string.match(last, '^%d+') == call then
     local body = owner and tonumber(owner) == tonumber(me) and redis.call('HGET', MESSAGES, id)
     if body then give(id, body, redis.call('HGET', HISTORY, id), redis.call('HGET', RECOVERED, id), source) end
   end
-  return {'again', now, 0, 1, {}, {}, messages}
+  return {'again', now, 0, 1, {}, {}, messages, {}}
 end
 
 -- A call that was overtaken on a connection given up long ago must not claim for nobody.
@@ -105,8 +107,9 @@ local function take_from(origin, n, source)
   if taken > 0 and taken == #members then
     emptied[#emptied + 1] = origin
   elseif source == 'p' then
-    -- Nobody else tries it while this attempt is under way; a suspect that must wait is looked at again soon.
-    moved_lanes[#moved_lanes + 1] = now + (taken > 0 and probe_ms or 100)
+    -- Nobody else tries it while this attempt is under way (the half says that it is probed, and not
+    -- backing off); a suspect that must wait is looked at again soon.
+    moved_lanes[#moved_lanes + 1] = taken > 0 and string.format('%.1f', now + probe_ms + 0.5) or now + 100
     moved_lanes[#moved_lanes + 1] = origin
   end
   return taken
@@ -148,23 +151,28 @@ if not (ordered and #ids > 0) then
 end
 
 -- From the left of K, in growing steps: the size of what comes is not known before.
-local fresh, from_k = {}, 0
-if popped then fresh[1] = popped bytes = bytes + #popped end
+-- One larger than an agent may hold is dead at once: it would only be in the way of every claim.
+local fresh, oversized, from_k = {}, {}, 0
+local function take(body)
+  if #body > largest then oversized[#oversized + 1] = body
+  else fresh[#fresh + 1] = body bytes = bytes + #body end
+end
+if popped then take(popped) end
 if not (ordered and #retried > 0) then
-  while #ids + #fresh < max_messages and bytes < max_bytes do
+  while #ids + #fresh < max_messages and bytes < max_bytes and #oversized == 0 do
     local want = math.min(math.max(1, from_k), max_messages - #ids - #fresh)
     local values = redis.call('LRANGE', K, from_k, from_k + want - 1)
     for i = 1, #values do
       if bytes >= max_bytes then break end
-      fresh[#fresh + 1] = values[i]
+      take(values[i])
       from_k = from_k + 1
-      bytes = bytes + #values[i]
     end
     if #values < want then break end
   end
 end
 
-if #ids + #fresh + #strays + #suspects + #moved_lanes + #left > 0 or again then
+local buried = {}
+if #ids + #fresh + #oversized + #strays + #suspects + #moved_lanes + #left > 0 or again then
   open_for_writing()
   if #fresh > 0 then
     local base, pairs_ = next_numbers(#fresh), {}
@@ -174,6 +182,16 @@ if #ids + #fresh + #strays + #suspects + #moved_lanes + #left > 0 or again then
       give(id, body, nil, nil, 'k')
     end
     all('HSET', MESSAGES, pairs_)
+  end
+  if #oversized > 0 then
+    local base = next_numbers(#oversized)
+    for i, body in ipairs(oversized) do
+      local id = string.format('%016.0f', base + i)
+      redis.call('HSET', MESSAGES, id, body)
+      redis.call('ZADD', DEAD, now, id)
+      put_off(id, nil, 0, 0, string.format('larger than --in-flight-bytes: %d bytes', #body))
+      buried[2 * i - 1], buried[2 * i] = id, tostring(#body)
+    end
   end
   if #ids > 0 then
     local owned = {}
@@ -205,4 +223,4 @@ if next_retry[2] then due_at(tonumber(next_retry[2])) end
 if lanes_left then due_in = 0 end
 local next_lane = redis.call('ZRANGEBYSCORE', LANES, '(' .. string.format('%.0f', now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 if next_lane[2] then due_at(tonumber(next_lane[2])) end
-return {'ok', now, due_in, redis.call('LLEN', K) > 0 and 1 or 0, emptied, failures, messages}
+return {'ok', now, due_in, redis.call('LLEN', K) > 0 and 1 or 0, emptied, failures, messages, buried}

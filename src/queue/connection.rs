@@ -212,7 +212,9 @@ impl Link {
             Ok(value) => Ok(value),
             Err(error) => {
                 let answered = matches!(error.kind(), redis::ErrorKind::Server(_) | redis::ErrorKind::Extension);
-                if !answered {
+                // After a failover the name may lead elsewhere: so a server that may not be written to is left.
+                let elsewhere = ["READONLY", "LOADING", "MASTERDOWN"].iter().any(|code| error.code() == Some(code));
+                if !answered || elsewhere {
                     self.open = None;
                 }
                 Err(Failure::Redis(error))

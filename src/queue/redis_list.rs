@@ -307,7 +307,8 @@ impl Queue for RedisList {
             .millis(bounds.probe_for)
             .flag(bounds.suspect)
             .flag(bounds.ordered)
-            .flag(again);
+            .flag(again)
+            .text(bounds.largest);
         arguments.flag(bounds.popped.is_some()).bytes(bounds.popped.as_deref().unwrap_or_default());
         for (origin, n) in &bounds.wants {
             arguments.text(origin).text(n);
@@ -350,8 +351,13 @@ impl Queue for RedisList {
                 },
             });
         }
+        let mut oversized = Vec::new();
+        let mut buried = answer.list()?;
+        while buried.more() {
+            oversized.push((buried.id()?, buried.number_in_text()? as usize));
+        }
         let due_in = u64::try_from(due_in).ok().map(Duration::from_millis);
-        Ok(Claimed::Taken { claims, emptied, failures, due_in, more })
+        Ok(Claimed::Taken { claims, emptied, failures, oversized, due_in, more })
     }
 
     fn wait(&mut self, at_most: Duration) -> Result<Waited, Error> {
@@ -582,6 +588,8 @@ fn settle_arguments(me: AgentNumber, call: u64, settlements: &[Settlement], chan
     for change in changes {
         match change {
             LaneChange::Open(origin) => arguments.text(origin).text("o"),
+            LaneChange::Freed(origin) => arguments.text(origin).text("f"),
+            LaneChange::Due { origin, after } => arguments.text(origin).text("d").millis(*after),
             LaneChange::Close { origin, after, failures, why } => {
                 arguments.text(origin).text("c").millis(*after).text(failures).text(why)
             }

@@ -2,7 +2,8 @@
 --                  n, {id, delay, attempts, own, why}...            to the retry schedule
 --                  n, {id, origin, delay or -1, attempts, own, why}...  to wait for their lanes
 --                  n, {id, attempts, own, why}...                   dead
---                  n, {origin, 'o'}... or {origin, 'c', delay, failures, why}...  lanes that opened or closed)
+--                  n, {origin, 'o'}... or {origin, 'c', delay, failures, why}... or {origin, 'd', delay}...
+--                     or {origin, 'f'}...      lanes that opened, closed, are due, or whose prober died)
 --   -> {state, ids that are not ours any more}
 -- What was delivered goes wherever it is. Everything else is done only if it is
 -- still ours: after a recovery another agent may have it.
@@ -27,6 +28,7 @@ local deaths = many(function() return {id = id_word(), attempts = number(), own 
 local changes = many(function()
   local change = {origin = word(), what = word()}
   if change.what == 'c' then change.delay, change.failures, change.why = number(), number(), word() end
+  if change.what == 'd' then change.delay = number() end
   return change
 end)
 
@@ -77,10 +79,15 @@ for _, group in ipairs(delivered) do
 end
 
 for _, change in ipairs(changes) do
-  if redis.call('ZSCORE', LANES, change.origin) then
+  local due = tonumber(redis.call('ZSCORE', LANES, change.origin) or nil)
+  if due then
     if change.what == 'o' then
       redis.call('ZADD', LANES, 0, change.origin)
       redis.call('HDEL', FAILURES, change.origin)
+    elseif change.what == 'f' then
+      if due > now and due % 1 ~= 0 then redis.call('ZADD', LANES, now, change.origin) end
+    elseif change.what == 'd' then
+      redis.call('ZADD', LANES, now + change.delay, change.origin)
     else
       -- Only the failure that is news counts: a late one, begun before another agent closed the lane, does not.
       local known = tonumber(string.match(redis.call('HGET', FAILURES, change.origin) or '0', '^%d+'))

@@ -6,6 +6,8 @@
 //! |---|---|
 //! | `delivery.rs` | what arrives when nothing fails: bytes, headers, sharing, waiting, sizes, redirects |
 //! | `retry.rs` | what is attempted again, when, and when no more |
+//! | `lanes.rs` | a bad endpoint delays nobody else; messages that nobody survives |
+//! | `order.rs` | `--ordered`: order through failures, restarts, standby, a switch of modes |
 //! | `dead.rs` | what becomes a dead letter, with which reason and bytes, and what must not |
 //! | `shutdown.rs` | an agent that ends or freezes: signals, `kill -9`, leases, giving back |
 //! | `outage.rs` | a Redis that is away, full, read-only, loading, or refuses us |
@@ -19,8 +21,10 @@
 
 mod dead;
 mod delivery;
+mod lanes;
 mod makeup;
 mod operator;
+mod order;
 mod outage;
 mod retry;
 mod shutdown;

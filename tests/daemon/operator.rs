@@ -108,7 +108,7 @@ fn check_fails_where_no_agent_could_work() {
     let output = run_to_end(&["check", "-oq", &url]);
     assert_code(&output, 1);
     let said = stdout(&output) + &stderr(&output);
-    assert!(said.contains("password") && !said.contains("the-wrong-one"), "{said}");
+    assert!(said.to_lowercase().contains("password") && !said.contains("the-wrong-one"), "{said}");
 
     redis.kill9();
     let output = run_to_end(&["check", "-oq", &redis.url()]);

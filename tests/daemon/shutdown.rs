@@ -187,11 +187,11 @@ fn an_agent_alone_that_was_frozen_goes_on() {
     let redis = Redis::start();
     let sink = Sink::new(|_| Answer::ok().after(ms(20)));
     redis.push_all(numbered(&sink.url(), 300));
-    let mut agent = Agent::start(&redis, &["--lease", "1s", "--workers", "4"]);
+    let mut agent = Agent::start(&redis, &["--lease", "3s", "--workers", "4"]);
     eventually("it is in the middle", SOON, || sink.n_requests() >= 20);
     agent.freeze();
-    // The length of the freeze is what is tested: three leases.
-    thread::sleep(Duration::from_secs(3));
+    // The length of the freeze is what is tested: longer than the lease.
+    thread::sleep(Duration::from_secs(5));
     agent.thaw();
     redis.wait_empty(ms(30_000));
     assert_all_arrived(&sink, 300, 2);

@@ -176,22 +176,25 @@ impl Redis {
         for bytes in messages {
             pipe.cmd("RPUSH").arg(self.queue_key()).arg(bytes.as_ref()).ignore();
         }
-        pipe.exec(&mut self.client()).unwrap();
+        if !pipe.is_empty() {
+            pipe.exec(&mut self.client()).unwrap();
+        }
     }
 
     /// How many messages are where, seen in one step.
     pub fn counts(&self) -> Counts {
-        let zcard = |pipe: &mut redis::Pipeline, name: &str| {
-            pipe.cmd("ZCARD").arg(self.key(name));
-        };
-        let mut pipe = redis::pipe();
-        pipe.atomic().cmd("LLEN").arg(self.queue_key());
+        self.try_counts().unwrap_or_else(|error| panic!("cannot count at {}: {error}", self.address()))
+    }
+
+    fn try_counts(&self) -> redis::RedisResult<Counts> {
+        let mut read = Reading::default();
+        read.also("LLEN", self.queue_key(), &[]);
         for name in ["inflight", "waiting", "retry", "dead"] {
-            zcard(&mut pipe, name);
+            read.also("ZCARD", self.key(name), &[]);
         }
-        pipe.cmd("HLEN").arg(self.key("messages"));
-        let (queue, inflight, waiting, retry, dead, messages) = pipe.query(&mut self.client()).unwrap();
-        Counts { queue, inflight, waiting, retry, dead, messages }
+        read.also("HLEN", self.key("messages"), &[]);
+        let [queue, inflight, waiting, retry, dead, messages] = read.query(&mut self.try_client()?)?;
+        Ok(Counts { queue, inflight, waiting, retry, dead, messages })
     }
 
     /// Waits until every message has gone.
@@ -199,6 +202,15 @@ impl Redis {
     pub fn wait_empty(&self, timeout: Duration) {
         eventually_eq("all messages are gone from Redis", timeout, Counts::default(), || self.counts());
         self.check_invariant();
+    }
+
+    /// Waits until every message has gone or is dead.
+    #[track_caller]
+    pub fn wait_empty_but_dead(&self, timeout: Duration) {
+        super::eventually_eq("only dead messages are left", timeout, 0, || {
+            let counts = self.counts();
+            counts.queue + counts.messages - counts.dead
+        });
     }
 
     /// The numbers of the agents that are registered.
@@ -250,24 +262,15 @@ impl Redis {
     /// `lanes` exactly when something waits for it; nothing is remembered of messages that are gone.
     pub fn invariant(&self) -> Result<(), String> {
         type Names = Vec<String>;
-        let mut pipe = redis::pipe();
-        pipe.atomic();
+        let mut read = Reading::default();
         for name in ["messages", "history", "recovered"] {
-            pipe.cmd("HKEYS").arg(self.key(name));
+            read.also("HKEYS", self.key(name), &[]);
         }
         for name in ["inflight", "waiting", "retry", "dead", "lanes"] {
-            pipe.cmd("ZRANGE").arg(self.key(name)).arg(0).arg(-1);
+            read.also("ZRANGE", self.key(name), &["0", "-1"]);
         }
-        let (messages, history, recovered, inflight, waiting, retry, dead, lanes): (
-            Names,
-            Names,
-            Names,
-            Names,
-            Names,
-            Names,
-            Names,
-            Names,
-        ) = pipe.query(&mut self.client()).unwrap();
+        let [messages, history, recovered, inflight, waiting, retry, dead, lanes]: [Names; 8] =
+            read.query(&mut self.client()).unwrap();
 
         let (origins, waiting): (BTreeSet<_>, Names) = waiting
             .iter()
@@ -316,14 +319,39 @@ impl Redis {
 impl Drop for Redis {
     fn drop(&mut self) {
         if thread::panicking() {
-            match self.try_client() {
-                Ok(_) => eprintln!("--- redis: {:?}; agents {:?}", self.counts(), self.agents()),
-                Err(error) => eprintln!("--- redis: {error}\n{}", self.log()),
+            // Nothing here may panic: that would end the whole run, and leave servers behind.
+            match self.try_counts() {
+                Ok(counts) => {
+                    let lanes = redis::cmd("ZRANGE").arg(self.key("lanes")).arg(&["0", "20", "WITHSCORES"]).to_owned();
+                    let lanes = self.try_client().and_then(|mut c| lanes.query::<Vec<String>>(&mut c));
+                    eprintln!("--- redis {}: {counts:?}, lanes {lanes:?}", self.address());
+                }
+                Err(error) => eprintln!("--- redis {}: {error}\n{}", self.address(), self.log()),
             }
         }
-        if self.server.is_some() {
-            self.kill9();
+        if let Some(mut server) = self.server.take() {
+            let _ = server.kill();
+            let _ = server.wait();
         }
+    }
+}
+
+/// Commands that read, carried out in one step: by a script, since a full Redis refuses EXEC.
+#[derive(Default)]
+struct Reading(String);
+
+impl Reading {
+    fn also(&mut self, command: &str, key: String, args: &[&str]) {
+        let args: String = args.iter().map(|arg| format!(", '{arg}'")).collect();
+        self.0 += &format!("redis.call('{command}', '{key}'{args}),");
+    }
+
+    fn query<T: redis::FromRedisValue, const N: usize>(
+        &self,
+        client: &mut redis::Connection,
+    ) -> redis::RedisResult<[T; N]> {
+        let script = format!("return {{{}}}", self.0);
+        redis::cmd("EVAL").arg(script).arg(0).query(client)
     }
 }
 

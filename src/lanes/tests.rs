@@ -1,0 +1,834 @@
+//! Each rule of the lanes by a test of its own, in simulated time; a bracket in a
+//! name is the failure that came back when the rule was left out.
+
+use super::*;
+
+/// Lanes with a clock, the claims out, and what was settled.
+struct Scene {
+    lanes: Lanes,
+    now: Instant,
+    next_id: u64,
+    out: VecDeque<(Box<Claim>, Instant)>,
+    settled: Vec<Settlement>,
+    changes: Vec<LaneChange>,
+    news: Vec<News>,
+}
+
+fn limits() -> Limits {
+    Limits {
+        workers: 16,
+        endpoint_concurrency: 8,
+        messages: 256,
+        bytes: 1 << 20,
+        ordered: false,
+        retry_first: Duration::from_secs(5),
+        retry_max: Duration::from_secs(600),
+        attempt: Duration::from_secs(35),
+    }
+}
+
+fn envelope(origin: &str) -> Envelope {
+    let headers: [(&str, &str); 0] = [];
+    Envelope::decode(Envelope::encode(headers, origin, b"x")).unwrap()
+}
+
+fn later(fault: Fault) -> Outcome {
+    Outcome::Later { fault, retry_after: None, error: "no good".to_string() }
+}
+
+impl Scene {
+    fn new(limits: Limits) -> Scene {
+        Scene {
+            lanes: Lanes::new(limits, 7),
+            now: Instant::now(),
+            next_id: 1,
+            out: VecDeque::new(),
+            settled: Vec::new(),
+            changes: Vec::new(),
+            news: Vec::new(),
+        }
+    }
+
+    fn perform(&mut self, effects: Effects) {
+        self.settled.extend(effects.settlements);
+        self.changes.extend(effects.changes);
+        self.news.extend(effects.news);
+        let now = self.now;
+        self.out.extend(effects.ready.into_iter().map(|claim| (claim, now)));
+    }
+
+    fn admit_with(&mut self, origin: &str, source: Source, change: impl FnOnce(&mut Claim)) -> Id {
+        let id = Id(self.next_id);
+        self.next_id += 1;
+        let history = History::default();
+        let mut claim = Claim::new(id, envelope(origin), history, 0, source, AgentNumber(1), self.now);
+        change(&mut claim);
+        let id = claim.id;
+        let mut effects = Effects::default();
+        self.lanes.admit(Box::new(claim), self.now, self.now, &mut effects);
+        self.perform(effects);
+        id
+    }
+
+    fn admit(&mut self, origin: &str) -> Id {
+        self.admit_with(origin, Source::Queue, |_| {})
+    }
+
+    fn admit_many(&mut self, origin: &str, n: usize) {
+        for _ in 0..n {
+            self.admit(origin);
+        }
+    }
+
+    fn n_out(&self, origin: &str) -> usize {
+        self.out.iter().filter(|(claim, _)| &*claim.origin == origin).count()
+    }
+
+    /// Ends the oldest attempt of an origin.
+    fn finish(&mut self, origin: &str, outcome: Outcome) -> Id {
+        let at = self.out.iter().position(|(claim, _)| &*claim.origin == origin).expect("one is out");
+        let (claim, begun) = self.out.remove(at).unwrap();
+        let id = claim.id;
+        let mut effects = Effects::default();
+        self.lanes.finish(claim, outcome, begun, self.now, &mut effects);
+        self.perform(effects);
+        id
+    }
+
+    /// Proves a lane and grows its window to the widest.
+    fn widen(&mut self, origin: &str) {
+        for _ in 0..40 {
+            self.admit_many(origin, 10);
+            while self.n_out(origin) > 0 && self.lanes.held.len() > self.settled.len() {
+                self.finish(origin, Outcome::Delivered);
+            }
+        }
+        while self.n_out(origin) > 0 {
+            self.finish(origin, Outcome::Delivered);
+        }
+        self.confirm();
+        self.changes.clear();
+    }
+
+    fn confirm(&mut self) {
+        let settled = std::mem::take(&mut self.settled);
+        self.lanes.confirmed(&settled, self.now);
+    }
+
+    fn pass(&mut self, seconds: u64) {
+        self.now += Duration::from_secs(seconds);
+    }
+
+    fn appetite(&mut self) -> Option<Bounds> {
+        let mut effects = Effects::default();
+        let bounds = self.lanes.appetite(self.now, &mut effects);
+        self.perform(effects);
+        bounds
+    }
+
+    fn place_of(&self, id: Id) -> Option<&Place> {
+        self.settled.iter().rev().find(|one| one.id == id).map(|one| &one.place)
+    }
+
+    fn n_waiting(&self, origin: &str) -> usize {
+        self.settled.iter().filter(|one| &*one.origin == origin && matches!(one.place, Place::Waiting(_))).count()
+    }
+
+    fn closings(&self, origin: &str) -> Vec<(u32, Duration)> {
+        self.changes
+            .iter()
+            .filter_map(|change| match change {
+                LaneChange::Close { origin: closed, after, failures, .. } if &**closed == origin => {
+                    Some((*failures, *after))
+                }
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+const A: &str = "http://a.test:80";
+const B: &str = "http://b.test:80";
+
+fn origin(n: usize) -> String {
+    format!("http://n{n}.test:80")
+}
+
+fn about(seconds: u64) -> std::ops::RangeInclusive<Duration> {
+    Duration::from_secs(seconds) * 8 / 10..=Duration::from_secs(seconds) * 12 / 10
+}
+
+// ---- rule 1: the window ----
+
+#[test]
+fn a_lane_begins_with_one_claim_out_and_grows_by_one_for_each_delivery_while_full() {
+    let mut scene = Scene::new(limits());
+    scene.admit_many(A, 100);
+    for expected in [1, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8] {
+        assert_eq!(scene.n_out(A), expected);
+        scene.finish(A, Outcome::Delivered);
+    }
+}
+
+#[test]
+fn a_window_that_is_not_full_does_not_grow() {
+    // [Else 16 endpoints that hang together stop everything.]
+    let mut scene = Scene::new(limits());
+    for _ in 0..50 {
+        scene.admit(A);
+        scene.finish(A, Outcome::Delivered);
+    }
+    let window = scene.lanes.lanes[0].window;
+    assert!(window <= 2, "one at a time needs no window of {window}");
+}
+
+#[test]
+fn after_a_halving_the_window_grows_by_one_per_window_of_deliveries() {
+    let mut scene = Scene::new(limits());
+    scene.widen(A);
+    scene.admit_many(A, 200);
+    assert_eq!(scene.n_out(A), 8);
+    scene.pass(1);
+    scene.finish(A, later(Fault::Throttled));
+    assert_eq!(scene.lanes.lanes[0].window, 4);
+    // The seven begun before the halving count for nothing when they fail.
+    scene.pass(1);
+    for _ in 0..7 {
+        scene.finish(A, later(Fault::Throttled));
+    }
+    assert_eq!((scene.lanes.lanes[0].window, scene.n_out(A)), (4, 4));
+    for _ in 0..4 {
+        scene.finish(A, Outcome::Delivered);
+    }
+    assert_eq!(scene.lanes.lanes[0].window, 5);
+}
+
+// ---- rule 2: the endpoint's fault ----
+
+#[test]
+fn no_answer_closes_the_lane_and_all_it_holds_waits_in_the_queue() {
+    let mut scene = Scene::new(limits());
+    scene.admit_many(A, 5);
+    let failed = scene.finish(A, later(Fault::NoAnswer));
+    assert!(matches!(scene.place_of(failed), Some(Place::Waiting(_))));
+    assert_eq!((scene.n_waiting(A), scene.n_out(A)), (5, 0));
+    let closings = scene.closings(A);
+    assert_eq!(closings.len(), 1);
+    assert!(closings[0].0 == 1 && about(5).contains(&closings[0].1), "{closings:?}");
+}
+
+#[test]
+fn a_throttling_endpoint_is_closed_only_when_its_window_is_one() {
+    // [Closing at once on 503: an endpoint that takes 4 at a time got 1/s.]
+    let mut scene = Scene::new(limits());
+    scene.widen(A);
+    scene.admit_many(A, 100);
+    for window in [4, 2, 1] {
+        scene.pass(1);
+        // One begun after the last halving has to say so.
+        let begun_since = scene.n_out(A);
+        for _ in 0..begun_since {
+            scene.finish(A, later(Fault::Throttled));
+        }
+        assert_eq!(scene.lanes.lanes[0].window, window);
+        assert!(scene.closings(A).is_empty());
+        scene.pass(1);
+    }
+    scene.finish(A, later(Fault::Throttled));
+    assert_eq!(scene.closings(A).len(), 1);
+}
+
+#[test]
+fn retry_after_closes_the_lane_for_that_time() {
+    let mut scene = Scene::new(limits());
+    scene.widen(A);
+    scene.admit_many(A, 20);
+    let wanted = Some(Duration::from_secs(77));
+    let outcome = Outcome::Later { fault: Fault::Throttled, retry_after: wanted, error: "429".to_string() };
+    scene.finish(A, outcome);
+    assert_eq!(scene.closings(A), vec![(1, Duration::from_secs(77))]);
+}
+
+#[test]
+fn the_backoff_doubles_with_the_failures_of_the_lane_up_to_the_longest() {
+    let mut scene = Scene::new(limits());
+    let mut seconds = 5;
+    for n in 1..=10u32 {
+        let probe = Source::Waiting { probe: true };
+        if n == 1 {
+            scene.admit(A)
+        } else {
+            scene.admit_with(A, probe, |_| {})
+        };
+        scene.finish(A, later(Fault::NoAnswer));
+        let (failures, after) = *scene.closings(A).last().unwrap();
+        assert!(failures == n && about(seconds).contains(&after), "{n}: {failures} {after:?}");
+        seconds = (seconds * 2).min(600);
+        scene.confirm();
+        scene.pass(700);
+    }
+}
+
+#[test]
+fn failures_seen_by_other_agents_count() {
+    let mut scene = Scene::new(limits());
+    scene.lanes.has_failed(A, 3, scene.now);
+    scene.admit_with(A, Source::Waiting { probe: true }, |_| {});
+    scene.finish(A, later(Fault::NoAnswer));
+    let (failures, after) = scene.closings(A)[0];
+    assert!(failures == 4 && about(40).contains(&after), "{failures} {after:?}");
+}
+
+#[test]
+fn an_attempt_begun_before_the_closing_counts_for_nothing() {
+    let mut scene = Scene::new(limits());
+    scene.widen(A);
+    scene.admit_many(A, 8);
+    scene.pass(1);
+    for _ in 0..8 {
+        scene.finish(A, later(Fault::NoAnswer));
+    }
+    assert_eq!(scene.closings(A).len(), 1);
+    assert_eq!(scene.n_waiting(A), 8);
+}
+
+// ---- rule 3: the message's fault ----
+
+#[test]
+fn a_message_at_fault_gets_a_backoff_of_its_own_and_its_lane_goes_on() {
+    // [One message in ten answered 500 killed the lane in nine minutes.]
+    let mut scene = Scene::new(limits());
+    scene.widen(A);
+    for _ in 0..100 {
+        scene.admit_many(A, 8);
+        let bad = scene.finish(A, later(Fault::Message));
+        let place = scene.place_of(bad).unwrap();
+        assert!(matches!(place, Place::Retry(after) if about(5).contains(after)), "{place:?}");
+        while scene.n_out(A) > 0 {
+            scene.finish(A, Outcome::Delivered);
+        }
+        scene.confirm();
+    }
+    assert!(scene.closings(A).is_empty());
+}
+
+#[test]
+fn a_message_on_its_own_backoff_is_not_counted_against_the_lane() {
+    let mut scene = Scene::new(limits());
+    scene.widen(A);
+    for _ in 0..50 {
+        scene.admit_with(A, Source::Retry, |claim| claim.history.own_failures = 3);
+        let id = scene.finish(A, later(Fault::Message));
+        assert!(matches!(scene.place_of(id), Some(Place::Retry(after)) if about(40).contains(after)));
+    }
+    assert!(scene.closings(A).is_empty());
+}
+
+#[test]
+fn due_while_the_lane_is_closed_it_is_due_again_after_the_reopening_and_no_attempt_is_spent() {
+    let mut scene = Scene::new(limits());
+    scene.admit(A);
+    scene.finish(A, later(Fault::NoAnswer));
+    let id = scene.admit_with(A, Source::Retry, |claim| {
+        claim.history.own_failures = 1;
+        claim.history.attempts = 4;
+    });
+    let one = scene.settled.last().unwrap();
+    assert_eq!((one.id, one.history.attempts), (id, 4));
+    assert!(
+        matches!(one.place, Place::Retry(after) if (Duration::from_secs(8)..Duration::from_secs(13)).contains(&after))
+    );
+    assert_eq!(scene.n_out(A), 0);
+}
+
+#[test]
+fn ten_different_messages_at_fault_in_a_row_close_the_lane() {
+    let mut scene = Scene::new(limits());
+    scene.widen(A);
+    for n in 1..=10 {
+        assert_eq!(scene.closings(A).len(), 0, "after {n}");
+        scene.admit(A);
+        scene.finish(A, later(Fault::Message));
+    }
+    assert_eq!(scene.closings(A).len(), 1);
+}
+
+#[test]
+fn a_probe_answered_with_the_messages_fault_closes_the_lane_again() {
+    let mut scene = Scene::new(limits());
+    scene.admit(A);
+    scene.finish(A, later(Fault::NoAnswer));
+    scene.confirm();
+    scene.pass(6);
+    scene.admit_with(A, Source::Waiting { probe: true }, |_| {});
+    scene.finish(A, later(Fault::Message));
+    assert_eq!(scene.closings(A).iter().map(|(failures, _)| *failures).collect::<Vec<_>>(), vec![1, 2]);
+}
+
+// ---- rule 4: what waits in the queue ----
+
+#[test]
+fn what_arrives_for_a_closed_lane_waits_in_the_queue() {
+    let mut scene = Scene::new(limits());
+    scene.admit(A);
+    scene.finish(A, later(Fault::NoAnswer));
+    let id = scene.admit(A);
+    assert!(matches!(scene.place_of(id), Some(Place::Waiting(Some(after))) if about(5).contains(after)));
+    // Also long after its time: with messages waiting, one of those is the probe.
+    scene.confirm();
+    scene.pass(3600);
+    let id = scene.admit(A);
+    assert!(matches!(scene.place_of(id), Some(Place::Waiting(_))));
+    assert_eq!(scene.n_out(A), 0);
+}
+
+#[test]
+fn a_probe_that_is_delivered_opens_the_lane_and_more_of_what_waits_is_asked_for() {
+    let mut scene = Scene::new(limits());
+    scene.admit_many(A, 3);
+    scene.finish(A, later(Fault::NoAnswer));
+    scene.confirm();
+    scene.pass(6);
+    scene.admit_with(A, Source::Waiting { probe: true }, |claim| claim.id = Id(1));
+    assert_eq!(scene.n_out(A), 1);
+    scene.finish(A, Outcome::Delivered);
+    assert_eq!(scene.changes.last(), Some(&LaneChange::Open(Arc::from(A))));
+    let wants = scene.appetite().unwrap().wants;
+    assert_eq!(wants, vec![(A.to_string(), 16)], "256 messages among 16 workers");
+    assert!(matches!(scene.news.last(), Some(News::Back { .. })));
+}
+
+#[test]
+fn what_arrives_while_older_ones_wait_queues_behind_them() {
+    let mut scene = Scene::new(limits());
+    scene.admit_many(A, 3);
+    scene.finish(A, later(Fault::NoAnswer));
+    scene.confirm();
+    scene.pass(6);
+    scene.admit_with(A, Source::Waiting { probe: true }, |claim| claim.id = Id(1));
+    scene.finish(A, Outcome::Delivered);
+    let id = scene.admit(A);
+    assert!(matches!(scene.place_of(id), Some(Place::Waiting(_))));
+}
+
+#[test]
+fn an_emptied_lane_takes_new_messages_again_but_not_while_one_is_on_its_way_to_wait() {
+    let mut scene = Scene::new(limits());
+    scene.admit(A);
+    scene.finish(A, later(Fault::NoAnswer));
+    let asked = scene.now;
+    // The failed one is on its way: the queue may not have seen it when it said that nothing waits.
+    scene.lanes.emptied(A, asked);
+    assert!(scene.lanes.lanes[0].waiting.is_some());
+    scene.pass(1);
+    scene.confirm();
+    scene.lanes.emptied(A, asked);
+    assert!(scene.lanes.lanes[0].waiting.is_some(), "confirmed only after the queue was asked");
+    scene.pass(1);
+    scene.lanes.emptied(A, scene.now);
+    assert!(scene.lanes.lanes[0].waiting.is_none());
+    scene.admit_with(A, Source::Waiting { probe: true }, |claim| claim.id = Id(1));
+    scene.finish(A, Outcome::Delivered);
+    scene.admit(A);
+    assert_eq!(scene.n_out(A), 1);
+}
+
+#[test]
+fn what_failed_goes_out_before_what_came_later() {
+    let mut scene = Scene::new(limits());
+    scene.widen(A);
+    scene.admit_many(A, 20);
+    let first = scene.next_id;
+    scene.admit_with(A, Source::Waiting { probe: false }, |claim| claim.id = Id(first - 15));
+    let held: Vec<u64> = scene.lanes.lanes[0].held.iter().map(|claim| claim.id.0).collect();
+    assert!(held.is_sorted(), "{held:?}");
+}
+
+#[test]
+fn a_closed_lane_that_has_nothing_waiting_is_tried_with_what_comes_after_its_time() {
+    let mut scene = Scene::new(limits());
+    scene.admit(A);
+    let id = scene.finish(A, Outcome::Dead { reason: "gave up".to_string(), fault: Some(Fault::NoAnswer) });
+    assert_eq!(scene.place_of(id), Some(&Place::Dead));
+    scene.confirm();
+    let early = scene.admit(A);
+    assert!(matches!(scene.place_of(early), Some(Place::Waiting(_))));
+    scene.confirm();
+    scene.pass(10);
+    scene.lanes.emptied(A, scene.now);
+    scene.admit(A);
+    assert_eq!(scene.n_out(A), 1);
+}
+
+#[test]
+fn a_lane_that_another_agent_closed_is_not_tried_from_here() {
+    let mut scene = Scene::new(limits());
+    let known = WaitingLane { origin: A.to_string(), due_in: Some(Duration::from_secs(40)) };
+    scene.lanes.learn(&[known], scene.now, scene.now);
+    let id = scene.admit(A);
+    assert!(matches!(scene.place_of(id), Some(Place::Waiting(Some(_)))));
+    assert_eq!(scene.n_out(A), 0);
+}
+
+#[test]
+fn what_the_queue_gives_out_again_before_its_settling_is_noted_here_is_taken() {
+    let mut scene = Scene::new(limits());
+    scene.widen(A);
+    let id = scene.admit(A);
+    scene.finish(A, later(Fault::Message));
+    scene.pass(6);
+    // The settler has not yet told of the confirmation, but the reader has claimed it again.
+    scene.admit_with(A, Source::Retry, |claim| {
+        claim.id = id;
+        claim.history.own_failures = 1;
+    });
+    assert_eq!(scene.n_out(A), 1);
+    scene.confirm();
+    assert!(scene.lanes.holds(id), "it is here, whatever was confirmed of an earlier settlement");
+    scene.finish(A, Outcome::Delivered);
+    scene.confirm();
+    assert!(!scene.lanes.holds(id));
+}
+
+#[test]
+fn what_the_queue_gave_out_before_it_knew_of_a_closing_does_not_open_the_lane() {
+    // [Else a younger message overtook those that the closing gave back.]
+    for probe in [false, true] {
+        let mut scene = Scene::new(ordered());
+        scene.admit_many(A, 3);
+        scene.finish(A, later(Fault::NoAnswer));
+        let younger = scene.admit_with(A, Source::Waiting { probe }, |_| {});
+        assert!(matches!(scene.place_of(younger), Some(Place::Waiting(_))));
+        assert_eq!(scene.n_out(A), 0);
+        let due_again = scene.changes.iter().any(|change| matches!(change, LaneChange::Due { .. }));
+        assert_eq!(due_again, probe, "the time set aside for a probe is given back");
+    }
+}
+
+#[test]
+fn a_recovered_message_frees_the_lane_that_its_dead_agent_was_probing() {
+    for limits in [limits(), ordered()] {
+        let mut scene = Scene::new(limits);
+        let known = WaitingLane { origin: A.to_string(), due_in: Some(Duration::from_secs(35)) };
+        scene.lanes.learn(&[known], scene.now, scene.now);
+        scene.admit_with(A, Source::Retry, |claim| claim.recovered = 1);
+        assert_eq!(scene.changes, vec![LaneChange::Freed(Arc::from(A))]);
+    }
+}
+
+#[test]
+fn a_probe_of_a_lane_that_is_open_here_gives_back_the_time_set_aside_for_it() {
+    let mut scene = Scene::new(limits());
+    scene.widen(A);
+    scene.admit_with(A, Source::Waiting { probe: true }, |_| {});
+    assert_eq!(scene.changes, vec![LaneChange::Open(Arc::from(A))]);
+}
+
+// ---- rule 5: lanes not proven ----
+
+#[test]
+fn lanes_not_proven_have_half_of_the_workers_and_failed_ones_a_quarter() {
+    let mut scene = Scene::new(limits());
+    for n in 0..20 {
+        scene.admit_with(&origin(n), Source::Waiting { probe: true }, |_| {});
+        scene.lanes.has_failed(&origin(n), 1, scene.now);
+    }
+    assert_eq!(scene.out.len(), 8, "they were new when they came");
+    let mut scene = Scene::new(limits());
+    for n in 0..20 {
+        scene.lanes.has_failed(&origin(n), 1, scene.now);
+        scene.admit_with(&origin(n), Source::Waiting { probe: true }, |_| {});
+    }
+    assert_eq!(scene.out.len(), 4);
+    for n in 20..40 {
+        scene.admit(&origin(n));
+    }
+    assert_eq!(scene.out.len(), 8);
+    // A proven lane does not care.
+    let mut proven = Scene::new(limits());
+    proven.widen(A);
+    for n in 0..40 {
+        proven.admit(&origin(n));
+    }
+    proven.admit_many(A, 8);
+    assert_eq!((proven.n_out(A), proven.out.len()), (8, 16));
+}
+
+#[test]
+fn new_goes_before_failed_and_of_the_new_the_newest_first() {
+    // [First in, first out: a healthy newcomer began after 304 s, and not after 5.]
+    let mut scene = Scene::new(limits());
+    for n in 0..100 {
+        scene.admit(&origin(n));
+    }
+    let newcomer = "http://newcomer.test:80";
+    scene.admit(newcomer);
+    scene.finish(&origin(0), later(Fault::NoAnswer));
+    assert_eq!(scene.n_out(newcomer), 1);
+    scene.finish(&origin(1), later(Fault::NoAnswer));
+    assert_eq!(scene.n_out(&origin(99)), 1);
+}
+
+#[test]
+fn lanes_not_proven_hold_half_of_the_memory_and_the_rest_waits_in_the_queue() {
+    let mut scene = Scene::new(limits());
+    for n in 0..200 {
+        scene.admit(&origin(n));
+    }
+    let waiting = scene.settled.iter().filter(|one| one.place == Place::Waiting(None)).count();
+    assert_eq!(scene.lanes.held_unproven, 128);
+    assert_eq!(waiting, 200 - 128 - 8);
+    scene.confirm();
+    scene.admit(B);
+    assert!(scene.appetite().is_some(), "the reader goes on");
+}
+
+// ---- rule 6: memory ----
+
+#[test]
+fn while_no_worker_is_idle_only_a_few_are_held() {
+    let mut scene = Scene::new(Limits { messages: 4096, ..limits() });
+    for lane in 0..2 {
+        scene.widen(&origin(lane));
+    }
+    assert!(scene.appetite().is_some());
+    for lane in 0..2 {
+        scene.admit_many(&origin(lane), 120);
+    }
+    assert_eq!(scene.out.len(), 16, "all workers are busy");
+    assert!(scene.appetite().is_none(), "240 are held, a claim would be worth 64");
+}
+
+#[test]
+fn full_with_a_worker_idle_the_lane_that_does_not_keep_up_gives_back_all_but_a_few() {
+    let mut scene = Scene::new(limits());
+    scene.widen(A);
+    scene.admit_many(A, 256);
+    assert!(scene.appetite().is_none(), "it is full, and its head has only just come");
+    assert_eq!(scene.n_waiting(A), 0);
+    scene.pass(1);
+    scene.appetite();
+    assert_eq!(scene.n_waiting(A), 256 - 8 - 16);
+    scene.confirm();
+    let wants = scene.appetite().expect("room again").wants;
+    assert_eq!(wants, vec![(A.to_string(), 0)], "it still holds what it may");
+    for _ in 0..16 {
+        scene.finish(A, Outcome::Delivered);
+    }
+    assert_eq!(scene.appetite().unwrap().wants, vec![(A.to_string(), 16 - scene.lanes.lanes[0].held.len())]);
+}
+
+#[test]
+fn two_workers_and_eight_in_flight_still_claim() {
+    let mut scene = Scene::new(Limits { workers: 2, endpoint_concurrency: 2, messages: 8, ..limits() });
+    for n in 0..1000 {
+        if scene.appetite().is_some() {
+            scene.admit(&origin(n % 3));
+        }
+        if n % 2 == 0
+            && let Some((claim, _)) = scene.out.front()
+        {
+            let origin = claim.origin.clone();
+            scene.finish(&origin, Outcome::Delivered);
+            scene.confirm();
+        }
+    }
+    assert!(scene.next_id > 400, "only {} came in", scene.next_id);
+}
+
+#[test]
+fn bytes_bound_what_is_claimed() {
+    let mut scene = Scene::new(Limits { bytes: 40, ..limits() });
+    scene.admit(A);
+    assert!(scene.appetite().is_none(), "one message is larger than what may be held");
+    scene.finish(A, Outcome::Delivered);
+    assert!(scene.appetite().is_some());
+}
+
+// ---- rule 8 and the rest ----
+
+#[test]
+fn lane_records_are_bounded_and_forgotten_when_idle() {
+    let mut scene = Scene::new(limits());
+    for n in 0..MOST_LANES + 5000 {
+        let name = origin(n);
+        scene.admit(&name);
+        scene.finish(&name, if n % 2 == 0 { Outcome::Delivered } else { later(Fault::NoAnswer) });
+        scene.confirm();
+    }
+    assert!(scene.lanes.by_origin.len() <= MOST_LANES);
+    assert!(scene.lanes.lanes.len() <= MOST_LANES);
+}
+
+#[test]
+fn one_suspect_at_a_time() {
+    let mut scene = Scene::new(limits());
+    assert!(scene.appetite().unwrap().suspect);
+    scene.admit_with(A, Source::Retry, |claim| claim.recovered = 2);
+    assert!(!scene.appetite().unwrap().suspect);
+    scene.finish(A, Outcome::Delivered);
+    assert!(scene.appetite().unwrap().suspect);
+}
+
+#[test]
+fn a_machine_that_lacks_something_blames_nobody() {
+    let mut scene = Scene::new(limits());
+    scene.widen(A);
+    scene.admit_many(A, 8);
+    let id = scene.finish(A, later(Fault::Ours));
+    assert_eq!(scene.place_of(id), Some(&Place::Retry(AFTER_LACKING)));
+    let one = scene.settled.iter().find(|one| one.id == id).unwrap();
+    assert_eq!(one.history.attempts, 0);
+    assert!(scene.closings(A).is_empty());
+}
+
+#[test]
+fn a_refused_endpoint_does_not_close_its_lane() {
+    let mut scene = Scene::new(limits());
+    for _ in 0..20 {
+        scene.admit(A);
+        let id = scene.finish(A, Outcome::Dead { reason: "refused".to_string(), fault: None });
+        assert_eq!(scene.place_of(id), Some(&Place::Dead));
+    }
+    assert!(scene.closings(A).is_empty());
+}
+
+#[test]
+fn half_of_an_odd_bound_is_rounded_up_and_down_in_turn() {
+    let mut scene = Scene::new(Limits { workers: 1, endpoint_concurrency: 1, messages: 1, ..limits() });
+    let returning: Vec<usize> = (0..4).map(|_| scene.appetite().unwrap().returning).collect();
+    assert_eq!(returning, vec![1, 0, 1, 0]);
+}
+
+#[test]
+fn claims_of_another_agent_now_are_discarded_and_the_counts_stay_right() {
+    let mut scene = Scene::new(limits());
+    scene.widen(A);
+    scene.admit_many(A, 20);
+    let ids: HashSet<Id> = scene.lanes.held().into_iter().collect();
+    let mut effects = Effects::default();
+    scene.lanes.discard(&ids, &mut effects);
+    scene.perform(effects);
+    assert_eq!(scene.lanes.held.len(), 0);
+    while let Some((claim, _)) = scene.out.pop_front() {
+        assert!(!scene.lanes.holds(claim.id));
+        let mut effects = Effects::default();
+        scene.lanes.abandon(claim, &mut effects);
+        scene.perform(effects);
+    }
+    let lanes = &scene.lanes;
+    assert_eq!((lanes.out, lanes.held_bytes, lanes.out_unproven, lanes.held_unproven), (0, 0, 0, 0));
+}
+
+// ---- ordered ----
+
+fn ordered() -> Limits {
+    Limits { ordered: true, ..limits() }
+}
+
+#[test]
+fn ordered_lets_out_one_at_a_time_whatever_was_delivered() {
+    let mut scene = Scene::new(ordered());
+    scene.admit_many(A, 50);
+    for _ in 0..50 {
+        assert_eq!(scene.n_out(A), 1);
+        scene.finish(A, Outcome::Delivered);
+    }
+}
+
+#[test]
+fn ordered_every_failure_closes_the_lane_and_the_message_waits_at_its_head() {
+    for fault in [Fault::NoAnswer, Fault::Throttled, Fault::Message, Fault::Ours] {
+        let mut scene = Scene::new(ordered());
+        scene.admit_many(A, 5);
+        let failed = scene.finish(A, later(fault));
+        assert!(matches!(scene.place_of(failed), Some(Place::Waiting(_))), "{fault:?}");
+        assert_eq!((scene.n_waiting(A), scene.n_out(A)), (5, 0), "{fault:?}");
+        assert_eq!(scene.closings(A).len(), 1, "{fault:?}");
+    }
+}
+
+#[test]
+fn ordered_files_recovered_messages_before_anything_else_is_claimed() {
+    let mut scene = Scene::new(ordered());
+    let id = scene.admit_with(A, Source::Retry, |claim| claim.recovered = 1);
+    assert!(matches!(scene.place_of(id), Some(Place::Waiting(_))));
+    assert!(scene.appetite().is_none());
+    let younger = scene.admit(A);
+    assert!(matches!(scene.place_of(younger), Some(Place::Waiting(_))), "it queues behind");
+    scene.confirm();
+    assert!(scene.appetite().is_some());
+}
+
+#[test]
+fn ordered_a_dead_message_makes_way_for_the_next() {
+    let mut scene = Scene::new(ordered());
+    scene.admit_many(A, 2);
+    scene.finish(A, Outcome::Dead { reason: "410 Gone".to_string(), fault: Some(Fault::Message) });
+    assert_eq!(scene.n_out(A), 1);
+}
+
+/// Random traffic: whatever happens, the counts agree with the lanes.
+#[test]
+fn the_counts_agree_with_the_lanes_whatever_happens() {
+    for seed in 1..40u64 {
+        let mut scene = Scene::new(Limits { ordered: seed % 4 == 0, ..limits() });
+        let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let mut next = |n: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % n
+        };
+        for _ in 0..3000 {
+            let name = origin(next(12) as usize);
+            match next(10) {
+                0..4 => {
+                    let probe = next(2) == 0;
+                    let sources = [Source::Queue, Source::Queue, Source::Retry, Source::Waiting { probe }];
+                    let (own, recovered) = (next(2) as u32, next(4) as u32);
+                    scene.admit_with(&name, sources[next(4) as usize], |claim| {
+                        claim.history.own_failures = own;
+                        claim.recovered = recovered;
+                    });
+                }
+                4..8 => {
+                    if !scene.out.is_empty() {
+                        let at = next(scene.out.len() as u64) as usize;
+                        let name = scene.out[at].0.origin.clone();
+                        let faults = [Fault::NoAnswer, Fault::Throttled, Fault::Message, Fault::Ours];
+                        let outcome = match next(4) {
+                            0 => later(faults[next(4) as usize]),
+                            1 if next(3) == 0 => Outcome::Dead { reason: "r".to_string(), fault: None },
+                            _ => Outcome::Delivered,
+                        };
+                        scene.finish(&name, outcome);
+                    }
+                }
+                8 => scene.confirm(),
+                _ => {
+                    scene.pass(next(5));
+                    scene.appetite();
+                    scene.lanes.emptied(&name, scene.now);
+                }
+            }
+            let lanes = &scene.lanes;
+            let sum = |of: &dyn Fn(&Lane) -> usize| lanes.lanes.iter().map(of).sum::<usize>();
+            assert_eq!(lanes.out, sum(&|lane| lane.out));
+            assert_eq!(lanes.out, scene.out.len());
+            let unproven = |lane: &Lane| lane.state != State::Open;
+            assert_eq!(lanes.out_unproven, sum(&|lane| if unproven(lane) { lane.out } else { 0 }));
+            assert_eq!(lanes.out_failed, sum(&|lane| if lane.state == State::Closed { lane.out } else { 0 }));
+            assert_eq!(lanes.held_unproven, sum(&|lane| if unproven(lane) { lane.held.len() } else { 0 }));
+            let held = sum(&|lane| lane.held.len()) + scene.out.len() + scene.settled.len();
+            assert_eq!(lanes.held.len(), held, "every claim held is in a lane, out, or on its way to be settled");
+            assert!(lanes.lanes.iter().all(|lane| lane.out <= 8));
+            // What may go out does.
+            let stuck = lanes
+                .lanes
+                .iter()
+                .any(|lane| lane.state == State::Open && lane.out < lane.window && !lane.held.is_empty());
+            assert!(!stuck, "an open lane holds what it could send");
+        }
+    }
+}
