@@ -111,6 +111,11 @@ impl Redis {
     /// Takes an append-only file back to what is in memory, so that a round does not wait for the last one's.
     pub fn rewrite(&self) {
         let mut client = self.client();
+        let setting: Vec<String> =
+            redis::cmd("CONFIG").arg("GET").arg("appendonly").query(&mut client).expect("our Redis answers");
+        if setting[1] != "yes" {
+            return;
+        }
         let _ = redis::cmd("BGREWRITEAOF").exec(&mut client);
         loop {
             let info: String = redis::cmd("INFO").arg("persistence").query(&mut client).expect("our Redis answers");

@@ -4,6 +4,7 @@
 pub mod figures;
 pub mod ground;
 pub mod load;
+pub mod picture;
 pub mod program;
 pub mod proxy;
 pub mod recipient;

@@ -39,7 +39,7 @@ pub struct Arrival {
     /// When it was pushed and when it arrived, since the clock's start.
     pub pushed: Duration,
     pub arrived: Duration,
-    /// What it was answered; 0: nothing.
+    /// What it was answered; 0: nothing, or not yet.
     pub status: u16,
 }
 
@@ -55,7 +55,9 @@ pub type Manners = dyn Fn(&Request) -> u16 + Send + Sync;
 struct Inner {
     clock: Instant,
     manners: Box<Manners>,
+    /// Before they are answered, and with their answers.
     arrivals: Mutex<Vec<Arrival>>,
+    answered: Mutex<Vec<Arrival>>,
     /// Good ones among them.
     n_good: AtomicUsize,
     closing: AtomicBool,
@@ -76,6 +78,7 @@ impl Recipient {
             clock: Instant::now(),
             manners: Box::new(manners),
             arrivals: Mutex::default(),
+            answered: Mutex::default(),
             n_good: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
             connections: Mutex::default(),
@@ -123,14 +126,20 @@ impl Recipient {
         self.inner.n_good.load(Ordering::Relaxed)
     }
 
-    /// All arrivals so far, in the order in which they were answered.
+    /// All arrivals so far, in their order.
     pub fn arrivals(&self) -> Vec<Arrival> {
         self.inner.arrivals.lock().expect("nothing panics with the arrivals").clone()
+    }
+
+    /// Those that have been answered, in the order of that.
+    pub fn answered(&self) -> Vec<Arrival> {
+        self.inner.answered.lock().expect("nothing panics with the answers").clone()
     }
 
     /// Forgets the arrivals so far.
     pub fn forget(&self) {
         self.inner.arrivals.lock().expect("nothing panics with the arrivals").clear();
+        self.inner.answered.lock().expect("nothing panics with the answers").clear();
         self.inner.n_good.store(0, Ordering::Relaxed);
     }
 }
@@ -172,14 +181,11 @@ fn serve(stream: TcpStream, inner: &Inner) -> std::io::Result<()> {
         let mut words = buffer[head..head + length].split(|byte| *byte == b' ');
         let mut number = || words.next().and_then(|word| std::str::from_utf8(word).ok()?.parse::<u64>().ok()).unwrap_or(0);
         let (number, pushed) = (number(), Duration::from_nanos(number()));
+        let arrival = Arrival { origin, number, pushed, arrived, status: 0 };
+        inner.arrivals.lock().expect("nothing panics with the arrivals").push(arrival);
         let status = (inner.manners)(&Request { origin, number, stream: &stream });
-        inner.arrivals.lock().expect("nothing panics with the arrivals").push(Arrival {
-            origin,
-            number,
-            pushed,
-            arrived,
-            status,
-        });
+        let answered = Arrival { status, ..arrival };
+        inner.answered.lock().expect("nothing panics with the answers").push(answered);
         if (200..300).contains(&status) {
             inner.n_good.fetch_add(1, Ordering::Relaxed);
         }
