@@ -12,6 +12,7 @@
 //! once it is open. So nothing here is timed, and nothing is moved back and forth.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -104,6 +105,8 @@ const HELD_WHILE_BUSY: usize = 256;
 const CLAIM_MESSAGES: usize = 128;
 /// Bytes taken at once; a claim this large already costs Redis a millisecond or two.
 const CLAIM_BYTES: usize = 4 << 20;
+/// A message this large is still taken, by itself, where fewer bytes may be held; recipients take 2 MiB.
+const LARGEST: usize = 64 << 20;
 /// Lanes asked for by name in one claim.
 const WANTS_PER_CLAIM: usize = 32;
 /// Lane records kept at most: an idle one beyond is forgotten, which costs at most an attempt.
@@ -250,6 +253,27 @@ struct Hold {
     leaving: u32,
 }
 
+/// Ids come from our own queue one after the other: nobody can choose them so that
+/// they collide, and a multiplication spreads them.
+#[derive(Debug, Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+}
+
 /// All lanes of an agent, and what it holds.
 #[derive(Debug)]
 pub struct Lanes {
@@ -264,7 +288,7 @@ pub struct Lanes {
     /// Open lanes of which the queue has more waiting.
     wanting: VecDeque<usize>,
     /// Every claim not yet confirmed settled.
-    held: HashMap<Id, Hold>,
+    held: HashMap<Id, Hold, BuildHasherDefault<IdHasher>>,
     /// Bytes of the claims not yet attempted to an end.
     held_bytes: usize,
     /// Claims out in all, of lanes not proven, and of these of failed ones.
@@ -294,7 +318,7 @@ impl Lanes {
             new_without_slot: Vec::new(),
             failed_without_slot: VecDeque::new(),
             wanting: VecDeque::new(),
-            held: HashMap::new(),
+            held: HashMap::default(),
             held_bytes: 0,
             out: 0,
             out_unproven: 0,
@@ -324,7 +348,7 @@ impl Lanes {
         Some(Bounds {
             messages,
             bytes: CLAIM_BYTES.min(self.limits.bytes - self.held_bytes).max(1),
-            largest: self.limits.bytes,
+            largest: self.limits.bytes.max(LARGEST),
             returning: if self.round_up { messages.div_ceil(2) } else { messages / 2 },
             wants: self.wants(),
             probes: unproven,

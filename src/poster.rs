@@ -372,11 +372,12 @@ fn answered(response: Response<Body>, note: Option<String>) -> Attempt {
 /// did not arrive would only make copies.
 fn throw_away(response: Response<Body>) {
     let body = response.into_body();
-    if body.content_length().is_some_and(|length| length > MAX_BODY) {
+    // With nothing to read the connection has gone back to the pool already.
+    if body.content_length().is_some_and(|length| length > MAX_BODY || length == 0) {
         return;
     }
     let mut reader = body.into_reader();
-    let mut scratch = [0; 4096];
+    let mut scratch = [0; 1024];
     let mut total = 0;
     while total <= MAX_BODY {
         match reader.read(&mut scratch) {

@@ -173,7 +173,7 @@ impl Reader<'_> {
                 self.again = false;
                 for (id, size) in oversized {
                     add(&self.shared.metrics.dead, 1);
-                    let reason = format!("{size} bytes are more than '--in-flight-bytes' allows");
+                    let reason = format!("{size} bytes are more than 64 MiB and than '--in-flight-bytes'");
                     self.shared.journal.died(id, "an unread endpoint", &reason);
                 }
                 let taken = claims.len();

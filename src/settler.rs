@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::collections::HashSet;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -18,9 +19,9 @@ use crate::shared::{Report, Shared};
 
 /// Settlements in one call at most; measured: 0.4 to 0.7 ms of Redis for 256 delivered.
 const BATCH: usize = 512;
-/// A batch smaller than this waits a moment for company.
-const WORTH_A_CALL: usize = 64;
-const LINGER: Duration = Duration::from_micros(500);
+/// A settlement waits this long for company. Asleep and not on the channel, so
+/// that those who report need not wake the settler one by one.
+const LINGER: Duration = Duration::from_millis(1);
 /// Messages recovered in one call.
 const RECOVER_AT_ONCE: usize = 512;
 /// How often dead letters past their keeping are looked for.
@@ -167,17 +168,11 @@ impl Settler<'_> {
             Err(RecvTimeoutError::Timeout) => return,
             Err(RecvTimeoutError::Disconnected) => self.leaving = true,
         }
-        let linger = Instant::now() + LINGER;
-        while self.backlog.settlements.len() < BATCH && !self.leaving {
-            let report = if self.backlog.settlements.len() < WORTH_A_CALL {
-                reports.recv_deadline(linger).ok()
-            } else {
-                reports.try_recv().ok()
-            };
-            match report {
-                Some(report) => self.hear(report),
-                None => return,
-            }
+        thread::sleep(LINGER);
+        while self.backlog.settlements.len() < BATCH
+            && let Ok(report) = reports.try_recv()
+        {
+            self.hear(report);
         }
     }
 

@@ -137,14 +137,17 @@ impl Shared {
         self.inner().lanes.is_draining()
     }
 
-    /// Waits until an open lane has room for more of what waits in the queue, at most this long.
+    /// Waits until an open lane has room for more of what waits in the queue, at most
+    /// this long; the whole of it if one has, for then the queue has just given nothing.
     pub fn wait_until_hungry(&self, at_most: Duration) {
         let mut inner = self.inner();
-        if !inner.lanes.is_hungry() {
-            inner.reader_waits = true;
-            inner = self.room.wait_timeout(inner, at_most).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
-            inner.reader_waits = false;
+        if inner.lanes.is_hungry() {
+            drop(inner);
+            return self.wait_for_change(at_most);
         }
+        inner.reader_waits = true;
+        inner = self.room.wait_timeout(inner, at_most).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        inner.reader_waits = false;
     }
 
     /// Hands claims to the lanes, unless the agent has got another number since: then
@@ -207,13 +210,18 @@ impl Shared {
         *lock(&self.attempting[n]) = attempting;
     }
 
-    /// A worker's attempt is over.
-    pub fn finish(&self, claim: Box<Claim>, outcome: Outcome, begun: Instant) {
+    /// A worker's attempt is over. Returns a claim for this worker to go on with, if
+    /// there is one and nobody has been waiting for longer: that spares a way through
+    /// the channel and the waking of another thread.
+    pub fn finish(&self, claim: Box<Claim>, outcome: Outcome, begun: Instant) -> Option<Box<Claim>> {
         let now = Instant::now();
         let mut effects = Effects::default();
         let mut inner = self.inner();
         inner.lanes.finish(claim, outcome, begun, now, &mut effects);
+        let nobody_waits = inner.ready.as_ref().is_some_and(Sender::is_empty);
+        let next = if nobody_waits && !effects.ready.is_empty() { Some(effects.ready.remove(0)) } else { None };
         self.perform(inner, effects);
+        next
     }
 
     /// A worker gives up a claim that it may not attempt.

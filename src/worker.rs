@@ -13,7 +13,8 @@ use crate::shared::{Attempting, Begin, Shared};
 
 /// Attempts claims with `post` until `ready` is closed. `n` is the worker's place among the workers.
 pub fn run(n: usize, ready: &Receiver<Box<Claim>>, post: impl Fn(&Claim) -> Attempt, retry: &Retry, shared: &Shared) {
-    for claim in ready {
+    let mut next = None;
+    while let Some(claim) = next.take().or_else(|| ready.recv().ok()) {
         if shared.may_begin(&claim) == Begin::Never {
             shared.abandon(claim);
             continue;
@@ -25,7 +26,7 @@ pub fn run(n: usize, ready: &Receiver<Box<Claim>>, post: impl Fn(&Claim) -> Atte
         shared.metrics.attempted(&outcome, begun.elapsed());
         note(&claim, &outcome, begun, shared);
         // Settled before the lane goes on, so that the next claim of this origin cannot overtake.
-        shared.finish(claim, outcome, begun);
+        next = shared.finish(claim, outcome, begun);
         shared.attempting(n, None);
     }
 }

@@ -151,7 +151,7 @@ if not (ordered and #ids > 0) then
 end
 
 -- From the left of K, in growing steps: the size of what comes is not known before.
--- One larger than an agent may hold is dead at once: it would only be in the way of every claim.
+-- One too large for an agent to hold is dead at once: it would be in the way of every claim.
 local fresh, oversized, from_k = {}, {}, 0
 local function take(body)
   if #body > largest then oversized[#oversized + 1] = body
@@ -189,7 +189,7 @@ if #ids + #fresh + #oversized + #strays + #suspects + #moved_lanes + #left > 0 o
       local id = string.format('%016.0f', base + i)
       redis.call('HSET', MESSAGES, id, body)
       redis.call('ZADD', DEAD, now, id)
-      put_off(id, nil, 0, 0, string.format('larger than --in-flight-bytes: %d bytes', #body))
+      put_off(id, nil, 0, 0, string.format('larger than 64 MiB and than --in-flight-bytes: %d bytes', #body))
       buried[2 * i - 1], buried[2 * i] = id, tostring(#body)
     end
   end

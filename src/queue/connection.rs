@@ -4,6 +4,7 @@
 //! Redis answers into the two kinds of [`Error`] that the threads tell apart.
 //! It leaves waiting and repeating to its callers.
 
+use std::fmt::Display;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -193,7 +194,10 @@ impl Link {
     pub fn run(&mut self, script: &Move, keys: &[String], arguments: &Arguments) -> Result<Value, Error> {
         let call = |name: &str, script: &str| {
             let mut command = redis::cmd(name);
-            command.arg(script).arg(keys.len()).arg(keys).arg(&arguments.0);
+            command.arg(script).arg(keys.len()).arg(keys);
+            for argument in arguments.iter() {
+                command.arg(argument);
+            }
             command
         };
         match self.query_raw(&call("EVALSHA", &script.sha)) {
@@ -238,20 +242,27 @@ pub enum Failure {
     Ours(Error),
 }
 
-/// The arguments of a move, in the order in which it reads them.
+/// The arguments of a move, in the order in which it reads them; one buffer for all.
 #[derive(Default)]
-pub struct Arguments(Vec<Vec<u8>>);
+pub struct Arguments {
+    bytes: Vec<u8>,
+    /// Where each ends.
+    ends: Vec<usize>,
+}
 
 impl Arguments {
     /// Appends bytes as they are.
     pub fn bytes(&mut self, bytes: &[u8]) -> &mut Arguments {
-        self.0.push(bytes.to_vec());
+        self.bytes.extend_from_slice(bytes);
+        self.ends.push(self.bytes.len());
         self
     }
 
     /// Appends anything that can be written as text.
-    pub fn text(&mut self, text: impl ToString) -> &mut Arguments {
-        self.0.push(text.to_string().into_bytes());
+    pub fn text(&mut self, text: impl Display) -> &mut Arguments {
+        use std::io::Write;
+        write!(self.bytes, "{text}").expect("a vector takes all");
+        self.ends.push(self.bytes.len());
         self
     }
 
@@ -263,5 +274,10 @@ impl Arguments {
     /// Appends a duration in whole milliseconds.
     pub fn millis(&mut self, duration: Duration) -> &mut Arguments {
         self.text(duration.as_millis().min(u128::from(u32::MAX) * 1000))
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let begins = std::iter::once(0).chain(self.ends.iter().copied());
+        begins.zip(&self.ends).map(|(begin, end)| &self.bytes[begin..*end])
     }
 }
