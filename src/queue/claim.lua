@@ -17,15 +17,6 @@ assert(largest and max_messages and max_bytes and max_returning and probes and f
 for i = WANTS, #ARGV, 2 do assert(tonumber(ARGV[i + 1])) end
 
 if not redis.call('ZSCORE', AGENTS, me) then return {'gone'} end
-if ordered then
-  for _, other in ipairs(redis.call('ZRANGE', AGENTS, 0, -1)) do
-    if other < me then return {'standby'} end
-  end
-  local low = redis.call('ZRANGE', INFLIGHT, 0, 0, 'WITHSCORES')
-  local high = redis.call('ZREVRANGE', INFLIGHT, 0, 0, 'WITHSCORES')
-  if low[2] and (tonumber(low[2]) ~= tonumber(me) or tonumber(high[2]) ~= tonumber(me)) then return {'standby'} end
-end
-
 local messages, ids, sources, bytes = {}, {}, {}, 0
 local function give(id, body, history, recovered, source)
   local n = #messages
@@ -48,6 +39,24 @@ end
 
 -- A call that was overtaken on a connection given up long ago must not claim for nobody.
 if last and tonumber(string.match(last, '^%d+')) > tonumber(call) then return {'old'} end
+
+-- Strict order: one agent at a time, the oldest, and only once nobody else has anything in flight.
+local function is_standby()
+  for _, other in ipairs(redis.call('ZRANGE', AGENTS, 0, -1)) do
+    if other < me then return true end
+  end
+  local low = redis.call('ZRANGE', INFLIGHT, 0, 0, 'WITHSCORES')
+  local high = redis.call('ZREVRANGE', INFLIGHT, 0, 0, 'WITHSCORES')
+  return low[2] and (tonumber(low[2]) ~= tonumber(me) or tonumber(high[2]) ~= tonumber(me))
+end
+if ordered and is_standby() then
+  if again then
+    -- The first of this call may still be on its way: it must not claim for nobody once the older agent is gone.
+    open_for_writing()
+    redis.call('HSET', CALLS, me, call)
+  end
+  return {'standby'}
+end
 
 check_types()
 local any_recovered = redis.call('HLEN', RECOVERED) > 0
