@@ -24,7 +24,7 @@ pub struct Server {
     pub url: String,
     /// Read anew at every connection, so that a rotated password needs no restart.
     pub password_file: Option<PathBuf>,
-    /// PEM certificates that `rediss://` trusts beside the bundled roots.
+    /// PEM certificates that `rediss://` trusts instead of the bundled roots.
     pub ca_file: Option<PathBuf>,
 }
 
