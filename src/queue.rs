@@ -12,6 +12,7 @@ use std::time::Duration;
 
 pub mod advice;
 pub mod connection;
+pub mod memory;
 pub mod operator;
 pub mod redis_list;
 

@@ -126,11 +126,38 @@ impl Server {
             "it cannot save to disk and refuses writes (MISCONF)".to_string()
         } else if says("MOVED") {
             format!("it is a Cluster node that does not hold the queue's keys ({text}); name the node that does")
+        } else if error.is_timeout() {
+            let tls = if self.url.starts_with("rediss") { "; does it speak TLS on this port?" } else { "" };
+            format!("no answer within {} s{tls}", PATIENCE.as_secs())
         } else {
-            text.clone()
+            in_words_of_tls(&text).unwrap_or(text)
         };
         Error::Unavailable(format!("{name}: {why}"))
     }
+}
+
+/// What a failed handshake means and what to do; `None` if it was no handshake. All of it is
+/// waited out: a certificate can be renewed while the agent runs.
+fn in_words_of_tls(text: &str) -> Option<String> {
+    let means = if text.contains("UnknownIssuer") {
+        "its certificate is of an authority that is not trusted: give the authority's with '--redis-ca-file'"
+    } else if text.contains("not valid for name") || text.contains("NotValidForName") {
+        "its certificate is for another name: use a name that stands in it"
+    } else if text.contains("Expired") || text.contains("certificate expired") {
+        "its certificate has expired"
+    } else if text.contains("NotValidYet") || text.contains("not valid yet") {
+        "its certificate is not valid yet: is this machine's clock right?"
+    } else if text.contains("CertificateRequired") {
+        "it asks for a client certificate, which is not supported: set 'tls-auth-clients no' or 'optional' there"
+    } else if text.contains("InvalidContentType") {
+        "it does not speak TLS on this port: write redis:// or name its TLS port"
+    } else if text.contains("peer certificate") || text.contains("fatal alert") || text.contains("peer is incompatible")
+    {
+        "no agreement on TLS"
+    } else {
+        return None;
+    };
+    Some(format!("{means} ({text})"))
 }
 
 /// An error as the server wrote it, code first; the client's own words for errors of its own.

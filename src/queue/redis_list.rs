@@ -100,8 +100,10 @@ struct Moves {
 
 impl Moves {
     /// `clock`: for tests, the name of a key that holds the time in microseconds.
-    fn new(clock: Option<&str>) -> Moves {
-        let mut head = include_str!("head.lua").to_string();
+    /// `edit`: for tests, what becomes of each text, named as its file.
+    fn new(clock: Option<&str>, edit: &dyn Fn(&str, String) -> String) -> Moves {
+        let edited = |name: &str, text: &str| edit(name, text.to_string());
+        let mut head = edited("head", include_str!("head.lua"));
         if let Some(clock) = clock {
             let simulated = format!(
                 "{{math.floor(redis.call('GET', '{clock}') / 1000000), redis.call('GET', '{clock}') % 1000000}}"
@@ -109,20 +111,20 @@ impl Moves {
             assert!(head.contains("redis.call('TIME')"), "the head reads the clock");
             head = head.replace("redis.call('TIME')", &simulated);
         }
-        let new = |body| Move::new(&head, body);
+        let new = |name, body| Move::new(&head, &edited(name, body));
         Moves {
-            join: new(include_str!("join.lua")),
-            claim: new(include_str!("claim.lua")),
-            settle: new(include_str!("settle.lua")),
-            beat: new(include_str!("beat.lua")),
-            recover: new(include_str!("recover.lua")),
-            give_back: new(include_str!("give_back.lua")),
-            has: new(include_str!("has.lua")),
-            expire: new(include_str!("expire.lua")),
-            replay: new(include_str!("replay.lua")),
-            drop: new(include_str!("drop.lua")),
-            forget: new(include_str!("forget.lua")),
-            adopt: new(include_str!("adopt.lua")),
+            join: new("join", include_str!("join.lua")),
+            claim: new("claim", include_str!("claim.lua")),
+            settle: new("settle", include_str!("settle.lua")),
+            beat: new("beat", include_str!("beat.lua")),
+            recover: new("recover", include_str!("recover.lua")),
+            give_back: new("give_back", include_str!("give_back.lua")),
+            has: new("has", include_str!("has.lua")),
+            expire: new("expire", include_str!("expire.lua")),
+            replay: new("replay", include_str!("replay.lua")),
+            drop: new("drop", include_str!("drop.lua")),
+            forget: new("forget", include_str!("forget.lua")),
+            adopt: new("adopt", include_str!("adopt.lua")),
         }
     }
 }
@@ -137,6 +139,8 @@ pub struct RedisList {
     has_blmove: bool,
     unheard: Unheard,
     ordered: bool,
+    /// For tests: the key that stands in for Redis's clock.
+    clock: Option<String>,
 }
 
 /// Whether the value that a wait looks at can stay where it is. It is not read, and the
@@ -156,25 +160,45 @@ enum Unheard {
 impl RedisList {
     /// A queue on its own connection, which is opened at the first use.
     pub fn new(server: Server, prefix: &str, pop: Pop, ordered: bool) -> RedisList {
-        RedisList::build(server, prefix, pop, ordered, None)
+        RedisList::build(server, prefix, pop, ordered, None, &|_, text| text)
     }
 
     /// For tests of the moves: reads the time, in microseconds, from a key in place of Redis's clock.
     #[doc(hidden)]
     pub fn with_clock(server: Server, prefix: &str, ordered: bool, clock: &str) -> RedisList {
-        RedisList::build(server, prefix, Pop::Peek, ordered, Some(clock))
+        RedisList::build(server, prefix, Pop::Peek, ordered, Some(clock), &|_, text| text)
     }
 
-    fn build(server: Server, prefix: &str, pop: Pop, ordered: bool, clock: Option<&str>) -> RedisList {
-        let moves = Arc::new(Moves::new(clock));
+    /// For tests of the tests: the same with scripts changed by `edit`, which is given
+    /// the name of each file without its ending, and its text.
+    #[doc(hidden)]
+    pub fn with_edited_moves(
+        server: Server,
+        prefix: &str,
+        ordered: bool,
+        clock: Option<&str>,
+        edit: &dyn Fn(&str, String) -> String,
+    ) -> RedisList {
+        RedisList::build(server, prefix, Pop::Peek, ordered, clock, edit)
+    }
+
+    fn build(
+        server: Server,
+        prefix: &str,
+        pop: Pop,
+        ordered: bool,
+        clock: Option<&str>,
+        edit: &dyn Fn(&str, String) -> String,
+    ) -> RedisList {
         RedisList {
             link: Link::new(server),
             keys: Keys::new(prefix),
-            moves,
+            moves: Arc::new(Moves::new(clock, edit)),
             pop,
             has_blmove: true,
             unheard: Unheard::Unknown,
             ordered,
+            clock: clock.map(str::to_string),
         }
     }
 
@@ -188,6 +212,7 @@ impl RedisList {
             has_blmove: self.has_blmove,
             unheard: Unheard::Unknown,
             ordered: self.ordered,
+            clock: self.clock.clone(),
         }
     }
 
@@ -226,6 +251,17 @@ impl RedisList {
                 return Ok(adopted);
             }
         }
+    }
+
+    /// By Redis's clock.
+    fn now_ms(&mut self) -> Result<i64, Error> {
+        if let Some(key) = &self.clock {
+            let mut micros = Answer(vec![self.link.query(redis::cmd("GET").arg(key))?].into_iter());
+            return Ok((micros.number_in_text()? / 1000) as i64);
+        }
+        let mut clock = Answer::of(self.link.query(&redis::cmd("TIME"))?)?;
+        let (seconds, micros) = (clock.number_in_text()?, clock.number_in_text()?);
+        Ok((seconds * 1000 + micros / 1000) as i64)
     }
 
     fn run(&mut self, script: fn(&Moves) -> &Move, arguments: &Arguments) -> Result<Value, Error> {
@@ -547,8 +583,7 @@ impl Queue for RedisList {
     }
 
     fn lanes(&mut self) -> Result<Vec<WaitingLane>, Error> {
-        let mut clock = Answer::of(self.link.query(&redis::cmd("TIME"))?)?;
-        let now = clock.number_in_text()? as f64 * 1000.0;
+        let now = self.now_ms()?;
         let mut lanes = Vec::new();
         const PAGE: usize = 1000;
         loop {
@@ -559,7 +594,7 @@ impl Queue for RedisList {
             while answer.more() {
                 let origin = answer.text()?;
                 let score: f64 = answer.text()?.parse().map_err(|_| unexpected("a lane's time"))?;
-                let due_in = (score > 0.0).then(|| Duration::from_millis((score - now).max(0.0) as u64));
+                let due_in = (score > 0.0).then(|| Duration::from_millis((score as i64 - now).max(0) as u64));
                 lanes.push(WaitingLane { origin, due_in });
             }
             if lanes.len() < before + PAGE {

@@ -11,8 +11,8 @@
 //! | `dead.rs` | what becomes a dead letter, with which reason and bytes, and what must not |
 //! | `shutdown.rs` | an agent that ends or freezes: signals, `kill -9`, leases, giving back |
 //! | `outage.rs` | a Redis that is away, full, read-only, loading, or refuses us |
-//! | `limits.rs` | what the machine refuses: descriptors, threads, names, memory for an envelope |
 //! | `operator.rs` | what people type: `check`, `status`, `dead`, `enqueue`, `listen`, wrong options |
+//! | `limits.rs` | what the machine refuses: descriptors, threads, names, memory for an envelope |
 //! | `makeup.rs` | what the program and the scripts are made of: dependencies, `scripts/run` |
 //! | `support.rs`, `support/` | the fixtures, and tests of the fixtures themselves |
 //!

@@ -39,7 +39,8 @@ impl Agent {
         Agent::spawn(command)
     }
 
-    /// The binary in an environment that sets no option.
+    /// The binary in an environment that sets no option. `AGENT_LOG=debug cargo test …` has the
+    /// agents of failed tests say more; some tests count lines and fail then.
     pub fn command() -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_acapy-deliver"));
         for (name, _) in std::env::vars_os() {
@@ -48,6 +49,9 @@ impl Agent {
             if text.starts_with("ACAPY_") || text == "RUST_LOG" || proxy {
                 command.env_remove(&name);
             }
+        }
+        if let Some(level) = std::env::var_os("AGENT_LOG") {
+            command.env("RUST_LOG", level);
         }
         command
     }
