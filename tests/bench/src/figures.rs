@@ -31,7 +31,11 @@ impl Spread {
     fn text(&self, unit: Unit) -> String {
         let (median, low, high) = (unit.number(self.median), unit.number(self.low), unit.number(self.high));
         let unit = unit.name();
-        if self.rounds == 1 || low == high { format!("{median}{unit}") } else { format!("{median}{unit} ({low}–{high})") }
+        if self.rounds == 1 || low == high {
+            format!("{median}{unit}")
+        } else {
+            format!("{median}{unit} ({low}–{high})")
+        }
     }
 
     fn json(&self) -> Value {
@@ -216,7 +220,9 @@ impl Machine {
         };
         let said = |program: &str, argument: &str| {
             let output = Command::new(program).arg(argument).output();
-            output.map(|o| String::from_utf8_lossy(&[o.stdout, o.stderr].concat()).trim().to_string()).unwrap_or_default()
+            output
+                .map(|o| String::from_utf8_lossy(&[o.stdout, o.stderr].concat()).trim().to_string())
+                .unwrap_or_default()
         };
         let cores = std::thread::available_parallelism().map_or(0, usize::from);
         let memory = field(&read("/proc/meminfo"), "MemTotal").replace(" kB", "").parse::<f64>().unwrap_or(0.0);
@@ -242,7 +248,11 @@ impl Machine {
     }
 
     fn json(&self) -> Value {
-        self.lines.iter().map(|(name, value)| (name.to_string(), json!(value))).collect::<serde_json::Map<_, _>>().into()
+        self.lines
+            .iter()
+            .map(|(name, value)| (name.to_string(), json!(value)))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
     }
 }
 

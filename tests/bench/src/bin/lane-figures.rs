@@ -84,7 +84,9 @@ fn main() {
 
 fn usage(why: &str) -> ! {
     let names = SCENARIOS.map(|(name, _)| name).join(", ");
-    eprintln!("lane-figures: {why}\nlane-figures [--full] [--only NAME]… [--json FILE] [--table FILE]\nscenarios: {names}");
+    eprintln!(
+        "lane-figures: {why}\nlane-figures [--full] [--only NAME]… [--json FILE] [--table FILE]\nscenarios: {names}"
+    );
     std::process::exit(2)
 }
 
@@ -104,7 +106,8 @@ fn hanging(full: bool) -> Vec<Row> {
         if order == "shuffled" {
             shuffle(&mut entries);
         }
-        let entries = entries.iter().enumerate().map(|(n, &o)| stage.recipient.entry(o, n as u64, BYTES)).collect::<Vec<_>>();
+        let entries =
+            entries.iter().enumerate().map(|(n, &o)| stage.recipient.entry(o, n as u64, BYTES)).collect::<Vec<_>>();
         stage.push(&entries);
         let begun = stage.recipient.now();
         let _agent = stage.agent(&[]);
@@ -195,10 +198,18 @@ fn black_holes(group: &'static str, full: bool, newcomer_within: f64, deaf: Opti
         (p99, begun_by, first(NEWCOMER))
     };
     let (alone, with) = (run(false), run(true));
-    let row = |what: &str, unit, seen: f64, alone: f64, wanted| one(group, what, unit, seen, Some(("the healthy alone", alone)), wanted);
+    let row = |what: &str, unit, seen: f64, alone: f64, wanted| {
+        one(group, what, unit, seen, Some(("the healthy alone", alone)), wanted)
+    };
     vec![
         row("healthy ones, warm, p99 from push to arrival", Unit::Millis, with.0, alone.0, Wanted::AtMost(10.0)),
-        row("from a cold start all healthy lanes have begun", Unit::Seconds, with.1, alone.1, Wanted::AtMost(newcomer_within)),
+        row(
+            "from a cold start all healthy lanes have begun",
+            Unit::Seconds,
+            with.1,
+            alone.1,
+            Wanted::AtMost(newcomer_within),
+        ),
         row("a newcomer's first arrival", Unit::Seconds, with.2, alone.2, Wanted::AtMost(newcomer_within)),
     ]
 }
@@ -231,7 +242,7 @@ fn dead(full: bool) -> Vec<Row> {
             thread::sleep(Duration::from_millis(50));
         }
         stage.push_steadily(200.0, seconds(1), |n, _| n % 20);
-        
+
         let (cpu, begun) = (agent.used().cpu, stage.recipient.now());
         stage.push_steadily(rate, seconds(length), |n, _| n % 20);
         let cpu = (agent.used().cpu - cpu) / length as f64 * 100.0;
@@ -273,10 +284,31 @@ fn dead(full: bool) -> Vec<Row> {
     }
     let ideal = waiting as f64 * answer_time.as_secs_f64() / 8.0;
     vec![
-        one(group, "CPU of the agent", Unit::Percent, with.0, Some(("without it", alone.0)), Wanted::OverReference(1.0)),
-        one(group, "healthy ones in the worst second, of those pushed", Unit::Percent, with.1, Some(("without it", alone.1)), Wanted::AtLeast(95.0)),
+        one(
+            group,
+            "CPU of the agent",
+            Unit::Percent,
+            with.0,
+            Some(("without it", alone.0)),
+            Wanted::OverReference(1.0),
+        ),
+        one(
+            group,
+            "healthy ones in the worst second, of those pushed",
+            Unit::Percent,
+            with.1,
+            Some(("without it", alone.1)),
+            Wanted::AtLeast(95.0),
+        ),
         one(group, &format!("attempts at it in {length} s"), Unit::Number, with.2, None, Wanted::AtMost(allowed)),
-        one(group, &format!("once it is back, {waiting} delivered (number × 5 ms / 8 + 1 s)"), Unit::Seconds, with.3, Some(("ideal", ideal)), Wanted::OverReference(1.0)),
+        one(
+            group,
+            &format!("once it is back, {waiting} delivered (number × 5 ms / 8 + 1 s)"),
+            Unit::Seconds,
+            with.3,
+            Some(("ideal", ideal)),
+            Wanted::OverReference(1.0),
+        ),
     ]
 }
 
@@ -301,7 +333,9 @@ fn slow(full: bool) -> Vec<Row> {
             k if with_slow && k < 9 => k % 3,
             _ => 3 + n / 10 % 10,
         };
-        stage.push_steadily(if with_slow { 1_000.0 } else { 100.0 }, length, |n, at| if with_slow { choose(n, at) } else { 3 + n % 10 });
+        stage.push_steadily(if with_slow { 1_000.0 } else { 100.0 }, length, |n, at| {
+            if with_slow { choose(n, at) } else { 3 + n % 10 }
+        });
         let arrivals = stage.recipient.arrivals();
         let warm = begun + seconds(5);
         let end = begun + length;
@@ -330,10 +364,31 @@ fn slow(full: bool) -> Vec<Row> {
     };
     let (alone, with) = (run(false), run(true));
     vec![
-        one(group, "the others' p99 from push to arrival", Unit::Millis, with.0, Some(("the others alone", alone.0)), Wanted::OverReference(10.0)),
-        one(group, "each of the three gets (window over answer time)", Unit::PerSecond, with.1, Some(("8 / 50 ms", 160.0)), Wanted::TimesReference(0.95)),
+        one(
+            group,
+            "the others' p99 from push to arrival",
+            Unit::Millis,
+            with.0,
+            Some(("the others alone", alone.0)),
+            Wanted::OverReference(10.0),
+        ),
+        one(
+            group,
+            "each of the three gets (window over answer time)",
+            Unit::PerSecond,
+            with.1,
+            Some(("8 / 50 ms", 160.0)),
+            Wanted::TimesReference(0.95),
+        ),
         one(group, "out of order by more than the window", Unit::Number, with.2, None, Wanted::AtMost(0.0)),
-        one(group, "one becomes fast (1 ms): the second after gets", Unit::PerSecond, with.3, Some(("8 / 50 ms", 160.0)), Wanted::TimesReference(6.0)),
+        one(
+            group,
+            "one becomes fast (1 ms): the second after gets",
+            Unit::PerSecond,
+            with.3,
+            Some(("8 / 50 ms", 160.0)),
+            Wanted::TimesReference(6.0),
+        ),
     ]
 }
 
@@ -358,7 +413,14 @@ fn eight(full: bool) -> Vec<Row> {
         quantile(&others.map(Arrival::latency).collect::<Vec<_>>(), 0.99)
     };
     let (alone, with) = (run(false), run(true));
-    vec![one("eight proven endpoints hang", "the others' p99 from push to arrival", Unit::Millis, with, Some(("none hangs", alone)), Wanted::AtMost(50.0))]
+    vec![one(
+        "eight proven endpoints hang",
+        "the others' p99 from push to arrival",
+        Unit::Millis,
+        with,
+        Some(("none hangs", alone)),
+        Wanted::AtMost(50.0),
+    )]
 }
 
 /// An endpoint that takes four at a time and answers 503 to more.
@@ -378,10 +440,18 @@ fn throttling(full: bool) -> Vec<Row> {
     stage.push(&(0..n).map(|k| stage.recipient.entry(0, k as u64, BYTES)).collect::<Vec<_>>());
     let _agent = stage.agent(&[]);
     stage.wait_good(n, seconds(600));
-    let mut times: Vec<Duration> = stage.recipient.answered().iter().filter(|a| a.status == 200).map(|a| a.arrived).collect();
+    let mut times: Vec<Duration> =
+        stage.recipient.answered().iter().filter(|a| a.status == 200).map(|a| a.arrived).collect();
     times.sort();
     let rate = n as f64 / (times[n - 1] - times[0]).as_secs_f64();
-    vec![one("503 above four at once", "delivered", Unit::PerSecond, rate, Some(("4 / 20 ms", 200.0)), Wanted::TimesReference(0.9))]
+    vec![one(
+        "503 above four at once",
+        "delivered",
+        Unit::PerSecond,
+        rate,
+        Some(("4 / 20 ms", 200.0)),
+        Wanted::TimesReference(0.9),
+    )]
 }
 
 /// One message in ten is answered 500 for ever; the endpoint is away for two minutes in between.
@@ -410,14 +480,27 @@ fn one_in_ten(full: bool) -> Vec<Row> {
     let all: BTreeMap<u64, Duration> = stage.pushed();
     let missing = all.iter().filter(|(n, _)| **n % 10 != 9 && !good.contains_key(n));
     let oldest = missing.map(|(_, pushed)| (now - *pushed).as_secs_f64()).fold(0.0, f64::max);
-    vec![one("one in ten answered 500, and an outage", &format!("{after} s after an outage of {outage} s, the oldest good one still to come"), Unit::Seconds, oldest, None, Wanted::AtMost(30.0))]
+    vec![one(
+        "one in ten answered 500, and an outage",
+        &format!("{after} s after an outage of {outage} s, the oldest good one still to come"),
+        Unit::Seconds,
+        oldest,
+        None,
+        Wanted::AtMost(30.0),
+    )]
 }
 
 /// 10,000 endpoints in turn, with 256 open files.
 fn descriptors(full: bool) -> Vec<Row> {
     let nginx = Nginx::start();
     let redis = Redis::start(&[]);
-    let load = Load { messages: if full { 100_000 } else { 20_000 }, bytes: 2048, origins: 10_000, scheme: "http", port: nginx.http };
+    let load = Load {
+        messages: if full { 100_000 } else { 20_000 },
+        bytes: 2048,
+        origins: 10_000,
+        scheme: "http",
+        port: nginx.http,
+    };
     let run = |limit: &str| {
         redis.reset();
         let mut client = redis.client();
@@ -430,7 +513,10 @@ fn descriptors(full: bool) -> Vec<Row> {
             thread::sleep(Duration::from_millis(10));
         }
         let log = agent.log();
-        let blamed = log.lines().filter(|line| line.contains("descriptor") || line.contains("WARN") && line.contains("http://")).count();
+        let blamed = log
+            .lines()
+            .filter(|line| line.contains("descriptor") || line.contains("WARN") && line.contains("http://"))
+            .count();
         (agent.started.elapsed().as_secs_f64(), blamed as f64)
     };
     let (mut limited, mut free, mut blamed) = (vec![], vec![], 0.0);
@@ -450,7 +536,14 @@ fn descriptors(full: bool) -> Vec<Row> {
             reference: Some(("20,000 open files".to_string(), Spread::of(free))),
             wanted: Wanted::TimesReferencePlus(1.3, 0.0),
         },
-        one(group, "warnings that blame an endpoint or speak of descriptors", Unit::Number, blamed, None, Wanted::AtMost(0.0)),
+        one(
+            group,
+            "warnings that blame an endpoint or speak of descriptors",
+            Unit::Number,
+            blamed,
+            None,
+            Wanted::AtMost(0.0),
+        ),
     ]
 }
 
@@ -466,7 +559,14 @@ fn four_agents(full: bool) -> Vec<Row> {
     };
     let (alone, four) = (run(1), run(4));
     // Each of them may have begun one before it could know.
-    vec![one("four agents, a dead endpoint", &format!("attempts in {} s", length.as_secs()), Unit::Number, four, Some(("one agent", alone)), Wanted::OverReference(3.0))]
+    vec![one(
+        "four agents, a dead endpoint",
+        &format!("attempts in {} s", length.as_secs()),
+        Unit::Number,
+        four,
+        Some(("one agent", alone)),
+        Wanted::OverReference(3.0),
+    )]
 }
 
 /// `--workers 2 --in-flight 8`: nothing starves.
@@ -489,7 +589,14 @@ fn small(_full: bool) -> Vec<Row> {
     };
     let (alone, with) = (run(false), run(true));
     // Five lanes to prove behind five that hang for 3 s each, one slot for all of them.
-    vec![one("--workers 2 --in-flight 8, five endpoints hang", "the latest of 1,000 healthy ones, push to arrival", Unit::Seconds, with, Some(("the healthy alone", alone)), Wanted::AtMost(20.0))]
+    vec![one(
+        "--workers 2 --in-flight 8, five endpoints hang",
+        "the latest of 1,000 healthy ones, push to arrival",
+        Unit::Seconds,
+        with,
+        Some(("the healthy alone", alone)),
+        Wanted::AtMost(20.0),
+    )]
 }
 
 // ---- what they are made of ----
