@@ -73,7 +73,11 @@ impl Unit {
         }
     }
 
-    fn number(self, value: f64) -> String {
+    /// The value with as many digits as say something, in groups of three.
+    pub fn number(self, value: f64) -> String {
+        if !value.is_finite() {
+            return "never".to_string();
+        }
         let digits = match value.abs() {
             v if v >= 100.0 || v == v.trunc() && v >= 1.0 => 0,
             v if v >= 10.0 => 1,
@@ -83,11 +87,11 @@ impl Unit {
         let text = format!("{value:.digits$}");
         let (whole, rest) = text.split_once('.').map_or((text.as_str(), String::new()), |(w, r)| (w, format!(".{r}")));
         let mut grouped = String::new();
-        for (n, digit) in whole.chars().enumerate() {
-            if n > 0 && (whole.len() - n) % 3 == 0 && !whole[..n].ends_with('-') {
+        for (n, digit) in whole.bytes().enumerate() {
+            if n > 0 && (whole.len() - n) % 3 == 0 && !grouped.ends_with('-') {
                 grouped.push(',');
             }
-            grouped.push(digit);
+            grouped.push(char::from(digit));
         }
         grouped + &rest
     }

@@ -18,8 +18,10 @@ use acapy_deliver_bench::recipient::Recipient;
 use acapy_deliver_bench::{picture, proxy};
 use redis::Commands;
 
+type Measure = fn(&Bench) -> Vec<Row>;
+
 /// The names that `--only` takes, with what each measures.
-const MEASURES: [(&str, fn(&Bench) -> Vec<Row>); 9] = [
+const MEASURES: [(&str, Measure); 9] = [
     ("throughput", throughput),
     ("sizes", sizes),
     ("everysec", everysec),

@@ -19,7 +19,9 @@ use acapy_deliver_bench::program::{Program, agent_binary};
 use acapy_deliver_bench::recipient::{Arrival, Deaf, Recipient};
 use redis::Commands;
 
-const SCENARIOS: [(&str, fn(bool) -> Vec<Row>); 11] = [
+type Scenario = fn(bool) -> Vec<Row>;
+
+const SCENARIOS: [(&str, Scenario); 11] = [
     ("hanging", hanging),
     ("deaf", deaf),
     ("silent", silent),
@@ -164,7 +166,8 @@ fn black_holes(group: &'static str, full: bool, newcomer_within: f64, deaf: Opti
     const NEWCOMER: usize = 50;
     // Warm: by then every lane has had its turn.
     let warm_after = seconds(if newcomer_within > 10.0 { 35 } else { 10 });
-    let length = warm_after + seconds(if full { 60 } else { 15 });
+    // The newcomer comes two seconds into it, and has all the time that it may take.
+    let length = warm_after + seconds(if full { 60 } else { 5 + newcomer_within as u64 });
     let run = |with_bad: bool| {
         let stage = Stage::new(|request| if request.origin < BAD { 200 } else { request.hang() });
         if with_bad {
