@@ -23,6 +23,8 @@ use crate::queue::{self, History, LaneChange, Place, Queue, Settlement};
 use crate::settler;
 use crate::shared::{Report, Shared};
 use crate::signals;
+use crate::status_server::figures::Watcher;
+use crate::status_server::{self, StatusServer};
 use crate::{reader, worker};
 
 /// Stack of a worker: an attempt needs a few dozen KiB, a TLS handshake some more.
@@ -85,6 +87,8 @@ pub struct Agent {
     settler: JoinHandle<()>,
     retry_first: Duration,
     ordered: bool,
+    /// Answers until everything else has stopped.
+    status: Option<StatusServer>,
 }
 
 /// A thread that has ended, and how.
@@ -106,7 +110,21 @@ impl Agent {
         };
         let queue = RedisList::new(Server::from(&config.redis), &config.redis.prefix, pop, config.ordered);
         let other = queue.another();
-        Agent::start_on(config, Box::new(queue), Box::new(other))
+        // First, since a port that is taken is a reason not to start.
+        let status = config.status_addr.as_deref().map(status_server::bind).transpose()?;
+        let mut agent = Agent::start_on(config, Box::new(queue), Box::new(other))?;
+        if let Some(status) = status {
+            let served = Watcher::start(Server::from(&config.redis), &config.redis.prefix)
+                .and_then(|watcher| status.serve(agent.shared.clone(), watcher, config.lease, config.workers));
+            match served {
+                Ok(status) => agent.status = Some(status),
+                Err(why) => {
+                    agent.stop(Duration::ZERO, &never::<()>());
+                    return Err(why);
+                }
+            }
+        }
+        Ok(agent)
     }
 
     /// Starts an agent on any queue: one end of it for the reader, one for the settler.
@@ -157,7 +175,7 @@ impl Agent {
             spawn("reader".to_string(), None, end_sender, move || reader::run(&mut *reader_queue, &shared))?
         };
         let (retry_first, ordered) = (config.retry_first, config.ordered);
-        Ok(Agent { shared, poster, ends, reader, workers, settler, retry_first, ordered })
+        Ok(Agent { shared, poster, ends, reader, workers, settler, retry_first, ordered, status: None })
     }
 
     /// What its threads share, for those who watch it.

@@ -1,12 +1,20 @@
 //! The operator's commands, one file each, and what they share: how they end, and time as
 //! text. Only these files write to standard output.
 
+pub mod check;
+pub mod dead;
 pub mod enqueue;
+pub mod json;
 pub mod listen;
+pub mod status;
+pub mod table;
 
 use std::fmt;
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::journal::spell;
+use crate::queue::{self, Id};
 
 /// How a command ended that did what it was asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,6 +58,13 @@ impl From<io::Error> for Error {
     }
 }
 
+/// What a queue could not do ends a command: nobody waits for it to get better.
+impl From<queue::Error> for Error {
+    fn from(error: queue::Error) -> Error {
+        Error::Failed(error.to_string())
+    }
+}
+
 /// Writes a text to standard output.
 ///
 /// # Errors
@@ -82,6 +97,30 @@ pub fn utc(time: SystemTime) -> String {
     let (year, month, day) = date(days);
     let (hour, minute) = (second / 3600, second / 60 % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}.{:03}Z", second % 60, since.subsec_millis())
+}
+
+/// A time of the queue, in milliseconds since 1970.
+pub fn at_ms(milliseconds: u64) -> SystemTime {
+    // Beyond the year 9999 there is nothing to show.
+    UNIX_EPOCH + Duration::from_millis(milliseconds.min(253_402_300_799_999))
+}
+
+/// When a message was claimed for the first time: its id says so, in microseconds.
+pub fn claimed_at(id: Id) -> SystemTime {
+    at_ms(id.0 / 1000)
+}
+
+/// How long before `now` that was, or how long after: `4.2s ago`, `in 3m 20s`.
+pub fn ago(time: SystemTime, now: SystemTime) -> String {
+    match now.duration_since(time) {
+        Ok(since) => format!("{} ago", spell(since)),
+        Err(error) => format!("in {}", spell(error.duration())),
+    }
+}
+
+/// `1 message`, `2 messages`.
+pub fn n_of(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// The date so many days after 1970-01-01. Years are counted from the first of March, so that

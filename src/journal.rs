@@ -42,6 +42,8 @@ struct Memory {
     endpoints: HashMap<Arc<str>, (Instant, bool)>,
     endpoint_lines: Budget,
     dead_lines: Budget,
+    /// When it was last said that this machine lacks something.
+    lacking: Option<Instant>,
 }
 
 /// A number of lines per window, and how many were left out.
@@ -154,6 +156,17 @@ impl Journal {
             warn!("message {id} for {endpoint} is dead: {reason}");
         } else {
             debug!("message {id} for {endpoint} is dead: {reason}");
+        }
+    }
+
+    /// This machine lacked something for an attempt: said at most once a minute, for it is
+    /// nobody else's fault and only its operator can mend it.
+    pub fn lacking(&self, error: &str) {
+        let now = Instant::now();
+        let last = self.memory().lacking;
+        if last.is_none_or(|last| now.saturating_duration_since(last) >= WINDOW) {
+            self.memory().lacking = Some(now);
+            warn!("this machine is short of something: {error}; what cannot be attempted now is tried again");
         }
     }
 

@@ -16,4 +16,5 @@ pub mod resolver;
 pub mod settler;
 pub mod shared;
 pub mod signals;
+pub mod status_server;
 pub mod worker;

@@ -37,15 +37,11 @@ fn obey(command: Command) -> Result<Exit, Error> {
         }
         Command::Enqueue(options) => commands::enqueue::run(&options),
         Command::Listen(options) => commands::listen::run(&options),
-        Command::Check(_options) => not_built(), // HOOK: commands::check::run(&_options)
-        Command::Status(_options) => not_built(), // HOOK: commands::status::run(&_options)
-        Command::Dead(_options) => not_built(),  // HOOK: commands::dead::run(&_options)
+        Command::Check(options) => commands::check::run(&options),
+        Command::Status(options) => commands::status::run(&options),
+        Command::Dead(options) => commands::dead::run(&options),
         Command::Print(text) => commands::print(&text),
     }
-}
-
-fn not_built() -> Result<Exit, Error> {
-    Err(Error::Failed("not built yet".to_owned()))
 }
 
 /// `info` unless `RUST_LOG` says otherwise; what the crates below us have to say begins at

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 pub mod advice;
 pub mod connection;
+pub mod memory;
+pub mod operator;
 pub mod redis_list;
 
 /// What the threads need of a queue. Each thread has one of its own, so that a

@@ -8,7 +8,7 @@ use crossbeam_channel::Receiver;
 use log::debug;
 
 use crate::lanes::Claim;
-use crate::policy::{self, Attempt, Outcome, Retry};
+use crate::policy::{self, Attempt, Fault, Outcome, Retry};
 use crate::shared::{Attempting, Begin, Shared};
 
 /// Attempts claims with `post` until `ready` is closed. `n` is the worker's place among the workers.
@@ -52,7 +52,12 @@ pub fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
 fn note(claim: &Claim, outcome: &Outcome, begun: Instant, shared: &Shared) {
     match outcome {
         Outcome::Delivered => debug!("message {} delivered to {} in {:?}", claim.id, claim.origin, begun.elapsed()),
-        Outcome::Later { error, .. } => debug!("message {} for {}: later: {error}", claim.id, claim.origin),
+        Outcome::Later { fault, error, .. } => {
+            debug!("message {} for {}: later: {error}", claim.id, claim.origin);
+            if *fault == Fault::Ours {
+                shared.journal.lacking(error);
+            }
+        }
         Outcome::Dead { reason, .. } => {
             shared.journal.died(claim.id, &claim.envelope.endpoint_for_people(), reason);
         }

@@ -242,7 +242,7 @@ fn enqueue_says_what_redis_has_against_it() {
     assert!(said.contains("now 3") && !said.contains("secret"), "{said}");
 
     fails(&enqueue(&format!("redis://:secretly@{address}"), &[]), 1, &[&address, "assword"]);
-    fails(&enqueue(&format!("redis://{address}"), &[]), 1, &[&address, "NOAUTH"]);
+    fails(&enqueue(&format!("redis://{address}"), &[]), 1, &[&address, "wants a password"]);
     let _: () = redis.query(redis::cmd("SET").arg("other.outbound_transport").arg("x"));
     let wrong_type = enqueue(&format!("redis://:secret@{address}"), &["-oqp", "other"]);
     fails(&wrong_type, 1, &["other.outbound_transport", "WRONGTYPE"]);

@@ -3,13 +3,13 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
-use std::time::Duration;
 
-use redis::{Client, Connection, IntoConnectionInfo, RedisError, TlsCertificates};
+use redis::Connection;
 
 use super::{Error, Exit};
-use crate::config::{Enqueue, Payload, RedisAddress, redacted};
+use crate::config::{Enqueue, Payload, redacted};
 use crate::envelope::Envelope;
+use crate::queue::connection::Server;
 
 /// What ACA-Py sends with a packed message.
 const CONTENT_TYPE: (&str, &str) = ("Content-Type", "application/ssi-agent-wire");
@@ -17,8 +17,6 @@ const CONTENT_TYPE: (&str, &str) = ("Content-Type", "application/ssi-agent-wire"
 const LARGEST_PAYLOAD: u64 = (512 << 20) - (1 << 20);
 /// Bytes pushed with one command, so that a large `--count` stays small in memory.
 const PUSHED_AT_ONCE: usize = 4 << 20;
-/// For connecting, and for each answer of Redis.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Pushes and says so.
 ///
@@ -31,8 +29,9 @@ pub fn run(options: &Enqueue) -> Result<Exit, Error> {
     let payload = payload(&options.payload)?;
     let bytes = message(&headers, &options.endpoint, &payload)?;
 
-    let mut connection = connect(&options.redis)?;
-    let waiting = push(&mut connection, &options.redis, &bytes, options.count)?;
+    let server = Server::from(&options.redis);
+    let mut connection = server.connect()?;
+    let waiting = push(&mut connection, &server, options.redis.key(), &bytes, options.count)?;
     let mut out = io::stdout().lock();
     let plural = if options.count == 1 { "" } else { "s" };
     writeln!(
@@ -103,45 +102,20 @@ fn read_bounded(from: impl Read) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn connect(address: &RedisAddress) -> Result<Connection, Error> {
-    let failed = |why: String| Error::Failed(format!("cannot use Redis at {}: {why}", address.shown()));
-    let words = |error: RedisError| failed(error.to_string());
-    let mut info = address.url.as_str().into_connection_info().map_err(words)?;
-    if let Some(password) = address.password().map_err(|error| Error::Failed(error.to_string()))? {
-        let settings = info.redis_settings().clone().set_password(password);
-        info = info.set_redis_settings(settings);
-    }
-    let client = match &address.ca_file {
-        None => Client::open(info),
-        Some(path) => {
-            let pem = std::fs::read(path).map_err(|error| failed(format!("'{}': {error}", path.display())))?;
-            Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert: Some(pem) })
-        }
-    };
-    let connection = client.and_then(|client| client.get_connection_with_timeout(PATIENCE)).map_err(words)?;
-    connection.set_read_timeout(Some(PATIENCE)).map_err(words)?;
-    connection.set_write_timeout(Some(PATIENCE)).map_err(words)?;
-    Ok(connection)
-}
-
 /// The length of the queue afterwards.
-fn push(connection: &mut Connection, address: &RedisAddress, bytes: &[u8], count: u64) -> Result<u64, Error> {
+fn push(connection: &mut Connection, server: &Server, key: String, bytes: &[u8], count: u64) -> Result<u64, Error> {
     let at_once = (PUSHED_AT_ONCE / bytes.len()).clamp(1, 10_000) as u64;
     let (mut pushed, mut length) = (0, 0);
     while pushed < count {
         let n = at_once.min(count - pushed);
         let mut command = redis::cmd("RPUSH");
-        command.arg(address.key());
+        command.arg(&key);
         for _ in 0..n {
             command.arg(bytes);
         }
         length = command.query(connection).map_err(|error| {
-            let so_far = if pushed == 0 { String::new() } else { format!("after {pushed} messages ") };
-            Error::Failed(format!(
-                "{so_far}Redis at {} refused to push onto {}: {error}",
-                address.shown(),
-                address.key()
-            ))
+            let so_far = if pushed == 0 { String::new() } else { format!(" after {pushed} messages") };
+            Error::Failed(format!("cannot push onto {key}{so_far}: {}", server.explain(error)))
         })?;
         pushed += n;
     }

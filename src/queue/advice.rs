@@ -42,6 +42,10 @@ impl Server {
         let field = |name: &str| {
             info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default().trim()
         };
+        if field("loading") == "1" {
+            // Until it has loaded, it says that it has no append-only file.
+            return Err(Error::Unavailable("Redis is still loading its data".to_string()));
+        }
         let mut numbers = field("redis_version").split('.').map(|number| number.parse().unwrap_or(0));
         let mut number = || numbers.next().unwrap_or(0);
         let version = (number(), number(), number());

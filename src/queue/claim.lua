@@ -107,9 +107,8 @@ local function take_from(origin, n, source)
   if taken > 0 and taken == #members then
     emptied[#emptied + 1] = origin
   elseif source == 'p' then
-    -- Nobody else tries it while this attempt is under way (the half says that it is probed, and not
-    -- backing off); a suspect that must wait is looked at again soon.
-    moved_lanes[#moved_lanes + 1] = taken > 0 and string.format('%.1f', now + probe_ms + 0.5) or now + 100
+    -- Nobody else tries it while this attempt is under way; a suspect that must wait is looked at again soon.
+    moved_lanes[#moved_lanes + 1] = taken > 0 and probed_until(now + probe_ms) or due_at(now + 100)
     moved_lanes[#moved_lanes + 1] = origin
   end
   return taken
@@ -217,10 +216,10 @@ if #ids + #fresh + #oversized + #strays + #suspects + #moved_lanes + #left > 0 o
 end
 
 local due_in = -1
-local function due_at(score) score = math.max(0, score - now) if due_in < 0 or score < due_in then due_in = score end end
+local function not_later(score) score = math.max(0, score - now) if due_in < 0 or score < due_in then due_in = score end end
 local next_retry = redis.call('ZRANGE', RETRY, 0, 0, 'WITHSCORES')
-if next_retry[2] then due_at(tonumber(next_retry[2])) end
+if next_retry[2] then not_later(tonumber(next_retry[2])) end
 if lanes_left then due_in = 0 end
 local next_lane = redis.call('ZRANGEBYSCORE', LANES, '(' .. string.format('%.0f', now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-if next_lane[2] then due_at(tonumber(next_lane[2])) end
+if next_lane[2] then not_later(tonumber(next_lane[2])) end
 return {'ok', now, due_in, redis.call('LLEN', K) > 0 and 1 or 0, emptied, failures, messages, buried}

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use redis::{Client, Connection, ConnectionInfo, IntoConnectionInfo, Value};
+use redis::{Client, Cmd, Connection, ConnectionInfo, ConnectionLike, IntoConnectionInfo, Value};
 
 use super::Error;
 use crate::config::RedisAddress;
@@ -24,7 +24,7 @@ pub struct Server {
     pub url: String,
     /// Read anew at every connection, so that a rotated password needs no restart.
     pub password_file: Option<PathBuf>,
-    /// PEM certificates that `rediss://` trusts beside the bundled roots.
+    /// PEM certificates that `rediss://` trusts instead of the bundled roots.
     pub ca_file: Option<PathBuf>,
 }
 
@@ -126,11 +126,38 @@ impl Server {
             "it cannot save to disk and refuses writes (MISCONF)".to_string()
         } else if says("MOVED") {
             format!("it is a Cluster node that does not hold the queue's keys ({text}); name the node that does")
+        } else if error.is_timeout() {
+            let tls = if self.url.starts_with("rediss") { "; does it speak TLS on this port?" } else { "" };
+            format!("no answer within {} s{tls}", PATIENCE.as_secs())
         } else {
-            text.clone()
+            in_words_of_tls(&text).unwrap_or(text)
         };
         Error::Unavailable(format!("{name}: {why}"))
     }
+}
+
+/// What a failed handshake means and what to do; `None` if it was no handshake. All of it is
+/// waited out: a certificate can be renewed while the agent runs.
+fn in_words_of_tls(text: &str) -> Option<String> {
+    let means = if text.contains("UnknownIssuer") {
+        "its certificate is of an authority that is not trusted: give the authority's with '--redis-ca-file'"
+    } else if text.contains("not valid for name") || text.contains("NotValidForName") {
+        "its certificate is for another name: use a name that stands in it"
+    } else if text.contains("Expired") || text.contains("certificate expired") {
+        "its certificate has expired"
+    } else if text.contains("NotValidYet") || text.contains("not valid yet") {
+        "its certificate is not valid yet: is this machine's clock right?"
+    } else if text.contains("CertificateRequired") {
+        "it asks for a client certificate, which is not supported: set 'tls-auth-clients no' or 'optional' there"
+    } else if text.contains("InvalidContentType") {
+        "it does not speak TLS on this port: write redis:// or name its TLS port"
+    } else if text.contains("peer certificate") || text.contains("fatal alert") || text.contains("peer is incompatible")
+    {
+        "no agreement on TLS"
+    } else {
+        return None;
+    };
+    Some(format!("{means} ({text})"))
 }
 
 /// An error as the server wrote it, code first; the client's own words for errors of its own.
@@ -188,6 +215,29 @@ impl Link {
             connection.set_read_timeout(Some(PATIENCE)).map_err(Failure::Redis)?;
         }
         answer
+    }
+
+    /// Runs a command that may block for `at_most` on purpose and whose answer is not
+    /// wanted: it is not even sent (`CLIENT REPLY SKIP`). The answer is that of `then`.
+    /// A server that sends the first one's all the same, or anything else that is not a
+    /// number, costs the connection: more may come on it.
+    pub fn query_unheard(&mut self, command: &Cmd, then: &Cmd, at_most: Duration) -> Result<Value, Failure> {
+        let mut packed = redis::cmd("CLIENT").arg("REPLY").arg("SKIP").get_packed_command();
+        command.write_packed_command(&mut packed);
+        then.write_packed_command(&mut packed);
+        let connection = self.connection().map_err(Failure::Ours)?;
+        connection.set_read_timeout(Some(at_most + PATIENCE)).map_err(Failure::Redis)?;
+        let answer = connection.req_packed_command(&packed).and_then(Value::extract_error);
+        match answer {
+            Ok(number @ Value::Int(_)) => {
+                connection.set_read_timeout(Some(PATIENCE)).map_err(Failure::Redis)?;
+                Ok(number)
+            }
+            other => {
+                self.open = None;
+                other.map_err(Failure::Redis)
+            }
+        }
     }
 
     /// Runs a move on all keys of the queue.

@@ -40,6 +40,11 @@ local function member(origin, id) return origin .. '\n' .. id end
 local function waiting_of(origin, from, n)
   return redis.call('ZRANGEBYLEX', WAITING, '[' .. origin .. '\n', '[' .. origin .. '\n:', 'LIMIT', from, n)
 end
+-- When a lane may be tried: an odd time says that it is left alone because it is being
+-- probed, an even one that it backs off. Never failed is negative, open is 0.
+local function probed_until(ms) return ms + 1 - ms % 2 end
+local function due_at(ms) return ms - ms % 2 end
+local function is_probed(due) return due > now and due % 2 == 1 end
 local function close_if_empty(origin)
   if #waiting_of(origin, 0, 1) == 0 then
     redis.call('ZREM', LANES, origin)

@@ -23,5 +23,6 @@ for _, id in ipairs(ids) do
 end
 all('ZREM', INFLIGHT, ids)
 redis.call('ZREM', AGENTS, agent)
-if #ids < limit then redis.call('HDEL', CALLS, agent, 's' .. agent) end
+-- Not only with the last of its messages: an agent with nothing in flight any more is not looked at again.
+redis.call('HDEL', CALLS, agent, 's' .. agent)
 return {'moved', #ids}

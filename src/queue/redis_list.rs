@@ -4,7 +4,7 @@
 //! is its callers' part.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::Value;
 
@@ -100,8 +100,10 @@ struct Moves {
 
 impl Moves {
     /// `clock`: for tests, the name of a key that holds the time in microseconds.
-    fn new(clock: Option<&str>) -> Moves {
-        let mut head = include_str!("head.lua").to_string();
+    /// `edit`: for tests, what becomes of each text, named as its file.
+    fn new(clock: Option<&str>, edit: &dyn Fn(&str, String) -> String) -> Moves {
+        let edited = |name: &str, text: &str| edit(name, text.to_string());
+        let mut head = edited("head", include_str!("head.lua"));
         if let Some(clock) = clock {
             let simulated = format!(
                 "{{math.floor(redis.call('GET', '{clock}') / 1000000), redis.call('GET', '{clock}') % 1000000}}"
@@ -109,20 +111,20 @@ impl Moves {
             assert!(head.contains("redis.call('TIME')"), "the head reads the clock");
             head = head.replace("redis.call('TIME')", &simulated);
         }
-        let new = |body| Move::new(&head, body);
+        let new = |name, body| Move::new(&head, &edited(name, body));
         Moves {
-            join: new(include_str!("join.lua")),
-            claim: new(include_str!("claim.lua")),
-            settle: new(include_str!("settle.lua")),
-            beat: new(include_str!("beat.lua")),
-            recover: new(include_str!("recover.lua")),
-            give_back: new(include_str!("give_back.lua")),
-            has: new(include_str!("has.lua")),
-            expire: new(include_str!("expire.lua")),
-            replay: new(include_str!("replay.lua")),
-            drop: new(include_str!("drop.lua")),
-            forget: new(include_str!("forget.lua")),
-            adopt: new(include_str!("adopt.lua")),
+            join: new("join", include_str!("join.lua")),
+            claim: new("claim", include_str!("claim.lua")),
+            settle: new("settle", include_str!("settle.lua")),
+            beat: new("beat", include_str!("beat.lua")),
+            recover: new("recover", include_str!("recover.lua")),
+            give_back: new("give_back", include_str!("give_back.lua")),
+            has: new("has", include_str!("has.lua")),
+            expire: new("expire", include_str!("expire.lua")),
+            replay: new("replay", include_str!("replay.lua")),
+            drop: new("drop", include_str!("drop.lua")),
+            forget: new("forget", include_str!("forget.lua")),
+            adopt: new("adopt", include_str!("adopt.lua")),
         }
     }
 }
@@ -135,24 +137,69 @@ pub struct RedisList {
     pop: Pop,
     /// False once the server has refused BLMOVE: it is older than 6.2.
     has_blmove: bool,
+    unheard: Unheard,
     ordered: bool,
+    /// For tests: the key that stands in for Redis's clock.
+    clock: Option<String>,
+}
+
+/// Whether the value that a wait looks at can stay where it is. It is not read, and the
+/// largest that Redis holds is half a gigabyte: so its answer is better not sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Unheard {
+    /// Not tried yet.
+    Unknown,
+    Works,
+    /// The last wait ended before its time with nothing to show: the next is listened to, for it
+    /// may be refused.
+    Listen,
+    /// The server, or what stands before it, cannot do it.
+    Unusable,
 }
 
 impl RedisList {
     /// A queue on its own connection, which is opened at the first use.
     pub fn new(server: Server, prefix: &str, pop: Pop, ordered: bool) -> RedisList {
-        RedisList::build(server, prefix, pop, ordered, None)
+        RedisList::build(server, prefix, pop, ordered, None, &|_, text| text)
     }
 
     /// For tests of the moves: reads the time, in microseconds, from a key in place of Redis's clock.
     #[doc(hidden)]
     pub fn with_clock(server: Server, prefix: &str, ordered: bool, clock: &str) -> RedisList {
-        RedisList::build(server, prefix, Pop::Peek, ordered, Some(clock))
+        RedisList::build(server, prefix, Pop::Peek, ordered, Some(clock), &|_, text| text)
     }
 
-    fn build(server: Server, prefix: &str, pop: Pop, ordered: bool, clock: Option<&str>) -> RedisList {
-        let moves = Arc::new(Moves::new(clock));
-        RedisList { link: Link::new(server), keys: Keys::new(prefix), moves, pop, has_blmove: true, ordered }
+    /// For tests of the tests: the same with scripts changed by `edit`, which is given
+    /// the name of each file without its ending, and its text.
+    #[doc(hidden)]
+    pub fn with_edited_moves(
+        server: Server,
+        prefix: &str,
+        ordered: bool,
+        clock: Option<&str>,
+        edit: &dyn Fn(&str, String) -> String,
+    ) -> RedisList {
+        RedisList::build(server, prefix, Pop::Peek, ordered, clock, edit)
+    }
+
+    fn build(
+        server: Server,
+        prefix: &str,
+        pop: Pop,
+        ordered: bool,
+        clock: Option<&str>,
+        edit: &dyn Fn(&str, String) -> String,
+    ) -> RedisList {
+        RedisList {
+            link: Link::new(server),
+            keys: Keys::new(prefix),
+            moves: Arc::new(Moves::new(clock, edit)),
+            pop,
+            has_blmove: true,
+            unheard: Unheard::Unknown,
+            ordered,
+            clock: clock.map(str::to_string),
+        }
     }
 
     /// The same queue on another connection.
@@ -163,7 +210,9 @@ impl RedisList {
             moves: self.moves.clone(),
             pop: self.pop,
             has_blmove: self.has_blmove,
+            unheard: Unheard::Unknown,
             ordered: self.ordered,
+            clock: self.clock.clone(),
         }
     }
 
@@ -202,6 +251,17 @@ impl RedisList {
                 return Ok(adopted);
             }
         }
+    }
+
+    /// By Redis's clock.
+    fn now_ms(&mut self) -> Result<i64, Error> {
+        if let Some(key) = &self.clock {
+            let mut micros = Answer(vec![self.link.query(redis::cmd("GET").arg(key))?].into_iter());
+            return Ok((micros.number_in_text()? / 1000) as i64);
+        }
+        let mut clock = Answer::of(self.link.query(&redis::cmd("TIME"))?)?;
+        let (seconds, micros) = (clock.number_in_text()?, clock.number_in_text()?);
+        Ok((seconds * 1000 + micros / 1000) as i64)
     }
 
     fn run(&mut self, script: fn(&Moves) -> &Move, arguments: &Arguments) -> Result<Value, Error> {
@@ -264,6 +324,48 @@ impl RedisList {
         let state = answer.text()?;
         let n = answer.number()?;
         Ok((state == "moved").then_some(n as usize))
+    }
+
+    /// Waits without having the value sent, and then looks whether there is one. `None` if the
+    /// wait is to be made, or made again, with its answer listened to.
+    fn wait_unheard(&mut self, at_most: Duration) -> Result<Option<Waited>, Error> {
+        match self.unheard {
+            Unheard::Unknown | Unheard::Works => {}
+            Unheard::Listen => {
+                self.unheard = Unheard::Works;
+                return Ok(None);
+            }
+            Unheard::Unusable => return Ok(None),
+        }
+        let begun = Instant::now();
+        let length = redis::cmd("LLEN").arg(self.keys.queue()).to_owned();
+        match self.link.query_unheard(&self.wait_command(at_most), &length, LONGEST_WAIT * 2) {
+            Ok(Value::Int(length)) => {
+                let ended_early = begun.elapsed() < at_most.clamp(SHORTEST_WAIT, LONGEST_WAIT);
+                self.unheard = if length == 0 && ended_early { Unheard::Listen } else { Unheard::Works };
+                Ok(Some(if length == 0 { Waited::Nothing } else { Waited::Something }))
+            }
+            Ok(_) => {
+                self.unheard = Unheard::Unusable;
+                Ok(None)
+            }
+            Err(Failure::Ours(error)) => Err(error),
+            Err(Failure::Redis(error)) => {
+                let text = wire_text(&error);
+                if text.contains("NOPERM") || text.contains("unknown") {
+                    self.unheard = Unheard::Unusable;
+                    return Ok(None);
+                }
+                if self.unheard == Unheard::Unknown && error.code().is_none() {
+                    // What stands before the server may have cut us off for it.
+                    self.unheard = Unheard::Unusable;
+                }
+                match self.link.server.explain(error) {
+                    Error::Fatal(why) if why.contains("WRONGTYPE") => Err(self.name_wrong_type(why)),
+                    error => Err(error),
+                }
+            }
+        }
     }
 
     fn wait_command(&self, at_most: Duration) -> redis::Cmd {
@@ -366,6 +468,11 @@ impl Queue for RedisList {
             std::thread::sleep(at_most.clamp(SHORTEST_WAIT, SHORTEST_WAIT * 5));
             return Ok(Waited::Something);
         }
+        if self.pop == Pop::Peek
+            && let Some(waited) = self.wait_unheard(at_most)?
+        {
+            return Ok(waited);
+        }
         let command = self.wait_command(at_most);
         match self.link.query_blocking(&command, LONGEST_WAIT * 2) {
             Ok(Value::Nil) => Ok(Waited::Nothing),
@@ -387,6 +494,9 @@ impl Queue for RedisList {
                     return self.wait(at_most);
                 }
                 if text.contains("OOM ") {
+                    if self.unheard != Unheard::Unusable {
+                        self.unheard = Unheard::Listen;
+                    }
                     return Ok(Waited::Refused);
                 }
                 match self.link.server.explain(error) {
@@ -473,8 +583,7 @@ impl Queue for RedisList {
     }
 
     fn lanes(&mut self) -> Result<Vec<WaitingLane>, Error> {
-        let mut clock = Answer::of(self.link.query(&redis::cmd("TIME"))?)?;
-        let now = clock.number_in_text()? as f64 * 1000.0;
+        let now = self.now_ms()?;
         let mut lanes = Vec::new();
         const PAGE: usize = 1000;
         loop {
@@ -485,7 +594,7 @@ impl Queue for RedisList {
             while answer.more() {
                 let origin = answer.text()?;
                 let score: f64 = answer.text()?.parse().map_err(|_| unexpected("a lane's time"))?;
-                let due_in = (score > 0.0).then(|| Duration::from_millis((score - now).max(0.0) as u64));
+                let due_in = (score > 0.0).then(|| Duration::from_millis((score as i64 - now).max(0) as u64));
                 lanes.push(WaitingLane { origin, due_in });
             }
             if lanes.len() < before + PAGE {

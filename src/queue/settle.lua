@@ -58,7 +58,7 @@ for_mine(waits, function(it)
   redis.call('ZADD', WAITING, 0, member(it.origin, it.id))
   -- A lane that never failed is negative, the newest first; one that failed is due at a time.
   if not redis.call('ZSCORE', LANES, it.origin) then
-    redis.call('ZADD', LANES, it.delay < 0 and -now or now + it.delay, it.origin)
+    redis.call('ZADD', LANES, it.delay < 0 and -now or due_at(now + it.delay), it.origin)
   end
 end)
 for_mine(deaths, function(it) redis.call('ZADD', DEAD, now, it.id) end)
@@ -85,14 +85,14 @@ for _, change in ipairs(changes) do
       redis.call('ZADD', LANES, 0, change.origin)
       redis.call('HDEL', FAILURES, change.origin)
     elseif change.what == 'f' then
-      if due > now and due % 1 ~= 0 then redis.call('ZADD', LANES, now, change.origin) end
+      if is_probed(due) then redis.call('ZADD', LANES, due_at(now), change.origin) end
     elseif change.what == 'd' then
-      redis.call('ZADD', LANES, now + change.delay, change.origin)
+      redis.call('ZADD', LANES, due_at(now + change.delay), change.origin)
     else
       -- Only the failure that is news counts: a late one, begun before another agent closed the lane, does not.
       local known = tonumber(string.match(redis.call('HGET', FAILURES, change.origin) or '0', '^%d+'))
       if change.failures > known then
-        redis.call('ZADD', LANES, now + change.delay, change.origin)
+        redis.call('ZADD', LANES, due_at(now + change.delay), change.origin)
         redis.call('HSET', FAILURES, change.origin, string.format('%d ', change.failures) .. change.why)
       end
     end

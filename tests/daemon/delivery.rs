@@ -191,8 +191,8 @@ fn a_huge_message_passes_among_small_ones() {
     redis.push(&envelope(&(sink.url() + "/huge"), &huge));
     redis.push(&envelope(&(sink.url() + "/huge"), &huge));
     redis.push_all(numbered(&sink.url(), 30));
-    // Less than one of them may be held at a time.
-    let _agent = Agent::start(&redis, &["--in-flight-bytes", "1MiB"]);
+    // Each is larger than what one claim takes otherwise, and only one fits in memory.
+    let _agent = Agent::start(&redis, &["--in-flight-bytes", "6MiB"]);
     redis.wait_empty(SOON);
     let requests = sink.requests();
     let (large, small): (Vec<_>, Vec<_>) = requests.iter().partition(|r| r.target == "/huge");

@@ -11,7 +11,8 @@
 //! | `dead.rs` | what becomes a dead letter, with which reason and bytes, and what must not |
 //! | `shutdown.rs` | an agent that ends or freezes: signals, `kill -9`, leases, giving back |
 //! | `outage.rs` | a Redis that is away, full, read-only, loading, or refuses us |
-//! | `operator.rs` | what people type: `check`, `enqueue`, `listen`, wrong options |
+//! | `operator.rs` | what people type: `check`, `status`, `dead`, `enqueue`, `listen`, wrong options |
+//! | `limits.rs` | what the machine refuses: descriptors, threads, names, memory for an envelope |
 //! | `makeup.rs` | what the program and the scripts are made of: dependencies, `scripts/run` |
 //! | `support.rs`, `support/` | the fixtures, and tests of the fixtures themselves |
 //!
@@ -22,6 +23,7 @@
 mod dead;
 mod delivery;
 mod lanes;
+mod limits;
 mod makeup;
 mod operator;
 mod order;

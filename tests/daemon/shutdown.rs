@@ -123,7 +123,7 @@ fn killed_in_mid_delivery_everything_arrives_within_the_lease() {
     let sink = Sink::origins(4, |_| Answer::ok().after(ms(30)));
     let urls = sink.urls();
     redis.push_all((0..600).map(|i| envelope(&urls[i % 4], format!("message {i}").as_bytes())));
-    let options = ["--lease", "3s", "--retry-first", "500ms"];
+    let options = ["--lease", "3s", "--timeout", "5s", "--retry-first", "500ms"];
     let mut agent = Agent::start(&redis, &options);
     eventually("it is in the middle", SOON, || sink.n_requests() >= 100);
     agent.kill9();
@@ -145,7 +145,7 @@ fn killed_again_and_again_it_loses_nothing() {
     let sink = Sink::origins(4, |_| Answer::ok().after(ms(5)));
     let urls = sink.urls();
     redis.push_all((0..1000).map(|i| envelope(&urls[i % 4], format!("message {i}").as_bytes())));
-    let options = ["--lease", "3s", "--in-flight", "64", "--workers", "8"];
+    let options = ["--lease", "3s", "--timeout", "5s", "--in-flight", "64", "--workers", "8"];
     for round in 1..=4 {
         let mut agent = Agent::start(&redis, &options);
         eventually("some more arrive", SOON, || sink.n_requests() >= 50 * round);
@@ -163,7 +163,8 @@ fn frozen_for_longer_than_its_lease_it_loses_nothing_and_works_on() {
     let sink = Sink::origins(4, |_| Answer::ok().after(ms(30)));
     let urls = sink.urls();
     redis.push_all((0..600).map(|i| envelope(&urls[i % 4], format!("message {i}").as_bytes())));
-    let options = ["--lease", "3s", "--retry-first", "500ms", "--in-flight", "128"];
+    // A lane whose probe died with its agent is left alone for a whole attempt, so that is short.
+    let options = ["--lease", "3s", "--timeout", "5s", "--retry-first", "500ms", "--in-flight", "128"];
     let mut frozen = Agent::start(&redis, &options);
     eventually("it is in the middle", SOON, || sink.n_requests() >= 50);
     frozen.freeze();

@@ -39,7 +39,8 @@ impl Agent {
         Agent::spawn(command)
     }
 
-    /// The binary in an environment that sets no option.
+    /// The binary in an environment that sets no option. `AGENT_LOG=debug cargo test …` has the
+    /// agents of failed tests say more; some tests count lines and fail then.
     pub fn command() -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_acapy-deliver"));
         for (name, _) in std::env::vars_os() {
@@ -48,6 +49,9 @@ impl Agent {
             if text.starts_with("ACAPY_") || text == "RUST_LOG" || proxy {
                 command.env_remove(&name);
             }
+        }
+        if let Some(level) = std::env::var_os("AGENT_LOG") {
+            command.env("RUST_LOG", level);
         }
         command
     }
@@ -120,6 +124,30 @@ impl Agent {
 
     pub fn is_running(&mut self) -> bool {
         self.exited().is_none()
+    }
+
+    /// The largest resident size that it has had, in KiB.
+    pub fn peak_kib(&self) -> u64 {
+        self.size("VmHWM:")
+    }
+
+    /// Its resident size now, in KiB.
+    #[allow(dead_code)] // The torture looks at it, which shares these fixtures.
+    pub fn resident_kib(&self) -> u64 {
+        self.size("VmRSS:")
+    }
+
+    fn size(&self, name: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let size = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse().ok());
+        size.expect("the agent runs, and Linux tells its size")
+    }
+
+    /// How many files it has open.
+    #[allow(dead_code)] // As above.
+    pub fn n_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).map_or(0, Iterator::count)
     }
 
     /// All it has said so far.

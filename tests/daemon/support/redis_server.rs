@@ -322,9 +322,12 @@ impl Drop for Redis {
             // Nothing here may panic: that would end the whole run, and leave servers behind.
             match self.try_counts() {
                 Ok(counts) => {
-                    let lanes = redis::cmd("ZRANGE").arg(self.key("lanes")).arg(&["0", "20", "WITHSCORES"]).to_owned();
-                    let lanes = self.try_client().and_then(|mut c| lanes.query::<Vec<String>>(&mut c));
-                    eprintln!("--- redis {}: {counts:?}, lanes {lanes:?}", self.address());
+                    eprintln!("--- redis {}: {counts:?}", self.address());
+                    for name in ["agents", "lanes", "inflight", "retry"] {
+                        let first = redis::cmd("ZRANGE").arg(self.key(name)).arg(&["0", "9", "WITHSCORES"]).to_owned();
+                        let first = self.try_client().and_then(|mut c| first.query::<Vec<String>>(&mut c));
+                        eprintln!("  {name}: {first:?}");
+                    }
                 }
                 Err(error) => eprintln!("--- redis {}: {error}\n{}", self.address(), self.log()),
             }
@@ -360,8 +363,11 @@ fn split_waiting(member: &str) -> (&str, &str) {
     member.split_once('\n').unwrap_or_else(|| panic!("a member of waiting without LF: {member:?}"))
 }
 
-/// A port that is free on an address that only this fixture uses.
+/// A port that is free on an address that only this fixture uses. Below those that the system
+/// gives out, so that no sink has it: the agent refuses to deliver to its own Redis, and takes
+/// every loopback address with that port for it.
 fn free_port(address: Ipv4Addr) -> u16 {
-    let listener = TcpListener::bind((address, 0)).expect("a loopback address can be listened on");
-    listener.local_addr().unwrap().port()
+    let ports = 20_000..30_000;
+    let free = |port: &u16| TcpListener::bind((address, *port)).is_ok();
+    ports.into_iter().find(free).expect("some port of a loopback address is free")
 }

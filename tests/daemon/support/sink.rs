@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -126,6 +126,15 @@ impl Sink {
 
     /// Several origins, each an address of its own.
     pub fn origins(n: usize, behaviour: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Sink {
+        Sink::on((0..n).map(|_| SocketAddr::from((own_address(), 0))).collect(), behaviour)
+    }
+
+    /// One origin at a given address and port.
+    pub fn at(address: Ipv4Addr, port: u16, behaviour: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Sink {
+        Sink::on(vec![SocketAddr::from((address, port))], behaviour)
+    }
+
+    fn on(addresses: Vec<SocketAddr>, behaviour: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Sink {
         let shared = Shared {
             behaviour: Mutex::new(Arc::new(behaviour)),
             requests: Mutex::default(),
@@ -134,7 +143,6 @@ impl Sink {
             cut_on_accept: AtomicBool::new(false),
             running: Mutex::default(),
         };
-        let addresses = (0..n).map(|_| SocketAddr::from((own_address(), 0))).collect();
         let mut sink = Sink { shared: Arc::new(shared), addresses, listeners: Vec::new() };
         sink.start();
         sink

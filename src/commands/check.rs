@@ -1,0 +1,674 @@
+//! The operator's first aid: whether an agent could work here with these options,
+//! a line each: `ok`, `note` (to know), or `mend` (to change, and how). It changes
+//! nothing: whether a command is permitted is seen from calls that are complete
+//! enough for Redis to judge the account, and too wrong to be carried out. A
+//! recipient is connected to and nothing is sent to it.
+
+use std::fs::File;
+use std::io::{self, BufReader, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use redis::Value;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
+
+use super::{Error, Exit, ago, at_ms, n_of, utc, visible};
+use crate::config::{self, Check, Config};
+use crate::envelope::Envelope;
+use crate::guard::Guard;
+use crate::journal::spell;
+use crate::poster::{self, Poster};
+use crate::queue::connection::Server;
+use crate::queue::operator::{Operator, Overview, read};
+use crate::queue::redis_list::{Keys, Pop, RedisList};
+use crate::queue::{self, advice};
+
+/// Clocks further apart than this make times hard to compare.
+const CLOCKS_APART: Duration = Duration::from_secs(10);
+/// A round trip longer than this slows the agent down: it makes two or three for each batch.
+const SLOW_ROUND_TRIP: Duration = Duration::from_millis(20);
+const N_PINGS: usize = 9;
+
+/// Looks at everything; [`Exit::Nothing`] if something is to be mended.
+///
+/// # Errors
+///
+/// Only if standard output cannot be written to.
+pub fn run(options: &Check) -> Result<Exit, Error> {
+    let mut report = Report::default();
+    let config = &options.config;
+    let guard = check_options(config, &mut report)?;
+    if let Err(error) = check_redis(config, &mut report)? {
+        report.mend("Redis", error)?;
+    }
+    if let Some(endpoint) = &options.endpoint {
+        check_endpoint(config, guard.as_ref(), endpoint, &mut report)?;
+    }
+    Ok(if report.n_to_mend == 0 { Exit::Done } else { Exit::Nothing })
+}
+
+/// Lines as they come, so that what is slow is seen to be.
+#[derive(Default)]
+struct Report {
+    n_to_mend: usize,
+}
+
+impl Report {
+    fn ok(&mut self, what: &str, words: impl ToString) -> Result<(), Error> {
+        self.line("ok", what, &words.to_string())
+    }
+
+    /// For what is good to know and need not be changed.
+    fn note(&mut self, what: &str, words: impl ToString) -> Result<(), Error> {
+        self.line("note", what, &words.to_string())
+    }
+
+    fn mend(&mut self, what: &str, words: impl ToString) -> Result<(), Error> {
+        self.n_to_mend += 1;
+        self.line("mend", what, &words.to_string())
+    }
+
+    fn line(&mut self, verdict: &str, what: &str, words: &str) -> Result<(), Error> {
+        let mut out = io::stdout().lock();
+        writeln!(out, "{verdict:<4}  {what:<12}  {}", visible(words))?;
+        Ok(out.flush()?)
+    }
+}
+
+/// What only an agent would find out when it starts.
+fn check_options(config: &Config, report: &mut Report) -> Result<Option<Guard>, Error> {
+    let own = own_addresses(config);
+    let own: Vec<(SocketAddr, &str)> = own.iter().map(|(address, name)| (*address, *name)).collect();
+    let guard = match Guard::new(&config.allow_net, &config.deny_net, &own) {
+        Ok(guard) => guard,
+        Err(why) => {
+            report.mend("options", why)?;
+            return Ok(None);
+        }
+    };
+    let options = poster::Options {
+        ca_file: config.ca_file.clone(),
+        id_header: config.id_header.clone(),
+        guard: guard.clone(),
+        proxy: ureq::Proxy::try_from_env(),
+        ..poster::Options::default()
+    };
+    match Poster::new(options) {
+        Ok(_) => report.ok("options", "can be used")?,
+        Err(why) => report.mend("options", why)?,
+    }
+    for warning in config::unknown_variables(&config::environment()) {
+        report.note("options", warning)?;
+    }
+    Ok(Some(guard))
+}
+
+/// The inner error is why Redis could not be asked any further.
+fn check_redis(config: &Config, report: &mut Report) -> Result<Result<(), queue::Error>, Error> {
+    let address = &config.redis;
+    let name = Server::from(address).name();
+    let mut operator = Operator::new(address);
+    macro_rules! ask {
+        ($asked:expr) => {
+            match $asked {
+                Ok(value) => value,
+                Err(error) => return Ok(Err(error)),
+            }
+        };
+    }
+
+    let began = Instant::now();
+    ask!(operator.query(&redis::cmd("PING")));
+    let opened = began.elapsed();
+    let mut trips = Vec::with_capacity(N_PINGS);
+    for _ in 0..N_PINGS {
+        let began = Instant::now();
+        ask!(operator.query(&redis::cmd("PING")));
+        trips.push(began.elapsed());
+    }
+    trips.sort();
+    let trip = trips[N_PINGS / 2];
+    let words = format!("{name} answers; {} to connect, {} for a round trip", micro(opened), micro(trip));
+    match trip <= SLOW_ROUND_TRIP {
+        true => report.ok("Redis", words)?,
+        false => report.note("Redis", format!("{words}, which is slow: put the agent near its Redis"))?,
+    }
+    check_encryption(config, report)?;
+
+    let info = match operator.query(&redis::cmd("INFO")) {
+        Ok(value) => Info(read::<String>(value).unwrap_or_default()),
+        Err(queue::Error::Fatal(why)) if why.contains("NOPERM") => Info(String::new()),
+        Err(error) => return Ok(Err(error)),
+    };
+    let mut list = RedisList::new(Server::from(address), &address.prefix, Pop::Peek, config.ordered);
+    let server = ask!(advice::Server::ask(&mut list));
+    check_server(config, &info, &server, report)?;
+    check_permissions(config, &mut operator, report)?;
+
+    let wrong = match operator.wrong_types() {
+        Ok(wrong) => wrong,
+        Err(error) if is_refused(&error) => {
+            // Which command is missing has been said.
+            return Ok(Ok(()));
+        }
+        Err(error) => return Ok(Err(error)),
+    };
+    for wrong in &wrong {
+        report.mend("keys", wrong)?;
+    }
+    if !wrong.is_empty() {
+        return Ok(Ok(()));
+    }
+    report.ok("keys", format!("'{}' and those beside it are free or hold what they should", address.key()))?;
+    let legacy = format!("{}.outbound_retry", address.prefix);
+    if let Ok(Value::Int(1)) = operator.query(redis::cmd("EXISTS").arg(&legacy)) {
+        report.note(
+            "keys",
+            format!("'{legacy}' holds messages of the aca-deliver prototype; an agent adopts them when it starts"),
+        )?;
+    }
+
+    let (before, local) = (Instant::now(), SystemTime::now());
+    let overview = match operator.overview() {
+        Ok(overview) => overview,
+        Err(error) if is_refused(&error) => return Ok(Ok(())),
+        Err(error) => return Ok(Err(error)),
+    };
+    check_clock(&overview, local + before.elapsed() / 2, report)?;
+    check_agents(config, &overview, report)?;
+    check_counts(&overview, operator.keys(), report)?;
+    Ok(Ok(()))
+}
+
+fn check_encryption(config: &Config, report: &mut Report) -> Result<(), Error> {
+    let Ok(url) = url::Url::parse(&config.redis.url) else { return Ok(()) };
+    let host = url.host_str().unwrap_or_default();
+    let near = url.scheme().contains("unix")
+        || (host.trim_matches(['[', ']']), 1)
+            .to_socket_addrs()
+            .is_ok_and(|mut addresses| addresses.all(|address| address.ip().is_loopback()));
+    match (url.scheme(), url.fragment()) {
+        ("rediss", Some("insecure")) => {
+            report.mend("TLS", "the certificate of Redis is not verified: take '#insecure' from the queue URL")
+        }
+        ("rediss", _) => report.ok(
+            "TLS",
+            match &config.redis.ca_file {
+                Some(path) => format!("the certificate of Redis leads to a root in '{}'", path.display()),
+                None => "the certificate of Redis leads to a bundled root".to_string(),
+            },
+        ),
+        _ if near => report.ok("TLS", "not needed: Redis is on this machine"),
+        _ => {
+            report.note("TLS", "not used: messages and password cross the network as they are; rediss:// encrypts them")
+        }
+    }
+}
+
+fn check_server(config: &Config, info: &Info, server: &advice::Server, report: &mut Report) -> Result<(), Error> {
+    if info.0.is_empty() {
+        let account = user(config);
+        report.note(
+            "server",
+            format!("INFO is not permitted: version, persistence and memory cannot be seen; 'ACL SETUSER {account} +info' permits it"),
+        )?;
+        return Ok(());
+    }
+    let name = match info.field("server_name") {
+        "valkey" => format!("Valkey {}", info.field("valkey_version")),
+        _ => format!("Redis {}", info.field("redis_version")),
+    };
+    match server.version >= (5, 0, 0) {
+        true => report.ok("version", name)?,
+        false => report.mend("version", format!("{name} is too old: 5.0 or newer is needed"))?,
+    }
+    if info.field("role") == "slave" {
+        let (host, port) = (info.field("master_host"), info.field("master_port"));
+        report.mend("role", format!("this is a replica, which takes no writes: name its primary, {host}:{port}"))?;
+    }
+    for field in ["aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status"] {
+        if info.field(field) == "err" {
+            report.mend(
+                "persistence",
+                format!("Redis could not write to its disk ({field}:err): see its log, and whether the disk is full"),
+            )?;
+        }
+    }
+    let advice = server.advice();
+    let is_about_memory = |line: &&String| line.contains("maxmemory");
+    match advice.iter().find(|line| !is_about_memory(line)) {
+        Some(line) => report.mend("persistence", line)?,
+        None => report.ok("persistence", "the append-only file is on")?,
+    }
+    match advice.iter().find(is_about_memory) {
+        Some(line) => report.mend("memory", line)?,
+        None if server.maxmemory == 0 => report.ok("memory", "Redis has no limit of its own (maxmemory 0)")?,
+        None => {
+            let used: u64 = info.field("used_memory").parse().unwrap_or(0);
+            let percent = used.saturating_mul(100) / server.maxmemory;
+            let words = format!("{percent}% of maxmemory {} bytes in use, nothing is evicted", server.maxmemory);
+            match percent < 90 {
+                true => report.ok("memory", words)?,
+                false => report
+                    .mend("memory", format!("{words}: ACA-Py's pushes fail when it is full; raise 'maxmemory'"))?,
+            }
+        }
+    }
+    if server.is_cluster {
+        report.note(
+            "cluster",
+            "a Cluster node: this agent stays with the node that it is given, which must hold the queue's slot",
+        )?;
+    }
+    Ok(())
+}
+
+fn check_permissions(config: &Config, operator: &mut Operator, report: &mut Report) -> Result<(), Error> {
+    let keys = operator.keys().clone();
+    let mut refuses = |call: &Call| operator.query(&call.command(&keys)).err().filter(is_refused);
+    let mut missing: Vec<&str> = Vec::new();
+    let mut first_error = None;
+    for call in CALLS {
+        if let Some(error) = refuses(call) {
+            missing.push(call.name());
+            first_error = first_error.or(Some(error));
+        }
+    }
+    let wait = |refuses: &mut dyn FnMut(&Call) -> Option<queue::Error>| match config.pop {
+        config::Pop::Blpop => ("BLPOP", refuses(&BLPOP)),
+        config::Pop::Peek => match refuses(&BLMOVE) {
+            Some(error) if error.to_string().contains("unknown command") => ("BRPOPLPUSH", refuses(&BRPOPLPUSH)),
+            answer => ("BLMOVE", answer),
+        },
+    };
+    let (way, error) = wait(&mut refuses);
+    match (way, &error) {
+        (_, Some(_)) => {
+            missing.push(way);
+            first_error = first_error.or(error);
+        }
+        ("BLMOVE", None) => report.ok("wait", "by BLMOVE, which looks and takes nothing")?,
+        ("BLPOP", None) => {
+            report.note("wait", "by BLPOP, as '--pop blpop' says: it can lose the one message it has just popped")?
+        }
+        (_, None) if config.ordered => {
+            report.note("wait", "by asking ten times a second: this server has no BLMOVE (6.2)")?
+        }
+        _ => report.ok("wait", "by BRPOPLPUSH, since this server has no BLMOVE (6.2)")?,
+    }
+    let looks: Vec<&str> = LOOKS.iter().filter(|call| refuses(call).is_some()).map(Call::name).collect();
+
+    let account = user(config);
+    match first_error {
+        None => report.ok("permissions", format!("all {} commands of an agent", CALLS.len() + 1))?,
+        Some(error) => {
+            let error = error.to_string();
+            let remedy = if error.contains("unknown command") {
+                format!(
+                    "this server does not know {}: a 'rename-command' in its configuration hides them, or it is not Redis",
+                    missing.join(", ")
+                )
+            } else if error.contains("key") && !error.contains("the '") {
+                let queue = keys.queue();
+                let beside = keys.named("id").trim_end_matches("id");
+                format!(
+                    "the account '{account}' may not use the queue's keys: 'ACL SETUSER {account} ~{queue} ~{beside}*'"
+                )
+            } else {
+                let rules: Vec<String> = missing.iter().map(|name| format!("+{}", name.to_lowercase())).collect();
+                format!(
+                    "the account '{account}' may not use {}: 'ACL SETUSER {account} {}'",
+                    missing.join(", "),
+                    rules.join(" ")
+                )
+            };
+            report.mend("permissions", remedy)?;
+        }
+    }
+    if !looks.is_empty() && looks.iter().all(|name| !missing.contains(name)) {
+        let words =
+            format!("'status' and 'dead' need {} as well, which the account '{account}' may not use", looks.join(", "));
+        report.note("permissions", words)?;
+    }
+    Ok(())
+}
+
+/// A call that Redis judges by its account and then does not carry out: it reads nothing or
+/// next to nothing, or is refused for what stands in the place of a number.
+struct Call(&'static [&'static str]);
+
+/// What an agent calls, by itself and in its moves. A word in angle brackets is a key; `<*>` are
+/// all, with their number before them.
+const CALLS: &[Call] = &[
+    Call(&["EVAL", "return 1", "<*>"]),
+    Call(&["EVALSHA", "0000000000000000000000000000000000000000", "<*>"]),
+    Call(&["TIME"]),
+    Call(&["TYPE", "<queue>"]),
+    Call(&["EXISTS", "<queue>"]),
+    Call(&["LLEN", "<queue>"]),
+    Call(&["LRANGE", "<queue>", "1", "0"]),
+    Call(&["LTRIM", "<queue>", "no", "number"]),
+    Call(&["GET", "<id>"]),
+    Call(&["SET", "<id>", "0", "NO-OPTION"]),
+    Call(&["HDEL", "<messages>", ""]),
+    Call(&["HEXISTS", "<messages>", ""]),
+    Call(&["HGET", "<messages>", ""]),
+    Call(&["HINCRBY", "<recovered>", "", "no number"]),
+    Call(&["HLEN", "<history>"]),
+    Call(&["HMGET", "<history>", ""]),
+    Call(&["HSET", "<failures>", "a", "pair", "and a half"]),
+    Call(&["ZADD", "<retry>", "no number", ""]),
+    Call(&["ZCARD", "<dead>"]),
+    Call(&["ZRANGE", "<agents>", "1", "0"]),
+    Call(&["ZRANGEBYLEX", "<waiting>", "[b", "[a"]),
+    Call(&["ZRANGEBYSCORE", "<lanes>", "1", "0"]),
+    Call(&["ZREM", "<retry>", ""]),
+    Call(&["ZREVRANGE", "<inflight>", "1", "0"]),
+    Call(&["ZSCORE", "<dead>", ""]),
+];
+const BLMOVE: Call = Call(&["BLMOVE", "<queue>", "<queue>", "LEFT", "LEFT", "no number"]);
+const BRPOPLPUSH: Call = Call(&["BRPOPLPUSH", "<queue>", "<queue>", "no number"]);
+const BLPOP: Call = Call(&["BLPOP", "<queue>", "no number"]);
+/// What only `status` and `dead` call.
+const LOOKS: &[Call] = &[Call(&["ZCOUNT", "<inflight>", "1", "0"]), Call(&["ZLEXCOUNT", "<waiting>", "[b", "[a"])];
+
+impl Call {
+    fn name(&self) -> &'static str {
+        self.0[0]
+    }
+
+    fn command(&self, keys: &Keys) -> redis::Cmd {
+        let mut command = redis::Cmd::new();
+        for word in self.0 {
+            match word.strip_prefix('<').and_then(|word| word.strip_suffix('>')) {
+                Some("*") => command.arg(keys.all().len()).arg(keys.all()),
+                Some("queue") => command.arg(keys.queue()),
+                Some(name) => command.arg(keys.named(name)),
+                None => command.arg(*word),
+            };
+        }
+        command
+    }
+}
+
+/// By the account, or because the server does not know the command.
+fn is_refused(error: &queue::Error) -> bool {
+    let text = error.to_string();
+    text.contains("NOPERM") || text.contains("unknown command") || text.contains("Unknown Redis command")
+}
+
+fn check_clock(overview: &Overview, local: SystemTime, report: &mut Report) -> Result<(), Error> {
+    let redis = at_ms(overview.now);
+    let apart = redis.duration_since(local).unwrap_or_else(|error| error.duration());
+    if apart <= CLOCKS_APART {
+        return report.ok("clock", format!("{} from that of Redis", spell(apart)));
+    }
+    report.mend(
+        "clock",
+        format!("it is {} here and {} at Redis, by which messages are timed: set both by NTP", utc(local), utc(redis)),
+    )
+}
+
+fn check_agents(config: &Config, overview: &Overview, report: &mut Report) -> Result<(), Error> {
+    let now = at_ms(overview.now);
+    let is_alive = |lease: Option<u64>| lease.is_some_and(|lease| lease >= overview.now);
+    let (alive, rest): (Vec<_>, Vec<_>) = overview.agents.iter().partition(|agent| is_alive(agent.lease));
+    let names: Vec<String> = alive
+        .iter()
+        .take(5)
+        .map(|agent| format!("{:016}, started {}", agent.number, ago(at_ms(agent.number / 1000), now)))
+        .collect();
+    let names = names.join("; ");
+    match alive.len() {
+        0 => report.ok("agents", "none is at work on this queue")?,
+        n if config.ordered => report.note(
+            "agents",
+            format!("{} at work: in order, one more is a standby ({names})", n_of(n as u64, "agent")),
+        )?,
+        n => {
+            report.ok("agents", format!("{} at work; one more shares the queue ({names})", n_of(n as u64, "agent")))?
+        }
+    }
+    for agent in rest.iter().take(5) {
+        let since = agent.lease.map_or("is not registered".to_string(), |lease| {
+            format!("has given no sign of life since its lease ran out, {}", ago(at_ms(lease), now))
+        });
+        report.note(
+            "agents",
+            format!(
+                "{:016} {since}; what it has in flight ({}) is taken over by any agent at work",
+                agent.number,
+                n_of(agent.messages, "message")
+            ),
+        )?;
+    }
+    Ok(())
+}
+
+/// The cheap half of the invariant: numbers. Which message is where is for those who repair.
+fn check_counts(overview: &Overview, keys: &Keys, report: &mut Report) -> Result<(), Error> {
+    let Overview { queued, messages, in_flight, waiting, retry, dead, .. } = overview;
+    let words = format!(
+        "{queued} queued; {messages} recorded = {in_flight} in flight + {waiting} waiting + {retry} retry + {dead} dead"
+    );
+    match in_flight + waiting + retry + dead == *messages {
+        true => report.ok("counts", words),
+        false => report.mend(
+            "counts",
+            format!(
+                "these do not add up: {words}; something else has changed the queue's keys, or Redis went back to \
+                 older data. Messages go on being delivered; what is in no place stays in '{}'",
+                keys.named("messages")
+            ),
+        ),
+    }
+}
+
+/// Resolves, is allowed, and takes a connection (with TLS for https). No request is made: a
+/// recipient may take any request for a message.
+fn check_endpoint(config: &Config, guard: Option<&Guard>, endpoint: &str, report: &mut Report) -> Result<(), Error> {
+    const WHAT: &str = "endpoint";
+    let envelope = match Envelope::decode(Envelope::encode([], endpoint, b"")) {
+        Ok(envelope) => envelope,
+        Err(malformed) => return report.mend(WHAT, malformed),
+    };
+    let (uri, shown) = (envelope.uri(), envelope.endpoint_for_people());
+    let is_tls = uri.scheme_str() == Some("https");
+    let host = uri.host().unwrap_or_default();
+    let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
+    if let Some(proxy) = ureq::Proxy::try_from_env().filter(|proxy| !proxy.is_no_proxy(uri)) {
+        let (host, port) = (proxy.host(), proxy.port());
+        return report.note(WHAT, format!("{shown} is reached through the proxy {host}:{port} of the environment, which resolves and judges it; not tried"));
+    }
+    let bare = host.trim_matches(['[', ']']);
+    let addresses: Vec<SocketAddr> = match (bare, port).to_socket_addrs() {
+        Ok(addresses) => addresses.collect(),
+        Err(error) => {
+            return report.mend(
+                WHAT,
+                format!("host '{bare}' has no address: {error}; see /etc/resolv.conf and the name itself"),
+            );
+        }
+    };
+    let spelled: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
+    report.ok(WHAT, format!("host '{bare}' is {}", spelled.join(", ")))?;
+
+    let Some(guard) = guard else { return Ok(()) };
+    let mut allowed = Vec::new();
+    let mut refusals = Vec::new();
+    for address in addresses {
+        match guard.check(address) {
+            Ok(()) => allowed.push(address),
+            Err(reason) => refusals.push(reason),
+        }
+    }
+    match (allowed.is_empty(), refusals.is_empty()) {
+        (true, _) => {
+            return report.mend(WHAT, format!("messages for it become dead letters: {}", refusals.join("; ")));
+        }
+        (false, false) => {
+            report.note(WHAT, format!("not all of its addresses are allowed: {}", refusals.join("; ")))?
+        }
+        (false, true) => report.ok(WHAT, "its addresses are allowed")?,
+    }
+    let began = Instant::now();
+    let mut connected = Err("no address".to_string());
+    for address in &allowed {
+        connected = TcpStream::connect_timeout(address, config.connect_timeout)
+            .map_err(|error| format!("no connection to {address}: {error}"));
+        if connected.is_ok() {
+            break;
+        }
+    }
+    let stream = match connected {
+        Ok(stream) => stream,
+        Err(why) => return report.mend(WHAT, why),
+    };
+    let took = began.elapsed();
+    if !is_tls {
+        return report.ok(WHAT, format!("takes a connection, in {}; nothing was sent", micro(took)));
+    }
+    match agree_on_tls(config, bare, stream) {
+        Ok(version) => report.ok(
+            WHAT,
+            format!(
+                "takes a connection, in {}, and agrees on {version} with a good certificate; nothing was sent",
+                micro(took)
+            ),
+        ),
+        Err(why) => report.mend(WHAT, format!("TLS: {why}")),
+    }
+}
+
+fn agree_on_tls(config: &Config, host: &str, mut stream: TcpStream) -> Result<String, String> {
+    let name = ServerName::try_from(host.to_string()).map_err(|_| "no certificate can bear this name".to_string())?;
+    let roots = roots(config.ca_file.as_deref())?;
+    let client = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let mut tls = ClientConnection::new(Arc::new(client), name).map_err(|error| error.to_string())?;
+    let within = Some(config.connect_timeout);
+    stream
+        .set_read_timeout(within)
+        .and_then(|()| stream.set_write_timeout(within))
+        .map_err(|error| error.to_string())?;
+    while tls.is_handshaking() {
+        tls.complete_io(&mut stream).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                format!("no agreement within {}", spell(config.connect_timeout))
+            }
+            _ if error.to_string().contains("UnknownIssuer") => {
+                "certificate from an unknown issuer ('--ca-file' adds one)".to_string()
+            }
+            _ => error.to_string(),
+        })?;
+    }
+    tls.send_close_notify();
+    let _ = tls.write_tls(&mut stream);
+    Ok(match tls.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_2) => "TLS 1.2".to_string(),
+        _ => "TLS 1.3".to_string(),
+    })
+}
+
+/// The bundled roots, and those of `--ca-file` as well.
+fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    if let Some(path) = ca_file {
+        let cannot = |why: String| format!("option '--ca-file': {}: {why}", path.display());
+        let file = File::open(path).map_err(|error| cannot(error.to_string()))?;
+        for certificate in CertificateDer::pem_reader_iter(BufReader::new(file)) {
+            let certificate = certificate.map_err(|error| cannot(error.to_string()))?;
+            roots.add(certificate).map_err(|error| cannot(error.to_string()))?;
+        }
+    }
+    Ok(roots)
+}
+
+/// Where no message may go: our own Redis and status server.
+fn own_addresses(config: &Config) -> Vec<(SocketAddr, &'static str)> {
+    let mut own = Vec::new();
+    if let Ok(url) = url::Url::parse(&config.redis.url)
+        && let Some(host) = url.host_str()
+    {
+        let found = (host.trim_matches(['[', ']']), url.port().unwrap_or(6379)).to_socket_addrs();
+        own.extend(found.into_iter().flatten().map(|address| (address, "Redis")));
+    }
+    if let Some(status) = &config.status_addr {
+        own.extend(status.to_socket_addrs().into_iter().flatten().map(|address| (address, "status")));
+    }
+    own
+}
+
+/// The account's name, for a rule that can be pasted.
+fn user(config: &Config) -> String {
+    match url::Url::parse(&config.redis.url) {
+        Ok(url) if !url.username().is_empty() => url.username().to_string(),
+        _ => "default".to_string(),
+    }
+}
+
+fn micro(duration: Duration) -> String {
+    match duration.as_micros() {
+        micros @ 0..10_000 => format!("{:.2}ms", micros as f64 / 1000.0),
+        _ => spell(duration),
+    }
+}
+
+/// What INFO says.
+struct Info(String);
+
+impl Info {
+    fn field(&self, name: &str) -> &str {
+        self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default().trim()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The commands that a move calls, by itself or through `all`.
+    fn called(script: &str) -> impl Iterator<Item = &str> {
+        ["redis.call('", "all('"]
+            .into_iter()
+            .flat_map(move |call| script.split(call).skip(1).filter_map(|rest| rest.split('\'').next()))
+    }
+
+    #[test]
+    fn every_command_of_the_moves_is_checked() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/queue");
+        let scripts = |dir: &Path| -> Vec<String> {
+            let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+            files
+                .filter(|path| path.extension().is_some_and(|e| e == "lua"))
+                .map(|p| std::fs::read_to_string(p).unwrap())
+                .collect()
+        };
+        let (moves, looks) = (scripts(&dir), scripts(&dir.join("operator")));
+        assert!(moves.len() > 10 && looks.len() > 3);
+        let knows = |calls: &[Call], name: &str| calls.iter().any(|call| call.name() == name);
+        // Adopting what the prototype left is not every agent's.
+        for name in moves.iter().flat_map(|script| called(script)).filter(|name| *name != "RPUSH") {
+            assert!(knows(CALLS, name), "{name} is called by a move and not checked");
+        }
+        for name in looks.iter().flat_map(|script| called(script)) {
+            assert!(knows(CALLS, name) || knows(LOOKS, name), "{name} is called by a look and not checked");
+        }
+    }
+
+    #[test]
+    fn calls_name_their_keys() {
+        let keys = Keys::new("p");
+        for call in CALLS.iter().chain(LOOKS).chain([&BLMOVE, &BRPOPLPUSH, &BLPOP]) {
+            let packed = String::from_utf8(call.command(&keys).get_packed_command()).unwrap();
+            assert!(call.name() == "TIME" || packed.contains("p.outbound_transport"), "{packed}");
+        }
+    }
+}

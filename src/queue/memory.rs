@@ -1,0 +1,841 @@
+//! The queue in memory, for tests and for trying an agent inside another program
+//! without a Redis. Every move does what its script does on Redis, result by
+//! result and place by place; a test plays both against each other. It can be
+//! told to fail, to lose its answers and to go back to an older state, and its
+//! clock can be set. It keeps nothing beyond the process.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::{
+    AgentNumber, Beat, Bounds, Claimed, Error, History, Id, LaneChange, Peer, Place, Queue, RawClaim, Settlement,
+    Source, Waited, WaitingLane,
+};
+
+/// One end of a queue in memory; clones are further ends of the same queue.
+#[derive(Clone, Default)]
+pub struct Memory {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    inner: Mutex<Inner>,
+    /// Something was pushed.
+    pushed: Condvar,
+}
+
+#[derive(Default)]
+struct Inner {
+    state: State,
+    /// Microseconds; `None`: the machine's clock.
+    clock: Option<u64>,
+    troubles: VecDeque<Trouble>,
+}
+
+/// What one move meets in place of an answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Trouble {
+    /// The move is not made, and fails so.
+    Fails(Error),
+    /// The move is made, and its answer is lost.
+    AnswerLost,
+}
+
+/// Everything that a queue holds. Times are milliseconds since 1970 by the queue's clock.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct State {
+    /// What was pushed and never claimed, oldest first.
+    pub queue: VecDeque<Vec<u8>>,
+    /// The last number given out, to a message or an agent.
+    pub last_number: u64,
+    /// Every message from its claim to its end.
+    pub messages: BTreeMap<Id, Vec<u8>>,
+    /// Who has claimed what.
+    pub inflight: BTreeMap<Id, AgentNumber>,
+    /// What waits for its lane, by origin and then age.
+    pub waiting: BTreeSet<(String, Id)>,
+    /// When a lane with waiting messages may be tried: a time; 0: open; negative: never failed, since then.
+    pub lanes: BTreeMap<String, i64>,
+    /// Of lanes that failed: how many times in a row, and the last error.
+    pub failures: BTreeMap<String, (u32, String)>,
+    /// Due times of messages with a backoff of their own, recovered or replayed.
+    pub retry: BTreeMap<Id, i64>,
+    /// Dead letters, and when they died.
+    pub dead: BTreeMap<Id, i64>,
+    /// What is remembered of messages that were put off.
+    pub history: BTreeMap<Id, Record>,
+    /// Agents that died with a message in flight.
+    pub recovered: BTreeMap<Id, u32>,
+    /// Who is registered, and when the lease runs out.
+    pub agents: BTreeMap<AgentNumber, i64>,
+    /// Each agent's last claim: its call and what it took.
+    pub claims: BTreeMap<AgentNumber, (u64, Vec<(Id, Source)>)>,
+    /// Each agent's last settle: its call.
+    pub settles: BTreeMap<AgentNumber, u64>,
+    /// What the aca-deliver prototype left on its own retry schedule, in its order.
+    pub legacy: VecDeque<Vec<u8>>,
+}
+
+/// What is remembered of a message that was put off.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Record {
+    /// Attempts made.
+    pub attempts: u32,
+    /// Of these, failures of the message's own.
+    pub own_failures: u32,
+    /// When it was first put off.
+    pub first: i64,
+    /// The last error.
+    pub last_error: String,
+}
+
+impl Memory {
+    /// An empty queue that goes by the machine's clock.
+    pub fn new() -> Memory {
+        Memory::default()
+    }
+
+    /// Sets the queue's clock, in microseconds since 1970, forwards or back; it stands still from then on.
+    pub fn set_clock(&self, micros: u64) {
+        self.inner().clock = Some(micros);
+    }
+
+    /// Appends messages, as ACA-Py does.
+    pub fn push<B: Into<Vec<u8>>>(&self, messages: impl IntoIterator<Item = B>) {
+        self.inner().state.queue.extend(messages.into_iter().map(Into::into));
+        self.shared.pushed.notify_all();
+    }
+
+    /// The next moves, by whichever end, meet these.
+    pub fn trouble(&self, troubles: impl IntoIterator<Item = Trouble>) {
+        self.inner().troubles.extend(troubles);
+    }
+
+    /// Everything as it is now.
+    pub fn state(&self) -> State {
+        self.inner().state.clone()
+    }
+
+    /// Puts everything as it was then: a Redis that came back with older data.
+    pub fn roll_back(&self, state: State) {
+        self.inner().state = state;
+        self.shared.pushed.notify_all();
+    }
+
+    /// Makes dead messages due again, as if they had never been attempted; returns how many of them were dead.
+    ///
+    /// # Errors
+    ///
+    /// What the queue was told to fail with.
+    pub fn replay(&mut self, ids: &[Id]) -> Result<usize, Error> {
+        self.make(|state, clock| state.replay(clock, ids))
+    }
+
+    /// Removes dead messages for good; returns how many of them were dead.
+    ///
+    /// # Errors
+    ///
+    /// What the queue was told to fail with.
+    pub fn drop_dead(&mut self, ids: &[Id]) -> Result<usize, Error> {
+        self.make(|state, _| state.drop_dead(ids))
+    }
+
+    /// Moves what the prototype left to the right of the queue; returns how many messages that were.
+    ///
+    /// # Errors
+    ///
+    /// What the queue was told to fail with.
+    pub fn adopt(&mut self) -> Result<usize, Error> {
+        self.make(|state, _| state.adopt())
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.shared.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn make<T>(&self, a_move: impl FnOnce(&mut State, Clock) -> T) -> Result<T, Error> {
+        let mut inner = self.inner();
+        let trouble = inner.troubles.pop_front();
+        if let Some(Trouble::Fails(error)) = trouble {
+            return Err(error);
+        }
+        let clock = inner.clock.unwrap_or_else(|| {
+            SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros().try_into().unwrap_or(u64::MAX)
+        });
+        let answer = a_move(&mut inner.state, Clock(clock));
+        match trouble {
+            None => Ok(answer),
+            Some(_) => Err(Error::Unavailable("the answer was lost".to_string())),
+        }
+    }
+}
+
+impl Queue for Memory {
+    fn join(&mut self, lease: Duration) -> Result<AgentNumber, Error> {
+        self.make(|state, clock| state.join(clock, lease))
+    }
+
+    fn claim(&mut self, me: AgentNumber, call: u64, again: bool, bounds: &Bounds) -> Result<Claimed, Error> {
+        self.make(|state, clock| state.claim(clock, me, call, again, bounds))
+    }
+
+    fn wait(&mut self, at_most: Duration) -> Result<Waited, Error> {
+        self.make(|_, _| ())?;
+        let until = Instant::now() + at_most;
+        let mut inner = self.inner();
+        while inner.state.queue.is_empty() {
+            let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
+                return Ok(Waited::Nothing);
+            };
+            inner = self.shared.pushed.wait_timeout(inner, left).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        }
+        Ok(Waited::Something)
+    }
+
+    fn settle(
+        &mut self,
+        me: AgentNumber,
+        call: u64,
+        settlements: &[Settlement],
+        changes: &[LaneChange],
+    ) -> Result<Vec<Id>, Error> {
+        self.make(|state, clock| state.settle(clock, me, call, settlements, changes))
+    }
+
+    fn beat(&mut self, me: AgentNumber, lease: Duration) -> Result<Beat, Error> {
+        self.make(|state, clock| state.beat(clock, me, lease))
+    }
+
+    fn recover(&mut self, _me: AgentNumber, dead: &Peer, limit: usize) -> Result<Option<usize>, Error> {
+        self.make(|state, clock| {
+            let lease = state.agents.get(&dead.number).map(|&lease| lease as u64);
+            (lease == dead.lease).then(|| state.recover(clock, dead.number, limit, true))
+        })
+    }
+
+    fn leave(&mut self, me: AgentNumber) -> Result<(), Error> {
+        self.make(|state, clock| {
+            state.recover(clock, me, usize::MAX, false);
+        })
+    }
+
+    fn in_flight(&mut self, me: AgentNumber) -> Result<Vec<Id>, Error> {
+        self.make(|state, _| state.in_flight(me))
+    }
+
+    fn give_back(&mut self, me: AgentNumber, ids: &[Id]) -> Result<usize, Error> {
+        self.make(|state, clock| {
+            let before = state.inflight.len();
+            for id in ids {
+                if state.inflight.get(id) == Some(&me) {
+                    state.inflight.remove(id);
+                    state.retry.insert(*id, clock.now());
+                }
+            }
+            before - state.inflight.len()
+        })
+    }
+
+    fn has(&mut self, ids: &[Id]) -> Result<Vec<bool>, Error> {
+        self.make(|state, _| ids.iter().map(|id| state.messages.contains_key(id)).collect())
+    }
+
+    fn lanes(&mut self) -> Result<Vec<WaitingLane>, Error> {
+        self.make(|state, clock| {
+            let lane = |(origin, score): (String, i64)| WaitingLane {
+                origin,
+                due_in: (score > 0).then(|| millis(score - clock.now())),
+            };
+            by_score(&state.lanes).into_iter().map(lane).collect()
+        })
+    }
+
+    fn expire(&mut self, origin: &str, age: Duration, reason: &str) -> Result<usize, Error> {
+        self.make(|state, clock| state.expire(clock, origin, age, reason))
+    }
+
+    fn prepare(&mut self) -> Result<Vec<String>, Error> {
+        Ok(match self.adopt()? {
+            0 => Vec::new(),
+            n => vec![format!("{n} messages that the aca-deliver prototype left joined the queue")],
+        })
+    }
+
+    fn forget_dead(&mut self, age: Duration) -> Result<usize, Error> {
+        self.make(|state, clock| {
+            let until = clock.now() - score(age);
+            let ids: Vec<Id> = state.dead.iter().filter(|(_, died)| **died <= until).map(|(id, _)| *id).collect();
+            state.drop_dead(&ids)
+        })
+    }
+}
+
+/// The queue's clock at the moment of a move, in microseconds.
+#[derive(Clone, Copy)]
+struct Clock(u64);
+
+impl Clock {
+    /// In milliseconds, as the queue's times are.
+    fn now(self) -> i64 {
+        (self.0 / 1000) as i64
+    }
+
+    fn after(self, delay: Duration) -> i64 {
+        self.now() + score(delay)
+    }
+}
+
+/// Whole milliseconds, as they are sent to Redis.
+fn score(duration: Duration) -> i64 {
+    duration.as_millis().min(u128::from(u32::MAX) * 1000) as i64
+}
+
+/// The time of a lane that is probed is odd, every other one is even.
+fn probed(score: i64) -> i64 {
+    score | 1
+}
+
+fn not_probed(score: i64) -> i64 {
+    score & !1
+}
+
+fn millis(score: i64) -> Duration {
+    Duration::from_millis(score.max(0) as u64)
+}
+
+/// As a sorted set gives its members: by score, then by member.
+fn by_score<K: Ord + Clone>(scores: &BTreeMap<K, i64>) -> Vec<(K, i64)> {
+    let mut members: Vec<(K, i64)> = scores.iter().map(|(member, score)| (member.clone(), *score)).collect();
+    members.sort_by_key(|(_, score)| *score);
+    members
+}
+
+/// What a claim has taken so far; nothing is changed before all is read.
+struct Batch {
+    claims: Vec<RawClaim>,
+    bytes: usize,
+    /// Messages that return, at most.
+    returning: usize,
+    /// Whether bytes that return are bounded by half.
+    halved: bool,
+    suspect: bool,
+    /// Leave the retry schedule, and are put back there for a moment.
+    retried: Vec<Id>,
+    suspects: Vec<Id>,
+    /// Leave their lanes.
+    left: Vec<(String, Id)>,
+    emptied: Vec<String>,
+    moved_lanes: Vec<(String, i64)>,
+    probed: usize,
+    failures: Vec<(String, u32)>,
+}
+
+/// New messages that a claim takes.
+#[derive(Default)]
+struct Fresh {
+    taken: Vec<Vec<u8>>,
+    too_large: Vec<Vec<u8>>,
+    /// How many of both are still in the queue.
+    of_queue: usize,
+}
+
+impl Batch {
+    fn has_returning_bytes(&self, bounds: &Bounds) -> bool {
+        self.bytes * if self.halved { 2 } else { 1 } >= bounds.bytes
+    }
+}
+
+impl State {
+    fn next_numbers(&mut self, clock: Clock, n: u64) -> u64 {
+        let last = self.last_number.max(clock.0);
+        self.last_number = last + n;
+        last
+    }
+
+    fn new_ids(&mut self, clock: Clock, n: usize) -> impl Iterator<Item = Id> + use<> {
+        let base = if n == 0 { 0 } else { self.next_numbers(clock, n as u64) };
+        (base + 1..=base + n as u64).map(Id)
+    }
+
+    fn join(&mut self, clock: Clock, lease: Duration) -> AgentNumber {
+        let number = AgentNumber(self.next_numbers(clock, 1) + 1);
+        self.agents.insert(number, clock.after(lease));
+        number
+    }
+
+    fn claim(&mut self, clock: Clock, me: AgentNumber, call: u64, again: bool, bounds: &Bounds) -> Claimed {
+        if !self.agents.contains_key(&me) {
+            return Claimed::Gone;
+        }
+        if bounds.ordered && (self.agents.keys().any(|other| *other < me) || self.inflight.values().any(|n| *n != me)) {
+            return Claimed::Standby;
+        }
+        match self.claims.get(&me) {
+            Some((last, taken)) if *last == call => {
+                let mine = |(id, _): &&(Id, Source)| self.inflight.get(id) == Some(&me);
+                let claims = taken.iter().filter(mine).filter_map(|(id, source)| self.give(clock, *id, *source));
+                return Claimed::Taken {
+                    claims: claims.collect(),
+                    emptied: Vec::new(),
+                    failures: Vec::new(),
+                    oversized: Vec::new(),
+                    due_in: Some(Duration::ZERO),
+                    more: true,
+                };
+            }
+            Some((last, _)) if *last > call => return Claimed::Gone,
+            _ => {}
+        }
+
+        let queued = self.queue.len() + usize::from(bounds.popped.is_some());
+        let mut batch = Batch {
+            claims: Vec::new(),
+            bytes: 0,
+            returning: if queued == 0 { bounds.messages } else { bounds.returning },
+            halved: queued > 0,
+            suspect: bounds.suspect,
+            retried: Vec::new(),
+            suspects: Vec::new(),
+            left: Vec::new(),
+            emptied: Vec::new(),
+            moved_lanes: Vec::new(),
+            probed: 0,
+            failures: Vec::new(),
+        };
+        self.take_retries(clock, bounds, &mut batch);
+        let files_first = bounds.ordered && !batch.claims.is_empty();
+        let lanes_left = !files_first && self.take_from_lanes(clock, bounds, &mut batch);
+        let Fresh { taken, too_large, of_queue } = self.look_at_queue(bounds, &batch, files_first);
+        let Batch { mut claims, retried, suspects, left, emptied, moved_lanes, failures, .. } = batch;
+
+        let mut oversized = Vec::new();
+        let counts = [claims.len(), taken.len(), too_large.len(), suspects.len(), moved_lanes.len(), left.len()];
+        if counts.iter().any(|n| *n > 0) || again {
+            for (id, body) in self.new_ids(clock, taken.len()).zip(taken) {
+                self.messages.insert(id, body);
+                claims.extend(self.give(clock, id, Source::Queue));
+            }
+            for (id, body) in self.new_ids(clock, too_large.len()).zip(too_large) {
+                let size = body.len();
+                self.messages.insert(id, body);
+                self.dead.insert(id, clock.now());
+                self.put_off(clock, id, 0, 0, &format!("larger than --in-flight-bytes: {size} bytes"));
+                oversized.push((id, size));
+            }
+            self.inflight.extend(claims.iter().map(|claim| (claim.id, me)));
+            if !claims.is_empty() || again {
+                let taken = claims.iter().map(|claim| (claim.id, claim.source)).collect();
+                self.claims.insert(me, (call, taken));
+            }
+            self.lanes.extend(moved_lanes);
+            self.retry.extend(suspects.iter().map(|id| (*id, clock.now() + 100)));
+            self.retry.retain(|id, _| !retried.contains(id));
+            for member in left {
+                self.waiting.remove(&member);
+            }
+            for origin in &emptied {
+                self.close_if_empty(origin);
+            }
+            self.queue.drain(..of_queue);
+        }
+
+        let mut due: Vec<i64> =
+            self.retry.values().chain(self.lanes.values().filter(|s| **s > clock.now())).copied().collect();
+        if lanes_left {
+            due.push(clock.now());
+        }
+        let due_in = due.into_iter().min().map(|score| millis(score - clock.now()));
+        Claimed::Taken { claims, emptied, failures, oversized, due_in, more: !self.queue.is_empty() }
+    }
+
+    fn give(&self, clock: Clock, id: Id, source: Source) -> Option<RawClaim> {
+        let history = self.history.get(&id).map(|record| History {
+            attempts: record.attempts,
+            own_failures: record.own_failures,
+            age: Some(millis(clock.now() - record.first)),
+            last_error: record.last_error.clone(),
+        });
+        Some(RawClaim {
+            id,
+            bytes: self.messages.get(&id)?.clone(),
+            history: history.unwrap_or_default(),
+            recovered: self.recovered.get(&id).copied().unwrap_or(0),
+            source,
+        })
+    }
+
+    fn is_suspect(&self, id: Id) -> bool {
+        self.recovered.get(&id).is_some_and(|died| *died >= 2)
+    }
+
+    fn take_retries(&self, clock: Clock, bounds: &Bounds, batch: &mut Batch) {
+        let most = match bounds.ordered {
+            true => bounds.messages,
+            false if self.lanes.is_empty() => batch.returning,
+            false => batch.returning.div_ceil(2),
+        };
+        let due = by_score(&self.retry);
+        let mut due = due.iter().filter(|(_, at)| bounds.ordered || *at <= clock.now()).map(|(id, _)| *id).peekable();
+        let mut seen = 0;
+        // In pages, as the script reads them: where it stops looking depends on it.
+        while batch.retried.len() < most && !batch.has_returning_bytes(bounds) && due.peek().is_some() && seen <= 2000 {
+            for id in due.by_ref().take(16.min(most - batch.retried.len())).collect::<Vec<_>>() {
+                seen += 1;
+                if batch.has_returning_bytes(bounds) {
+                    return;
+                }
+                let suspect = !bounds.ordered && self.is_suspect(id);
+                if suspect && !batch.suspect {
+                    batch.suspects.push(id);
+                } else if let Some(claim) = self.give(clock, id, Source::Retry) {
+                    batch.suspect &= !suspect;
+                    batch.retried.push(id);
+                    batch.bytes += claim.bytes.len();
+                    batch.claims.push(claim);
+                }
+            }
+        }
+    }
+
+    /// Returns whether lanes that may be tried were left for want of room.
+    fn take_from_lanes(&self, clock: Clock, bounds: &Bounds, batch: &mut Batch) -> bool {
+        let now = clock.now();
+        let mut failed_probes = bounds.failed_probes;
+        for (origin, n) in &bounds.wants {
+            match self.lanes.get(origin) {
+                None => batch.emptied.push(origin.clone()),
+                Some(due) if *due <= 0 => {
+                    self.take_from(clock, origin, *n, false, bounds, batch);
+                }
+                Some(due) if *due <= now && batch.probed < bounds.probes && failed_probes > 0 => {
+                    failed_probes -= 1;
+                    self.probe(clock, origin, bounds, batch);
+                }
+                Some(_) => {}
+            }
+        }
+        if bounds.probes == 0 {
+            return false;
+        }
+        let due = by_score(&self.lanes);
+        let due = due.iter().filter(|(_, at)| *at <= now).take(bounds.probes + bounds.wants.len());
+        for (origin, at) in due.filter(|(origin, _)| !bounds.wants.iter().any(|(wanted, _)| wanted == origin)) {
+            // Those that never failed come first, so what follows has failed too.
+            if *at > 0 && failed_probes == 0 {
+                return false;
+            }
+            if batch.probed >= bounds.probes
+                || batch.claims.len() >= batch.returning
+                || batch.has_returning_bytes(bounds)
+            {
+                return true;
+            }
+            failed_probes -= usize::from(*at > 0);
+            if *at != 0 {
+                self.probe(clock, origin, bounds, batch);
+            } else if self.take_from(clock, origin, 1, false, bounds, batch) > 0 {
+                batch.probed += 1;
+            }
+        }
+        false
+    }
+
+    fn probe(&self, clock: Clock, origin: &str, bounds: &Bounds, batch: &mut Batch) {
+        if self.take_from(clock, origin, 1, true, bounds, batch) > 0 {
+            batch.probed += 1;
+            batch.failures.extend(self.failures.get(origin).map(|(n, _)| (origin.to_string(), *n)));
+        }
+    }
+
+    fn take_from(
+        &self,
+        clock: Clock,
+        origin: &str,
+        n: usize,
+        probe: bool,
+        bounds: &Bounds,
+        batch: &mut Batch,
+    ) -> usize {
+        let room = n.min(batch.returning.saturating_sub(batch.claims.len()));
+        if room == 0 || batch.has_returning_bytes(bounds) {
+            return 0;
+        }
+        let members: Vec<Id> = self.waiting_of(origin).take(room + 1).collect();
+        let mut taken = 0;
+        for id in members.iter().take(room) {
+            if batch.has_returning_bytes(bounds) {
+                break;
+            }
+            if self.is_suspect(*id) {
+                if !batch.suspect {
+                    break;
+                }
+                batch.suspect = false;
+            }
+            if let Some(claim) = self.give(clock, *id, Source::Waiting { probe }) {
+                batch.bytes += claim.bytes.len();
+                batch.claims.push(claim);
+            }
+            batch.left.push((origin.to_string(), *id));
+            taken += 1;
+        }
+        if taken > 0 && taken == members.len() {
+            batch.emptied.push(origin.to_string());
+        } else if probe {
+            let due = if taken > 0 { probed(clock.after(bounds.probe_for)) } else { not_probed(clock.now() + 100) };
+            batch.moved_lanes.push((origin.to_string(), due));
+        }
+        taken
+    }
+
+    fn look_at_queue(&self, bounds: &Bounds, batch: &Batch, popped_only: bool) -> Fresh {
+        let mut fresh = Fresh::default();
+        let mut bytes = batch.bytes;
+        let mut take = |fresh: &mut Fresh, body: &Vec<u8>| {
+            if body.len() > bounds.largest {
+                fresh.too_large.push(body.clone());
+            } else {
+                bytes += body.len();
+                fresh.taken.push(body.clone());
+            }
+            bytes < bounds.bytes
+        };
+        let mut has_room = bounds.popped.as_ref().map_or(batch.bytes < bounds.bytes, |body| take(&mut fresh, body));
+        // In growing pages, as the script reads them: one too large ends it with its page.
+        while !popped_only && has_room && fresh.too_large.is_empty() {
+            let room = bounds.messages.saturating_sub(batch.claims.len() + fresh.taken.len());
+            let page: Vec<_> = self.queue.range(fresh.of_queue..).take(room.min(fresh.of_queue.max(1))).collect();
+            if page.is_empty() {
+                break;
+            }
+            for body in page {
+                if has_room {
+                    has_room = take(&mut fresh, body);
+                    fresh.of_queue += 1;
+                }
+            }
+        }
+        fresh
+    }
+
+    fn settle(
+        &mut self,
+        clock: Clock,
+        me: AgentNumber,
+        call: u64,
+        settlements: &[Settlement],
+        changes: &[LaneChange],
+    ) -> Vec<Id> {
+        if self.settles.get(&me).is_some_and(|last| *last >= call) {
+            return Vec::new();
+        }
+        let mut lost = Vec::new();
+        // In the order in which they are sent: retries, waiting, dead; then what was delivered.
+        for kind in 0..3 {
+            for one in settlements {
+                let of_kind = match one.place {
+                    Place::Retry(_) => 0,
+                    Place::Waiting(_) => 1,
+                    Place::Dead => 2,
+                    Place::Delivered => continue,
+                };
+                if of_kind == kind && !self.place(clock, me, one) {
+                    lost.push(one.id);
+                }
+            }
+        }
+        for one in settlements.iter().filter(|one| one.place == Place::Delivered) {
+            self.forget(one.id);
+            self.inflight.remove(&one.id);
+            self.retry.remove(&one.id);
+            self.dead.remove(&one.id);
+            if self.waiting.remove(&(one.origin.to_string(), one.id)) {
+                self.close_if_empty(&one.origin);
+            }
+        }
+        for change in changes {
+            self.change_lane(clock, change);
+        }
+        if self.agents.contains_key(&me) {
+            self.settles.insert(me, call);
+        }
+        lost
+    }
+
+    /// False if the message is not this agent's any more.
+    fn place(&mut self, clock: Clock, me: AgentNumber, one: &Settlement) -> bool {
+        if self.inflight.get(&one.id) != Some(&me) {
+            return false;
+        }
+        match one.place {
+            Place::Retry(delay) => {
+                self.retry.insert(one.id, clock.after(delay));
+            }
+            Place::Waiting(delay) => {
+                self.waiting.insert((one.origin.to_string(), one.id));
+                let may_be_tried = delay.map_or(-clock.now(), |delay| not_probed(clock.after(delay)));
+                self.lanes.entry(one.origin.to_string()).or_insert(may_be_tried);
+            }
+            Place::Dead => {
+                self.dead.insert(one.id, clock.now());
+            }
+            Place::Delivered => unreachable!("what was delivered goes another way"),
+        }
+        let History { attempts, own_failures, last_error, .. } = &one.history;
+        let before = self.history.get(&one.id).map_or(0, |record| record.attempts);
+        self.put_off(clock, one.id, *attempts, *own_failures, last_error);
+        if *attempts > before {
+            self.recovered.remove(&one.id);
+        }
+        self.inflight.remove(&one.id);
+        true
+    }
+
+    fn change_lane(&mut self, clock: Clock, change: &LaneChange) {
+        match change {
+            LaneChange::Open(origin) => {
+                if let Some(due) = self.lanes.get_mut(&**origin) {
+                    *due = 0;
+                    self.failures.remove(&**origin);
+                }
+            }
+            LaneChange::Freed(origin) => {
+                if let Some(due) = self.lanes.get_mut(&**origin)
+                    && *due > clock.now()
+                    && *due % 2 != 0
+                {
+                    *due = not_probed(clock.now());
+                }
+            }
+            LaneChange::Due { origin, after } => {
+                if let Some(due) = self.lanes.get_mut(&**origin) {
+                    *due = not_probed(clock.after(*after));
+                }
+            }
+            LaneChange::Close { origin, after, failures, why } => {
+                let known = self.failures.get(&**origin).map_or(0, |(known, _)| *known);
+                if let Some(due) = self.lanes.get_mut(&**origin)
+                    && *failures > known
+                {
+                    *due = not_probed(clock.after(*after));
+                    self.failures.insert(origin.to_string(), (*failures, why.clone()));
+                }
+            }
+        }
+    }
+
+    fn beat(&mut self, clock: Clock, me: AgentNumber, lease: Duration) -> Beat {
+        let registered = self.agents.contains_key(&me);
+        if registered {
+            self.agents.insert(me, clock.after(lease));
+        }
+        let mut peers: Vec<Peer> = by_score(&self.agents)
+            .into_iter()
+            .map(|(number, lease)| Peer { number, lease: Some(lease as u64) })
+            .collect();
+        let unknown: BTreeSet<AgentNumber> =
+            self.inflight.values().filter(|number| !self.agents.contains_key(number)).copied().collect();
+        peers.extend(unknown.into_iter().map(|number| Peer { number, lease: None }));
+        peers.retain(|peer| peer.number != me);
+        Beat { registered, peers }
+    }
+
+    fn in_flight(&self, agent: AgentNumber) -> Vec<Id> {
+        self.inflight.iter().filter(|(_, owner)| **owner == agent).map(|(id, _)| *id).collect()
+    }
+
+    fn recover(&mut self, clock: Clock, agent: AgentNumber, limit: usize, died: bool) -> usize {
+        let mut ids = self.in_flight(agent);
+        ids.truncate(limit);
+        for id in &ids {
+            let count = if died {
+                let count = self.recovered.entry(*id).or_default();
+                *count += 1;
+                *count
+            } else {
+                0
+            };
+            self.inflight.remove(id);
+            if count >= 5 {
+                self.dead.insert(*id, clock.now());
+                let attempts = self.history.get(id).map_or(0, |record| record.attempts);
+                self.put_off(clock, *id, attempts, 0, "in flight in 5 agents that died");
+            } else {
+                self.retry.insert(*id, clock.now());
+            }
+        }
+        self.agents.remove(&agent);
+        self.claims.remove(&agent);
+        self.settles.remove(&agent);
+        ids.len()
+    }
+
+    fn expire(&mut self, clock: Clock, origin: &str, age: Duration, reason: &str) -> usize {
+        let ids: Vec<Id> = self.waiting_of(origin).collect();
+        let old = |id: &&Id| self.history.get(id).is_some_and(|record| clock.now() - record.first >= score(age));
+        let ids: Vec<Id> = ids.iter().take_while(old).copied().collect();
+        for id in &ids {
+            let Record { attempts, own_failures, .. } = self.history[id];
+            self.dead.insert(*id, clock.now());
+            self.put_off(clock, *id, attempts, own_failures, reason);
+            self.waiting.remove(&(origin.to_string(), *id));
+        }
+        self.close_if_empty(origin);
+        ids.len()
+    }
+
+    fn replay(&mut self, clock: Clock, ids: &[Id]) -> usize {
+        let mut n = 0;
+        for id in ids {
+            if self.dead.remove(id).is_some() {
+                self.retry.insert(*id, clock.now());
+                self.history.remove(id);
+                self.recovered.remove(id);
+                n += 1;
+            }
+        }
+        n
+    }
+
+    fn drop_dead(&mut self, ids: &[Id]) -> usize {
+        let mut n = 0;
+        for id in ids {
+            if self.dead.remove(id).is_some() {
+                self.forget(*id);
+                n += 1;
+            }
+        }
+        n
+    }
+
+    fn adopt(&mut self) -> usize {
+        let n = self.legacy.len();
+        self.queue.append(&mut self.legacy);
+        n
+    }
+
+    fn forget(&mut self, id: Id) {
+        self.messages.remove(&id);
+        self.history.remove(&id);
+        self.recovered.remove(&id);
+    }
+
+    fn put_off(&mut self, clock: Clock, id: Id, attempts: u32, own_failures: u32, why: &str) {
+        let first = self.history.get(&id).map_or(clock.now(), |record| record.first);
+        self.history.insert(id, Record { attempts, own_failures, first, last_error: why.to_string() });
+    }
+
+    fn waiting_of(&self, origin: &str) -> impl Iterator<Item = Id> {
+        let (first, last) = ((origin.to_string(), Id(0)), (origin.to_string(), Id(u64::MAX)));
+        self.waiting.range(first..=last).map(|(_, id)| *id)
+    }
+
+    fn close_if_empty(&mut self, origin: &str) {
+        if self.waiting_of(origin).next().is_none() {
+            self.lanes.remove(origin);
+            self.failures.remove(origin);
+        }
+    }
+}

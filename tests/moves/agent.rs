@@ -1,0 +1,573 @@
+//! An agent in simulated time: the real lanes and the real judgement, and around
+//! them what reader, workers and settler do, cut into the steps between which
+//! other threads and other agents may act. An answer is one step from the queue
+//! and another into the agent, so everything can happen in between.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use acapy_deliver::envelope::Envelope;
+use acapy_deliver::lanes::{Claim, Effects, Lanes, Limits};
+use acapy_deliver::policy::{self, Attempt, Outcome, Retry};
+use acapy_deliver::queue::{
+    AgentNumber, Beat, Claimed, History, Id, LaneChange, Peer, Place, RawClaim, Settlement, Source, WaitingLane,
+};
+
+use crate::attack::{Net, Rng, Rules};
+use crate::world::{Answer, Move};
+
+const AUDIT_EVERY: Duration = Duration::from_secs(60);
+
+/// Why a step came to nothing.
+pub enum Stop {
+    /// The connection broke: the queue may have made the move or not.
+    Cut,
+    /// The queue did what it must not.
+    Broken(String),
+}
+
+impl From<String> for Stop {
+    fn from(why: String) -> Stop {
+        Stop::Broken(why)
+    }
+}
+
+/// What the agent tells the ledger.
+pub trait Ledger {
+    /// A claim has arrived in the agent.
+    fn claimed(&mut self, claim: &RawClaim) -> Result<(), String>;
+    /// An attempt begins; what it will come to.
+    fn begin(&mut self, claim: &Claim) -> Result<Attempt, String>;
+    /// A message was judged dead.
+    fn buried(&mut self, bytes: &[u8]);
+    /// The audit found messages that the queue holds for this agent, and the agent does not.
+    fn strays(&mut self, ids: &[Id]) -> Result<(), String>;
+    /// Another agent's messages are about to be taken back.
+    fn recovers(&mut self, dead: &Peer, now: Instant) -> Result<(), String>;
+}
+
+#[derive(Default)]
+struct Batch {
+    settlements: Vec<Settlement>,
+    changes: Vec<LaneChange>,
+}
+
+/// What the reader has in hand.
+enum Reading {
+    Nothing,
+    Answer(Instant, AgentNumber, Claimed),
+    Known(Instant, AgentNumber, Claimed, Vec<WaitingLane>),
+    Strays(AgentNumber, Vec<Id>),
+}
+
+/// What the settler has in hand.
+enum Settling {
+    Nothing,
+    Confirmed,
+    Joined(AgentNumber, Instant),
+}
+
+struct Busy {
+    claim: Box<Claim>,
+    begun: Instant,
+    attempt: Attempt,
+}
+
+struct Look {
+    lease: Option<u64>,
+    looks: u32,
+    first: Instant,
+    last: Instant,
+}
+
+pub struct SimAgent {
+    rules: Rules,
+    limits: Limits,
+    retry: Retry,
+    lanes: Lanes,
+    ready: VecDeque<Box<Claim>>,
+    busy: Vec<Busy>,
+    /// What the threads share: the number, and when the last confirmed beat was sent.
+    shared_number: Option<AgentNumber>,
+    beat_sent: Option<Instant>,
+    // The reader's.
+    reader_number: Option<AgentNumber>,
+    /// The reader waits until the settler has another number than this.
+    waits_for_another: Option<AgentNumber>,
+    call: u64,
+    again: bool,
+    knows_lanes: bool,
+    audited: Instant,
+    reading: Reading,
+    // The settler's.
+    settler_number: Option<AgentNumber>,
+    settle_call: u64,
+    backlog: Batch,
+    sent: Option<Batch>,
+    settling: Settling,
+    pub next_beat: Instant,
+    looks: HashMap<AgentNumber, Look>,
+    /// Not killed and not stopped.
+    pub alive: bool,
+    pub frozen_until: Option<Instant>,
+}
+
+impl SimAgent {
+    pub fn new(rules: Rules, limits: Limits, retry: Retry, seed: u64, now: Instant) -> SimAgent {
+        SimAgent {
+            rules,
+            lanes: Lanes::new(limits.clone(), seed),
+            limits,
+            retry,
+            ready: VecDeque::new(),
+            busy: Vec::new(),
+            shared_number: None,
+            beat_sent: None,
+            reader_number: None,
+            waits_for_another: None,
+            call: 0,
+            again: false,
+            knows_lanes: false,
+            audited: now,
+            reading: Reading::Nothing,
+            settler_number: None,
+            settle_call: 0,
+            backlog: Batch::default(),
+            sent: None,
+            settling: Settling::Nothing,
+            next_beat: now,
+            looks: HashMap::new(),
+            alive: true,
+            frozen_until: None,
+        }
+    }
+
+    pub fn is_awake(&self, now: Instant) -> bool {
+        self.alive && self.frozen_until.is_none_or(|until| until <= now)
+    }
+
+    /// Nothing held, nothing unconfirmed.
+    pub fn is_idle(&self) -> bool {
+        self.busy.is_empty() && self.ready.is_empty() && self.sent.is_none() && self.backlog_is_empty()
+    }
+
+    /// For a failure's message.
+    pub fn describe(&self) -> String {
+        let reading = match &self.reading {
+            Reading::Nothing => "nothing",
+            Reading::Answer(..) => "an answer",
+            Reading::Known(..) => "lanes",
+            Reading::Strays(..) => "strays",
+        };
+        format!(
+            "agent {:?} alive {} held {:?} ready {} busy {} backlog {} sent {} again {} call {} reader has {reading}, number {:?}, waits for another than {:?}; {:?}",
+            self.shared_number.map(|n| n.0),
+            self.alive,
+            self.lanes.held(),
+            self.ready.len(),
+            self.busy.len(),
+            self.backlog.settlements.len(),
+            self.sent.is_some(),
+            self.again,
+            self.call,
+            self.reader_number.map(|n| n.0),
+            self.waits_for_another.map(|n| n.0),
+            self.lanes.counts(),
+        )
+    }
+
+    fn backlog_is_empty(&self) -> bool {
+        self.backlog.settlements.is_empty() && self.backlog.changes.is_empty()
+    }
+
+    // ---- the reader ----
+
+    /// One step of the reader.
+    pub fn read(&mut self, net: &mut Net, ledger: &mut dyn Ledger, rng: &mut Rng) -> Result<(), Stop> {
+        let now = net.now;
+        match std::mem::replace(&mut self.reading, Reading::Nothing) {
+            Reading::Nothing => self.claim(net, rng),
+            Reading::Strays(number, ids) => {
+                let strays: Vec<Id> = ids.into_iter().filter(|id| !self.lanes.holds(*id)).collect();
+                self.audited = now;
+                if !strays.is_empty() {
+                    let answer = net.send(Move::GiveBack(number, strays.clone()), rng);
+                    if let Err(Stop::Cut) = answer {
+                        self.audited = now - AUDIT_EVERY;
+                    }
+                    if answer? != Answer::Count(0) {
+                        ledger.strays(&strays)?;
+                    }
+                }
+                Ok(())
+            }
+            Reading::Answer(_, number, Claimed::Gone) => {
+                self.again = false;
+                self.reader_number = None;
+                self.waits_for_another = Some(number);
+                self.next_beat = now;
+                Ok(())
+            }
+            Reading::Answer(_, _, Claimed::Standby) => {
+                self.again = false;
+                self.knows_lanes = false;
+                Ok(())
+            }
+            Reading::Answer(asked, number, claimed) if !self.knows_lanes => match net.send(Move::Lanes, rng) {
+                Ok(Answer::Lanes(lanes)) => {
+                    self.reading = Reading::Known(asked, number, claimed, lanes);
+                    Ok(())
+                }
+                Ok(other) => Err(Stop::Broken(format!("lanes answer {other:?}"))),
+                // The call is answered again.
+                Err(stop) => {
+                    self.audited = now - AUDIT_EVERY;
+                    Err(stop)
+                }
+            },
+            Reading::Known(asked, number, claimed, lanes) => {
+                self.lanes.learn(&lanes, asked, now);
+                self.knows_lanes = true;
+                self.admit(asked, number, claimed, now, ledger)
+            }
+            Reading::Answer(asked, number, claimed) => self.admit(asked, number, claimed, now, ledger),
+        }
+    }
+
+    fn claim(&mut self, net: &mut Net, rng: &mut Rng) -> Result<(), Stop> {
+        let now = net.now;
+        let Some(number) = self.shared_number else { return Ok(()) };
+        if self.waits_for_another == Some(number) {
+            return Ok(());
+        }
+        self.waits_for_another = None;
+        if self.reader_number != Some(number) {
+            self.reader_number = Some(number);
+            (self.call, self.again, self.knows_lanes) = (0, false, false);
+        }
+        if !self.again && now.saturating_duration_since(self.audited) >= AUDIT_EVERY {
+            match net.send(Move::InFlight(number), rng)? {
+                Answer::Ids(ids) => self.reading = Reading::Strays(number, ids),
+                other => return Err(Stop::Broken(format!("in_flight answers {other:?}"))),
+            }
+            return Ok(());
+        }
+        let mut effects = Effects::default();
+        let bounds = self.lanes.appetite(now, &mut effects);
+        self.perform(effects);
+        let Some(mut bounds) = bounds else { return Ok(()) };
+        // Smaller bounds than the lanes ask for, so that they matter with few messages.
+        if rng.chance(0.5) {
+            bounds.messages = bounds.messages.min(rng.between(1, 6));
+            bounds.returning = if rng.chance(0.5) { bounds.messages.div_ceil(2) } else { bounds.messages / 2 };
+            bounds.bytes = bounds.bytes.min(*rng.pick(&[1, 100, 300, 1000]));
+        }
+        if !self.again {
+            self.call += 1;
+        }
+        let again = std::mem::replace(&mut self.again, true);
+        match net.send(Move::Claim { me: number, call: self.call, again, bounds }, rng) {
+            Ok(Answer::Claimed(claimed)) => {
+                self.reading = Reading::Answer(now, number, claimed);
+                Ok(())
+            }
+            Ok(other) => Err(Stop::Broken(format!("claim answers {other:?}"))),
+            Err(stop) => {
+                self.audited = now - AUDIT_EVERY;
+                Err(stop)
+            }
+        }
+    }
+
+    fn admit(
+        &mut self,
+        asked: Instant,
+        number: AgentNumber,
+        claimed: Claimed,
+        now: Instant,
+        ledger: &mut dyn Ledger,
+    ) -> Result<(), Stop> {
+        if let Claimed::Taken { claims, .. } = &claimed
+            && claims.iter().any(|claim| self.is_unconfirmed(claim.id))
+        {
+            // A message that was put to wait may be claimed again before the agent has heard that it was.
+            self.reading = Reading::Answer(asked, number, claimed);
+            return Ok(());
+        }
+        let Claimed::Taken { claims, emptied, failures, .. } = claimed else { unreachable!("looked at before") };
+        self.again = false;
+        let mut decoded = Vec::new();
+        for claim in claims {
+            ledger.claimed(&claim)?;
+            decoded.push(self.decode(claim, number, now, ledger));
+        }
+        if self.shared_number != Some(number) {
+            return Ok(());
+        }
+        for origin in &emptied {
+            self.lanes.emptied(origin, asked);
+        }
+        for (origin, n) in &failures {
+            self.lanes.has_failed(origin, *n, now);
+        }
+        let mut effects = Effects::default();
+        for claim in decoded {
+            match claim {
+                Ok(claim) => self.lanes.admit(Box::new(claim), asked, now, &mut effects),
+                Err(unreadable) => {
+                    self.lanes.admit_unreadable(unreadable.id);
+                    effects.settlements.push(unreadable);
+                }
+            }
+        }
+        self.perform(effects);
+        Ok(())
+    }
+
+    fn decode(
+        &self,
+        raw: RawClaim,
+        number: AgentNumber,
+        now: Instant,
+        ledger: &mut dyn Ledger,
+    ) -> Result<Claim, Settlement> {
+        let RawClaim { id, bytes, mut history, recovered, source } = raw;
+        match Envelope::decode(bytes.clone()) {
+            Ok(envelope) => {
+                if source == Source::Queue {
+                    history.attempts = envelope.retries();
+                }
+                Ok(Claim::new(id, envelope, history, recovered, source, number, now))
+            }
+            Err(malformed) => {
+                ledger.buried(&bytes);
+                let history = History { last_error: format!("undecodable: {malformed}"), ..history };
+                Err(Settlement { id, origin: Arc::from(""), place: Place::Dead, history })
+            }
+        }
+    }
+
+    fn is_unconfirmed(&self, id: Id) -> bool {
+        let sent = self.sent.iter().flat_map(|batch| &batch.settlements);
+        sent.chain(&self.backlog.settlements).any(|settlement| settlement.id == id)
+    }
+
+    fn perform(&mut self, effects: Effects) {
+        self.backlog.settlements.extend(effects.settlements);
+        self.backlog.changes.extend(effects.changes);
+        self.ready.extend(effects.ready);
+    }
+
+    // ---- the workers ----
+
+    fn is_beat_fresh(&self, now: Instant) -> bool {
+        self.beat_sent.is_some_and(|sent| sent + self.rules.lease * 2 / 3 > now)
+    }
+
+    /// A worker takes the next claim and begins, if it may.
+    pub fn begin(&mut self, now: Instant, ledger: &mut dyn Ledger) -> Result<(), Stop> {
+        if self.busy.len() >= self.limits.workers {
+            return Ok(());
+        }
+        let Some(claim) = self.ready.front() else { return Ok(()) };
+        if self.shared_number != Some(claim.agent) && !self.lanes.holds(claim.id) {
+            let claim = self.ready.pop_front().expect("just seen");
+            let mut effects = Effects::default();
+            self.lanes.abandon(claim, &mut effects);
+            self.perform(effects);
+            return Ok(());
+        }
+        if !self.is_beat_fresh(now) {
+            return Ok(());
+        }
+        let claim = self.ready.pop_front().expect("just seen");
+        let attempt = ledger.begin(&claim)?;
+        self.busy.push(Busy { claim, begun: now, attempt });
+        Ok(())
+    }
+
+    /// An attempt, any of those under way, comes to its end.
+    pub fn finish(&mut self, now: Instant, ledger: &mut dyn Ledger, rng: &mut Rng) {
+        if self.busy.is_empty() {
+            return;
+        }
+        let Busy { claim, begun, attempt } = self.busy.swap_remove(rng.below(self.busy.len()));
+        let outcome = policy::judge(&attempt, &claim.history_at(now), &self.retry);
+        if matches!(outcome, Outcome::Dead { .. }) {
+            ledger.buried(claim.envelope.raw());
+        }
+        let mut effects = Effects::default();
+        self.lanes.finish(claim, outcome, begun, now, &mut effects);
+        self.perform(effects);
+    }
+
+    // ---- the settler ----
+
+    /// One step of the settler.
+    pub fn settle(&mut self, net: &mut Net, rng: &mut Rng) -> Result<(), Stop> {
+        let now = net.now;
+        match std::mem::replace(&mut self.settling, Settling::Nothing) {
+            Settling::Confirmed => {
+                let batch = self.sent.take().expect("just sent");
+                self.lanes.confirmed(&batch.settlements, now);
+                for change in &batch.changes {
+                    if let LaneChange::Close { origin, .. } = change {
+                        let expire = Move::Expire { origin: origin.to_string(), age: self.retry.give_up_after };
+                        // They are looked at again when it fails the next time.
+                        match net.send(expire, rng) {
+                            Ok(_) | Err(Stop::Cut) => {}
+                            Err(broken) => return Err(broken),
+                        }
+                    }
+                }
+                Ok(())
+            }
+            Settling::Joined(number, sent) => {
+                let held = self.lanes.held();
+                let Answer::Has(known) = net.send(Move::Has(held.clone()), rng)? else {
+                    return Err(Stop::Broken("has answers something else".to_string()));
+                };
+                let others: HashSet<Id> =
+                    held.into_iter().zip(known).filter(|(_, known)| *known).map(|(id, _)| id).collect();
+                self.settle_call = 0;
+                self.settler_number = Some(number);
+                self.looks.clear();
+                let mut effects = Effects::default();
+                self.lanes.discard(&others, &mut effects);
+                self.shared_number = Some(number);
+                self.perform(effects);
+                self.beat_sent = Some(sent);
+                self.next_beat = now;
+                Ok(())
+            }
+            Settling::Nothing => {
+                let Some(number) = self.settler_number else { return self.join(net, rng) };
+                if self.sent.is_none() && self.backlog_is_empty() {
+                    return Ok(());
+                }
+                if self.sent.is_none() {
+                    self.settle_call += 1;
+                    self.sent = Some(self.take_batch(rng));
+                }
+                let batch = self.sent.as_ref().expect("just set");
+                let (settlements, changes) = (batch.settlements.clone(), batch.changes.clone());
+                net.send(Move::Settle { me: number, call: self.settle_call, settlements, changes }, rng)?;
+                self.settling = Settling::Confirmed;
+                Ok(())
+            }
+        }
+    }
+
+    /// As the settler does with more than fits into a call: the first, without changes.
+    fn take_batch(&mut self, rng: &mut Rng) -> Batch {
+        let n = self.backlog.settlements.len();
+        if n > 1 && rng.chance(0.3) {
+            let rest = self.backlog.settlements.split_off(rng.between(1, n - 1));
+            let settlements = std::mem::replace(&mut self.backlog.settlements, rest);
+            return Batch { settlements, changes: Vec::new() };
+        }
+        std::mem::take(&mut self.backlog)
+    }
+
+    fn join(&mut self, net: &mut Net, rng: &mut Rng) -> Result<(), Stop> {
+        let sent = net.now;
+        match net.send(Move::Join(self.rules.lease), rng)? {
+            Answer::Joined(number) => self.settling = Settling::Joined(number, sent),
+            other => return Err(Stop::Broken(format!("join answers {other:?}"))),
+        }
+        Ok(())
+    }
+
+    /// The settler's beat, if it is due; and what follows from it.
+    pub fn beat(&mut self, net: &mut Net, ledger: &mut dyn Ledger, rng: &mut Rng) -> Result<(), Stop> {
+        let (Some(number), true) = (self.settler_number, net.now >= self.next_beat) else { return Ok(()) };
+        let sent = net.now;
+        let Answer::Beat(Beat { registered, peers }) = net.send(Move::Beat(number, self.rules.lease), rng)? else {
+            return Err(Stop::Broken("beat answers something else".to_string()));
+        };
+        self.next_beat = sent + self.rules.lease / 3;
+        if !registered {
+            self.beat_sent = None;
+            self.settler_number = None;
+            // The settler is one thread: it is not in the middle of a settle now.
+            self.settling = Settling::Nothing;
+            return self.join(net, rng);
+        }
+        self.beat_sent = Some(sent);
+        for mut dead in self.look_at(&peers, sent) {
+            loop {
+                ledger.recovers(&dead, net.now)?;
+                let limit = *rng.pick(&[1, 2, 512]);
+                let Answer::Recovered(recovered) = net.send(Move::Recover { me: number, dead, limit }, rng)? else {
+                    return Err(Stop::Broken("recover answers something else".to_string()));
+                };
+                dead.lease = None;
+                if recovered.is_none_or(|n| n < limit) {
+                    break;
+                }
+            }
+            self.looks.remove(&dead.number);
+        }
+        if !peers.is_empty() {
+            let asked = net.now;
+            if let Answer::Lanes(lanes) = net.send(Move::Lanes, rng)? {
+                self.lanes.learn(&lanes, asked, net.now);
+            }
+        }
+        Ok(())
+    }
+
+    /// The settler's rule: a lease unchanged over three looks, none more than two beats apart, spanning a lease.
+    fn look_at(&mut self, peers: &[Peer], now: Instant) -> Vec<Peer> {
+        let beat = self.rules.lease / 3;
+        self.looks.retain(|number, _| peers.iter().any(|peer| peer.number == *number));
+        let mut dead = Vec::new();
+        for peer in peers {
+            let new = || Look { lease: peer.lease, looks: 0, first: now, last: now };
+            let look = self.looks.entry(peer.number).or_insert_with(new);
+            let changed = look.lease != peer.lease;
+            if changed && !self.rules.ignores_renewals
+                || now.saturating_duration_since(look.last) > beat * 2 && !self.rules.looks_may_be_far_apart
+            {
+                *look = new();
+            }
+            look.looks += 1;
+            look.last = now;
+            if look.looks >= self.rules.looks && now.saturating_duration_since(look.first) >= self.rules.look_span {
+                dead.push(*peer);
+            }
+        }
+        dead
+    }
+
+    /// SIGTERM: what is being attempted ends or is cut off, all is settled, the rest is given back.
+    pub fn leave(&mut self, calm: bool, net: &mut Net, ledger: &mut dyn Ledger, rng: &mut Rng) -> Result<(), Stop> {
+        self.alive = false;
+        while !self.busy.is_empty() && (calm || rng.chance(0.7)) {
+            self.finish(net.now, ledger, rng);
+        }
+        self.lanes.stop();
+        for Busy { claim, .. } in std::mem::take(&mut self.busy) {
+            let history = History {
+                attempts: claim.history.attempts + 1,
+                last_error: "cut off by a stop".to_string(),
+                ..claim.history.clone()
+            };
+            let (delay, why) = (self.retry.first, history.last_error.clone());
+            let place = if self.limits.ordered { Place::Waiting(Some(delay)) } else { Place::Retry(delay) };
+            let origin = claim.origin.clone();
+            self.backlog.settlements.push(Settlement { id: claim.id, origin: origin.clone(), place, history });
+            if self.limits.ordered {
+                self.backlog.changes.push(LaneChange::Close { origin, after: delay, failures: 1, why });
+            }
+        }
+        let Some(number) = self.settler_number else { return Ok(()) };
+        // A cut ends it: then it is as if it had been killed.
+        while self.sent.is_some() || !self.backlog_is_empty() {
+            self.settle(net, rng)?;
+        }
+        net.send(Move::Leave(number), rng)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,352 @@
+//! Ways to a Redis that lets not everybody in: TLS with a CA of one's own, passwords, ACL users,
+//! unix sockets. A real redis-server, with certificates made here.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{IpAddr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+
+// The fixtures, in the directory where their own files are.
+#[path = "daemon"]
+mod daemon {
+    #[allow(dead_code, unused_imports)] // each set of tests uses some of them
+    pub mod support;
+}
+
+use daemon::support::{Agent, Answer, Redis, SOON, Sink, TempDir, eventually, run_to_end, wire};
+
+/// An authority of one test, with its certificate in a file.
+struct Authority {
+    dir: TempDir,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Authority {
+        let dir = TempDir::new("authority");
+        let mut params = CertificateParams::new([]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        fs::write(dir.path().join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        Authority { dir, issuer: Issuer::new(params, key) }
+    }
+
+    /// Its own certificate.
+    fn file(&self) -> String {
+        self.dir.path().join("ca.pem").display().to_string()
+    }
+
+    /// A certificate for these names and its key, in files.
+    fn certify(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> (PathBuf, PathBuf) {
+        let mut params = CertificateParams::new(names.iter().map(|name| name.to_string()).collect::<Vec<_>>()).unwrap();
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let (file, key_file) = (self.dir.path().join("server.pem"), self.dir.path().join("server.key"));
+        fs::write(&file, certificate.pem()).unwrap();
+        fs::write(&key_file, key.serialize_pem()).unwrap();
+        (file, key_file)
+    }
+
+    /// Has a Redis speak TLS on a port of its own, with this certificate; its address.
+    fn serve_tls(&self, redis: &Redis, (certificate, key): (PathBuf, PathBuf), clients: &str) -> String {
+        let host: IpAddr = redis.address().split(':').next().unwrap().parse().unwrap();
+        let port = TcpListener::bind((host, 0)).unwrap().local_addr().unwrap().port();
+        let text = |path: &Path| path.display().to_string();
+        let settings = [
+            ("tls-auth-clients", clients.to_string()),
+            ("tls-ca-cert-file", self.file()),
+            ("tls-key-file", text(&key)),
+            ("tls-cert-file", text(&certificate)),
+            ("tls-port", port.to_string()),
+        ];
+        // In one step: a certificate without its key is refused.
+        let mut command = redis::cmd("CONFIG");
+        command.arg("SET");
+        for (name, value) in settings {
+            command.arg(name).arg(value);
+        }
+        command.exec(&mut redis.client()).expect("this redis-server was built with TLS");
+        format!("{host}:{port}")
+    }
+}
+
+fn host(redis: &Redis) -> String {
+    redis.address().split(':').next().unwrap().to_string()
+}
+
+#[test]
+fn a_message_goes_through_a_redis_that_speaks_tls() {
+    let redis = Redis::with(&["user agent on >secret ~* &* +@all"]);
+    let authority = Authority::new();
+    let address = authority.serve_tls(&redis, authority.certify(&[&host(&redis)], |_| {}), "no");
+    let sink = Sink::new(|_| Answer::ok());
+    let password = authority.dir.path().join("password");
+    fs::write(&password, "secret\n").unwrap();
+    let (url, ca, password) = (format!("rediss://agent@{address}"), authority.file(), password.display().to_string());
+    let identity = ["-oq", &url, "--redis-ca-file", &ca, "--redis-password-file", &password];
+    let enqueue = ["enqueue", "--endpoint", &sink.url(), "--text", "hello", "--count", "20"];
+    let output = run_to_end(&[&enqueue[..], &identity].concat());
+    assert!(output.status.success(), "{output:?}");
+    let agent = Agent::start_at(&url, &[&identity[2..], &["--status-addr", "127.0.0.1:0"]].concat());
+    eventually("all are delivered", SOON, || sink.n_delivered() == 20);
+    redis.wait_empty(SOON);
+    assert!(!agent.log().contains("secret"), "{}", agent.log());
+    // It is TLS that it went through.
+    let clients: String = redis::cmd("CLIENT").arg("LIST").query(&mut redis.client()).unwrap();
+    let port = format!(":{}", address.rsplit(':').next().unwrap());
+    assert!(
+        clients.lines().filter(|line| line.contains(&format!("{port} ")) && line.contains("user=agent")).count() >= 2,
+        "{clients}"
+    );
+}
+
+/// An agent that cannot agree with Redis says why, and waits; it takes the bundled roots unless told otherwise.
+#[track_caller]
+fn check_trouble(
+    names: &[&str],
+    change: impl FnOnce(&mut CertificateParams),
+    clients: &str,
+    with_ca: bool,
+    says: &[&str],
+) {
+    let redis = Redis::start();
+    let authority = Authority::new();
+    let own = host(&redis);
+    let names: Vec<&str> = names.iter().map(|name| if *name == "own" { own.as_str() } else { name }).collect();
+    let address = authority.serve_tls(&redis, authority.certify(&names, change), clients);
+    let ca = authority.file();
+    let options = if with_ca { vec!["--redis-ca-file", &ca] } else { vec![] };
+    let mut agent = Agent::start_at(&format!("rediss://{address}"), &options);
+    agent.wait_log("Redis cannot be used");
+    let log = agent.log();
+    for word in says {
+        assert!(log.contains(word), "no {word:?} in:\n{log}");
+    }
+    assert!(log.contains(&address), "{log}");
+    assert!(agent.is_running());
+
+    // Mended while it waits, which it does not everywhere need a restart for.
+    if with_ca {
+        let (certificate, key) = authority.certify(&[&own], |_| {});
+        let mut command = redis::cmd("CONFIG");
+        command.arg("SET").arg("tls-cert-file").arg(certificate.display().to_string());
+        command.arg("tls-key-file").arg(key.display().to_string()).arg("tls-auth-clients").arg("no");
+        command.exec(&mut redis.client()).unwrap();
+        agent.wait_log("Redis can be used again");
+    }
+}
+
+#[test]
+fn a_certificate_of_an_unknown_authority_is_named_and_the_option_with_it() {
+    check_trouble(&["own"], |_| {}, "no", false, &["not trusted", "--redis-ca-file", "UnknownIssuer"]);
+}
+
+#[test]
+fn a_certificate_for_another_name_is_named() {
+    check_trouble(&["redis.example"], |_| {}, "no", true, &["for another name", "redis.example"]);
+}
+
+#[test]
+fn an_expired_certificate_is_named() {
+    let expired = |params: &mut CertificateParams| {
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(2021, 1, 1);
+    };
+    check_trouble(&["own"], expired, "no", true, &["has expired"]);
+}
+
+#[test]
+fn a_redis_that_wants_a_client_certificate_is_told_apart() {
+    check_trouble(&["own"], |_| {}, "yes", true, &["client certificate", "tls-auth-clients"]);
+}
+
+#[test]
+fn tls_to_a_port_without_it_is_told() {
+    let redis = Redis::start();
+    let authority = Authority::new();
+    let agent = Agent::start_at(&format!("rediss://{}", redis.address()), &["--redis-ca-file", &authority.file()]);
+    agent.wait_log("does it speak TLS on this port?");
+}
+
+#[test]
+fn a_unix_socket_with_user_and_password_will_do() {
+    let redis = Redis::with(&["user agent on >secret ~* &* +@all"]);
+    let sink = Sink::new(|_| Answer::ok());
+    let url = format!("unix://{}?user=agent&pass=secret", redis.socket().display());
+    redis.push(&wire::envelope(&sink.url(), b"hello"));
+    let agent = Agent::start_at(&url, &[]);
+    eventually("it is delivered", SOON, || sink.n_delivered() == 1);
+    redis.wait_empty(SOON);
+    assert!(!agent.log().contains("secret"), "{}", agent.log());
+}
+
+#[test]
+fn a_password_changed_in_its_file_takes_effect_without_a_restart() {
+    let redis = Redis::with(&["user agent on >first ~* &* +@all"]);
+    let dir = TempDir::new("password");
+    let file = dir.path().join("password");
+    fs::write(&file, "first").unwrap();
+    let url = format!("redis://agent@{}", redis.address());
+    let mut agent = Agent::start_at(&url, &["--redis-password-file", &file.display().to_string()]);
+    eventually("it is registered", SOON, || redis.agents().len() == 1);
+    fs::write(&file, "second\n").unwrap();
+    let mut client = redis.client();
+    redis::cmd("ACL").arg(&["SETUSER", "agent", "resetpass", ">second"]).exec(&mut client).unwrap();
+    redis::cmd("CLIENT").arg(&["KILL", "USER", "agent"]).exec(&mut client).unwrap();
+    let sink = Sink::new(|_| Answer::ok());
+    redis.push_all(wire::numbered(&sink.url(), 10));
+    redis.wait_empty(SOON);
+    assert!(agent.is_running(), "{}", agent.log());
+}
+
+/// The line of the README that begins like this.
+fn readme_line(beginning: &str) -> &'static str {
+    let readme = include_str!("../README.md");
+    let line = readme.lines().find(|line| line.starts_with(beginning));
+    line.unwrap_or_else(|| panic!("README has no line {beginning:?}"))
+}
+
+/// The README's rule for `run`, word by word, with its password.
+fn rule() -> Vec<&'static str> {
+    readme_line("ACL SETUSER acapy-deliver ").split(' ').skip(3).collect()
+}
+
+#[test]
+fn an_agent_needs_no_more_than_the_acl_rule_of_the_readme() {
+    let redis = Redis::start();
+    let mut client = redis.client();
+    redis::cmd("ACL").arg("SETUSER").arg("acapy-deliver").arg(rule()).exec(&mut client).unwrap();
+    // What the prototype left is adopted; the default user pushes what comes from elsewhere.
+    let sink = Sink::origins(4, |request| match request.target.as_str() {
+        "/gone" => Answer::status(410),
+        "/busy" => Answer::status(500),
+        "/hang" => Answer::Hang,
+        "/slow" => Answer::status(503).header("Retry-After", "1"),
+        _ => Answer::ok(),
+    });
+    let prototype = wire::envelope(&sink.url(), b"from the prototype");
+    redis::cmd("ZADD").arg("acapy.outbound_retry").arg(1).arg(prototype).exec(&mut client).unwrap();
+    redis.push_all(wire::numbered(&sink.url(), 200));
+    for (path, url) in ["gone", "busy", "slow"].iter().zip(&sink.urls()[1..]) {
+        redis.push(&wire::envelope(&format!("{url}/{path}"), path.as_bytes()));
+    }
+    redis.push(b"not an envelope");
+    redis.push_all(wire::numbered("http://127.0.0.1:1", 3));
+    let url = format!("redis://acapy-deliver:secret@{}", redis.address());
+    let options = [
+        "--lease",
+        "3s",
+        "--retry-first",
+        "200ms",
+        "--retry-max",
+        "400ms",
+        "--give-up-after",
+        "3s",
+        "--keep-dead",
+        "1s",
+        "--status-addr",
+        "127.0.0.1:0",
+    ];
+    let mut agent = Agent::start_at(&url, &options);
+    eventually("what can be delivered is", SOON, || sink.copies().len() >= 201);
+    // One that dies with a message in flight, to be recovered.
+    redis.push(&wire::envelope(&format!("{}/hang", sink.url()), b"hang"));
+    eventually("the message is in flight", SOON, || redis.counts().inflight >= 1);
+    agent.kill9();
+    sink.behave(|request| match request.target.as_str() {
+        "/busy" => Answer::status(500),
+        "/slow" => Answer::status(503),
+        _ => Answer::ok(),
+    });
+    let mut successor = Agent::start_at(&url, &options);
+    successor.wait_log("is dead:");
+    eventually("the recovered one is delivered", SOON, || sink.copies().contains_key("hang"));
+    // What fails for long dies, and dead letters past their keeping go: all moves of `run` but ordered mode's.
+    let address = successor.log();
+    let address = address.split("status is served at http://").nth(1).unwrap().split('/').next().unwrap().to_string();
+    eventually("the status server sees the queue", SOON, || page(&address).contains("acapy_deliver_queue_messages"));
+    eventually("nothing waits any more", SOON * 2, || {
+        let counts = redis.counts();
+        (counts.inflight, counts.waiting, counts.retry) == (0, 0, 0)
+    });
+    successor.term();
+    assert_eq!(successor.wait_exit(SOON), Some(0));
+
+    // In order, and with the other way to wait.
+    for option in ["--ordered", "--pop=blpop"] {
+        sink.behave(|_| Answer::ok());
+        let before = sink.n_delivered();
+        let more = if option == "--ordered" { vec!["--ordered"] } else { vec!["--pop", "blpop"] };
+        let mut agent = Agent::start_at(&url, &more);
+        eventually("it is registered", SOON, || !redis.agents().is_empty());
+        redis.push_all(wire::numbered(&sink.url(), 20));
+        eventually("all arrive", SOON, || sink.n_delivered() >= before + 20);
+        agent.term();
+        assert_eq!(agent.wait_exit(SOON), Some(0));
+    }
+
+    // The operator's commands, with what the README adds for them.
+    let more = readme_line("`check`, `status` and `dead` need `").split('`').nth(7).unwrap();
+    redis::cmd("ACL")
+        .arg("SETUSER")
+        .arg("acapy-deliver")
+        .arg(more.split(' ').collect::<Vec<_>>())
+        .exec(&mut client)
+        .unwrap();
+    redis.push_all(wire::numbered(&sink.url(), 5));
+    for command in
+        [&["status"][..], &["dead", "list"], &["check"], &["enqueue", "--endpoint", "http://a/", "--text", "x"]]
+    {
+        let output = run_to_end(&[command, &["-oq", &url]].concat());
+        assert!(output.status.code().is_some_and(|code| code <= 1), "{command:?}: {output:?}");
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(!said.contains("NOPERM") && !said.contains("mend  permissions"), "{command:?}: {said}");
+    }
+
+    // Redis remembers what it refused.
+    let refused: Vec<redis::Value> = redis::cmd("ACL").arg("LOG").query(&mut client).unwrap();
+    assert!(refused.is_empty(), "refused under the rule: {refused:?}");
+}
+
+/// The metrics of an agent; empty if it does not answer.
+fn page(address: &str) -> String {
+    use std::io::{Read, Write};
+    let mut text = String::new();
+    if let Ok(mut stream) = std::net::TcpStream::connect(address) {
+        let _ = stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n");
+        let _ = stream.read_to_string(&mut text);
+    }
+    text
+}
+
+/// The rule names what the moves and the client use, and nothing that they do not.
+#[test]
+fn the_acl_rule_of_the_readme_has_no_command_too_many() {
+    let mut used = BTreeSet::new();
+    // What the moves of `run` call, by the names between the quotes.
+    let queue = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/queue");
+    let figures = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/status_server/figures.lua");
+    let scripts = fs::read_dir(queue).unwrap().map(|entry| entry.unwrap().path());
+    let scripts = scripts.chain([figures]).filter(|path| path.extension().is_some_and(|extension| extension == "lua"));
+    for script in scripts {
+        let text = fs::read_to_string(script).unwrap();
+        for (before, after) in [("redis.call('", '\''), ("all('", '\'')] {
+            used.extend(text.split(before).skip(1).map(|rest| rest.split(after).next().unwrap().to_lowercase()));
+        }
+    }
+    assert!(used.len() > 15 && used.contains("zadd"), "{used:?}");
+    // What the threads send themselves.
+    for name in ["evalsha", "eval", "blmove", "brpoplpush", "blpop", "exists", "type", "info", "config|get"] {
+        used.insert(name.to_string());
+    }
+    let allowed: BTreeSet<String> =
+        rule().iter().filter_map(|word| word.strip_prefix('+')).map(str::to_string).collect();
+    let too_many: Vec<_> = allowed.difference(&used).collect();
+    assert!(too_many.is_empty(), "the rule allows what nothing uses: {too_many:?}");
+    // BRPOPLPUSH is for servers before 6.2 and BLPOP for --pop blpop alone.
+    let missing: Vec<_> = used.difference(&allowed).filter(|name| !["brpoplpush"].contains(&name.as_str())).collect();
+    assert!(missing.is_empty(), "the rule lacks {missing:?}");
+}

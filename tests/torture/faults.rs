@@ -1,0 +1,585 @@
+//! The faults: what there is, whom it strikes, how it begins and how it ends. Each is applied to a
+//! [`World`] and leaves an entry of when it was, so that what came twice can be explained by it.
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::agents::Slot;
+use super::proxy::Flow;
+use super::recipients::{Mood, Recipient, Temper};
+use super::rng::Rng;
+use crate::support::{Redis, ms};
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Fault {
+    AgentKilled,
+    AgentKilledForAWhile,
+    AgentTold,
+    AgentToldTwice,
+    AgentFrozen,
+    AgentFrozenPastLease,
+    AgentStarved,
+    ClockStepped,
+    LinkHeld,
+    LinkForgotten,
+    LinkDelayed,
+    AnswersHeld,
+    CallsHeld,
+    LinkReset,
+    AnswerCut,
+    RedisKilled,
+    RedisKilledForAWhile,
+    RedisLoadsLong,
+    ClientsKilled,
+    RedisPaused,
+    RedisAsleep,
+    ScriptsFlushed,
+    RedisFull,
+    RedisReadOnly,
+    DiskFull,
+    RecipientAway,
+    RecipientHangs,
+    RecipientBusy,
+    RecipientCuts,
+    RemoteHeld,
+    RemoteForgotten,
+    RemoteDelayed,
+    RemoteReset,
+    RemoteAnswerCut,
+}
+
+use Fault::*;
+
+/// Each with how likely it is.
+pub const ALL: [(Fault, u64); 34] = [
+    (AgentKilled, 6),
+    (AgentKilledForAWhile, 4),
+    (AgentTold, 4),
+    (AgentToldTwice, 2),
+    (AgentFrozen, 4),
+    (AgentFrozenPastLease, 5),
+    (AgentStarved, 3),
+    (ClockStepped, 5),
+    (LinkHeld, 4),
+    (LinkForgotten, 4),
+    (LinkDelayed, 3),
+    (AnswersHeld, 4),
+    (CallsHeld, 3),
+    (LinkReset, 4),
+    (AnswerCut, 6),
+    (RedisKilled, 3),
+    (RedisKilledForAWhile, 2),
+    (RedisLoadsLong, 2),
+    (ClientsKilled, 5),
+    (RedisPaused, 3),
+    (RedisAsleep, 3),
+    (ScriptsFlushed, 4),
+    (RedisFull, 3),
+    (RedisReadOnly, 3),
+    (DiskFull, 3),
+    (RecipientAway, 4),
+    (RecipientHangs, 3),
+    (RecipientBusy, 3),
+    (RecipientCuts, 3),
+    (RemoteHeld, 3),
+    (RemoteForgotten, 2),
+    (RemoteDelayed, 2),
+    (RemoteReset, 3),
+    (RemoteAnswerCut, 3),
+];
+
+impl Fault {
+    pub fn name(self) -> &'static str {
+        match self {
+            AgentKilled => "agent: kill -9, started again at once",
+            AgentKilledForAWhile => "agent: kill -9, started again later",
+            AgentTold => "agent: SIGTERM, started again",
+            AgentToldTwice => "agent: SIGTERM twice, started again",
+            AgentFrozen => "agent: SIGSTOP for less than the lease",
+            AgentFrozenPastLease => "agent: SIGSTOP for longer than the lease",
+            AgentStarved => "agent: no file descriptors left",
+            ClockStepped => "agent: wall clock stepped",
+            LinkHeld => "agent-Redis: cut silently, all delivered late",
+            LinkForgotten => "agent-Redis: cut silently, for ever",
+            LinkDelayed => "agent-Redis: 200 ms slower",
+            AnswersHeld => "agent-Redis: answers alone held or lost",
+            CallsHeld => "agent-Redis: calls alone held or lost",
+            LinkReset => "agent-Redis: connections reset",
+            AnswerCut => "agent-Redis: reset in the middle of an answer",
+            RedisKilled => "Redis: kill -9, started again at once",
+            RedisKilledForAWhile => "Redis: kill -9, started again later",
+            RedisLoadsLong => "Redis: kill -9, loads a large AOF",
+            ClientsKilled => "Redis: CLIENT KILL of all",
+            RedisPaused => "Redis: CLIENT PAUSE",
+            RedisAsleep => "Redis: DEBUG SLEEP",
+            ScriptsFlushed => "Redis: SCRIPT FLUSH",
+            RedisFull => "Redis: maxmemory reached",
+            RedisReadOnly => "Redis: read-only replica and back",
+            DiskFull => "Redis: disk full",
+            RecipientAway => "recipient: refuses connections",
+            RecipientHangs => "recipient: does not answer",
+            RecipientBusy => "recipient: 503",
+            RecipientCuts => "recipient: closes each connection",
+            RemoteHeld => "agent-recipient: cut silently, all delivered late",
+            RemoteForgotten => "agent-recipient: cut silently, for ever",
+            RemoteDelayed => "agent-recipient: 200 ms slower",
+            RemoteReset => "agent-recipient: connections reset",
+            RemoteAnswerCut => "agent-recipient: reset in the middle of an answer",
+        }
+    }
+}
+
+impl Fault {
+    /// Whether the agent ends, or is taken for dead by others.
+    pub fn ends_agent(self) -> bool {
+        matches!(
+            self,
+            AgentKilled
+                | AgentKilledForAWhile
+                | AgentTold
+                | AgentToldTwice
+                | AgentFrozenPastLease
+                | LinkHeld
+                | LinkForgotten
+        )
+    }
+}
+
+/// Whom a fault strikes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scope {
+    Agent(usize),
+    Redis,
+    Recipient(usize),
+}
+
+/// A fault that was injected.
+#[derive(Clone, Debug)]
+pub struct Injected {
+    pub fault: Fault,
+    pub scope: Scope,
+    pub from: Instant,
+    /// When it was over; `None` if it is not yet.
+    pub to: Option<Instant>,
+}
+
+/// What is still to be done about a fault.
+#[derive(Clone, Copy, Debug)]
+enum Cure {
+    StartAgent(usize),
+    Thaw(usize),
+    Feed(usize),
+    MendLink(usize, bool),
+    StartRedis,
+    RedisStarts,
+    Wake,
+    LiftLimit,
+    Promote,
+    FreeDisk,
+    MendRecipient(usize, bool),
+}
+
+/// Redis as the faults have left it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RedisState {
+    Well,
+    /// Not running, loading, asleep, full, or on a full disk: not to be asked anything.
+    Away,
+    /// Answers, and refuses writes.
+    ReadOnly,
+}
+
+/// What the faults strike.
+pub struct World {
+    pub redis: Redis,
+    pub redis_state: RedisState,
+    pub slots: Vec<Slot>,
+    pub recipients: Vec<Recipient>,
+    pub lease: Duration,
+    /// A small file system of Redis's own, if there is one.
+    pub disk: Option<PathBuf>,
+    /// Whether Redis ends by itself when it cannot write (`appendfsync always`), and is then started again.
+    pub always: bool,
+    pub injected: Vec<Injected>,
+    cures: Vec<(Instant, Cure, usize)>,
+}
+
+impl World {
+    pub fn new(redis: Redis, slots: Vec<Slot>, recipients: Vec<Recipient>, lease: Duration) -> World {
+        World {
+            redis,
+            redis_state: RedisState::Well,
+            slots,
+            recipients,
+            lease,
+            disk: None,
+            always: true,
+            injected: Vec::new(),
+            cures: Vec::new(),
+        }
+    }
+
+    /// Injects one fault of a random kind where one can be; false if the kind chosen cannot be now.
+    pub fn inject(&mut self, rng: &mut Rng) -> bool {
+        let fault = rng.weighted(&ALL);
+        let scope = match fault {
+            AgentKilled | AgentKilledForAWhile | AgentTold | AgentToldTwice | AgentFrozen | AgentFrozenPastLease
+            | AgentStarved => {
+                let n = rng.index(self.slots.len());
+                if !self.slots[n].is_running() || self.slots[n].troubled {
+                    return false;
+                }
+                Scope::Agent(n)
+            }
+            ClockStepped => {
+                let stepped: Vec<usize> = (0..self.slots.len())
+                    .filter(|n| self.slots[*n].clock.is_some() && self.slots[*n].is_running())
+                    .collect();
+                if stepped.is_empty() {
+                    return false;
+                }
+                Scope::Agent(stepped[rng.index(stepped.len())])
+            }
+            LinkHeld | LinkForgotten | LinkDelayed | AnswersHeld | CallsHeld | LinkReset | AnswerCut => {
+                let n = rng.index(self.slots.len());
+                if self.slots[n].cut_off {
+                    return false;
+                }
+                Scope::Agent(n)
+            }
+            DiskFull if self.disk.is_none() => return false,
+            RedisKilled | RedisKilledForAWhile | RedisLoadsLong if !self.always => return false,
+            RedisKilled | RedisKilledForAWhile | RedisLoadsLong | ClientsKilled | RedisPaused | RedisAsleep
+            | ScriptsFlushed | RedisFull | RedisReadOnly | DiskFull => {
+                if self.redis_state != RedisState::Well {
+                    return false;
+                }
+                Scope::Redis
+            }
+            RecipientAway | RecipientHangs | RecipientBusy | RecipientCuts => {
+                let n = rng.index(self.recipients.len());
+                if self.recipients[n].troubled || self.recipients[n].temper == Temper::Dead {
+                    return false;
+                }
+                Scope::Recipient(n)
+            }
+            RemoteHeld | RemoteForgotten | RemoteDelayed | RemoteReset | RemoteAnswerCut => {
+                let remote: Vec<usize> = (0..self.recipients.len())
+                    .filter(|n| self.recipients[*n].proxy.is_some() && !self.recipients[*n].troubled)
+                    .collect();
+                if remote.is_empty() {
+                    return false;
+                }
+                Scope::Recipient(remote[rng.index(remote.len())])
+            }
+        };
+        self.injected.push(Injected { fault, scope, from: Instant::now(), to: None });
+        match scope {
+            Scope::Agent(n) => self.strike_agent(fault, n, rng),
+            Scope::Redis => self.strike_redis(fault, rng),
+            Scope::Recipient(n) => self.strike_recipient(fault, n, rng),
+        }
+        true
+    }
+
+    fn strike_agent(&mut self, fault: Fault, n: usize, rng: &mut Rng) {
+        let lease = self.lease.as_millis() as u64;
+        let slot = &mut self.slots[n];
+        let a_moment = ms(rng.between(1, 300));
+        let a_while = ms(rng.between(lease / 3, lease * 2));
+        match fault {
+            AgentKilled => {
+                slot.troubled = true;
+                slot.kill9();
+                self.later(a_moment, Cure::StartAgent(n));
+            }
+            AgentKilledForAWhile => {
+                slot.troubled = true;
+                slot.kill9();
+                self.later(a_while, Cure::StartAgent(n));
+            }
+            AgentTold => {
+                slot.term();
+                self.later(a_moment, Cure::StartAgent(n));
+            }
+            AgentToldTwice => {
+                slot.term();
+                thread::sleep(ms(rng.between(0, 30)));
+                slot.term();
+                self.later(a_moment, Cure::StartAgent(n));
+            }
+            AgentFrozen => {
+                slot.troubled = true;
+                slot.freeze();
+                self.later(ms(rng.between(50, lease * 9 / 10)), Cure::Thaw(n));
+            }
+            AgentFrozenPastLease => {
+                slot.troubled = true;
+                slot.freeze();
+                self.later(ms(rng.between(lease * 4 / 3, lease * 5 / 2)), Cure::Thaw(n));
+            }
+            AgentStarved => {
+                slot.troubled = true;
+                slot.starve(Some(rng.index(4)));
+                self.later(ms(rng.between(300, 2500)), Cure::Feed(n));
+            }
+            ClockStepped => {
+                let far = [1, 30, 3600, 86_400 * 400][rng.index(4)];
+                slot.step_clock(if rng.percent(50) { far } else { -far });
+                self.over();
+            }
+            LinkReset => {
+                slot.proxy.reset_all();
+                self.over();
+            }
+            AnswerCut => {
+                slot.cut_off = true;
+                slot.proxy.reset_after(rng.between(1, 20_000) as usize);
+                self.later(ms(1500), Cure::MendLink(n, false));
+            }
+            _ => {
+                slot.cut_off = true;
+                let (towards, back) = flows_of(fault);
+                slot.proxy.set(towards, back);
+                let forget = match fault {
+                    LinkForgotten => true,
+                    AnswersHeld | CallsHeld => rng.percent(50),
+                    _ => false,
+                };
+                self.later(ms(rng.between(200, lease * 2)), Cure::MendLink(n, forget));
+            }
+        }
+    }
+
+    fn strike_redis(&mut self, fault: Fault, rng: &mut Rng) {
+        match fault {
+            RedisKilled | RedisKilledForAWhile => {
+                self.redis.kill9();
+                self.redis_state = RedisState::Away;
+                let away = if fault == RedisKilled { 10 } else { rng.between(500, 7_000) };
+                self.later(ms(away), Cure::StartRedis);
+            }
+            RedisLoadsLong => {
+                // Each command of the file then costs this many microseconds.
+                self.command(&["CONFIG", "SET", "key-load-delay", "50"]);
+                self.command(&["CONFIG", "REWRITE"]);
+                self.redis.kill9();
+                self.redis_state = RedisState::Away;
+                self.later(ms(10), Cure::StartRedis);
+            }
+            ClientsKilled => {
+                self.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+                self.over();
+            }
+            RedisPaused => {
+                let pause = rng.between(200, 7_000);
+                self.command(&["CLIENT", "PAUSE", &pause.to_string(), if rng.percent(70) { "ALL" } else { "WRITE" }]);
+                self.redis_state = RedisState::Away;
+                self.later(ms(pause + 50), Cure::Wake);
+            }
+            RedisAsleep => {
+                let pause = rng.between(200, 7_000);
+                if let Ok(mut client) = self.redis.try_client() {
+                    let sleep = format!("{:.3}", pause as f64 / 1000.0);
+                    thread::spawn(move || redis::cmd("DEBUG").arg(&["SLEEP", &sleep]).exec(&mut client));
+                }
+                self.redis_state = RedisState::Away;
+                self.later(ms(pause + 50), Cure::Wake);
+            }
+            ScriptsFlushed => {
+                self.command(&["SCRIPT", "FLUSH"]);
+                self.over();
+            }
+            RedisFull => {
+                self.command(&["CONFIG", "SET", "maxmemory", "1"]);
+                self.redis_state = RedisState::Away;
+                self.later(ms(rng.between(300, 4_000)), Cure::LiftLimit);
+            }
+            RedisReadOnly => {
+                self.command(&["REPLICAOF", "127.0.0.1", "1"]);
+                self.redis_state = RedisState::ReadOnly;
+                self.later(ms(rng.between(100, 4_000)), Cure::Promote);
+            }
+            DiskFull => {
+                self.fill_disk();
+                self.redis_state = RedisState::Away;
+                self.later(ms(rng.between(300, 3_000)), Cure::FreeDisk);
+            }
+            _ => unreachable!("{fault:?} does not strike Redis"),
+        }
+    }
+
+    fn strike_recipient(&mut self, fault: Fault, n: usize, rng: &mut Rng) {
+        let recipient = &mut self.recipients[n];
+        let a_while = ms(rng.between(200, 4_000));
+        if fault == RemoteReset {
+            recipient.proxy.as_ref().expect("a remote one").reset_all();
+            self.over();
+            return;
+        }
+        recipient.troubled = true;
+        match fault {
+            RecipientAway => recipient.stop(),
+            RecipientHangs => recipient.set_mood(Mood::Hanging),
+            RecipientBusy => recipient.set_mood(Mood::Busy),
+            RecipientCuts => recipient.cut_on_accept(true),
+            RemoteAnswerCut => {
+                recipient.proxy.as_ref().expect("a remote one").reset_after(rng.between(1, 400) as usize);
+            }
+            _ => {
+                let (towards, back) = flows_of(fault);
+                recipient.proxy.as_ref().expect("a remote one").set(towards, back);
+            }
+        }
+        self.later(a_while, Cure::MendRecipient(n, fault == RemoteForgotten));
+    }
+
+    /// Does what is due; what should not be.
+    pub fn turn(&mut self) -> Vec<String> {
+        let now = Instant::now();
+        let (due, rest): (Vec<_>, Vec<_>) = self.cures.drain(..).partition(|(at, ..)| *at <= now);
+        self.cures = rest;
+        for (_, cure, injected) in due {
+            self.cure(cure, injected);
+        }
+        self.slots.iter_mut().filter_map(Slot::watch).collect()
+    }
+
+    fn cure(&mut self, cure: Cure, injected: usize) {
+        match cure {
+            Cure::StartAgent(n) => {
+                let slot = &mut self.slots[n];
+                if !slot.has_ended() {
+                    // Told to end and not yet gone.
+                    self.cures.push((Instant::now() + ms(20), cure, injected));
+                    return;
+                }
+                slot.troubled = false;
+                slot.start();
+            }
+            Cure::Thaw(n) => {
+                self.slots[n].thaw();
+                self.slots[n].troubled = false;
+            }
+            Cure::Feed(n) => {
+                self.slots[n].starve(None);
+                self.slots[n].troubled = false;
+            }
+            Cure::MendLink(n, forget) => {
+                self.slots[n].proxy.mend(forget);
+                self.slots[n].cut_off = false;
+            }
+            Cure::StartRedis => {
+                self.redis.restart_without_waiting();
+                self.cures.push((Instant::now() + ms(20), Cure::RedisStarts, injected));
+                return;
+            }
+            Cure::RedisStarts => {
+                if !self.answers() {
+                    self.cures.push((Instant::now() + ms(20), cure, injected));
+                    return;
+                }
+                if self.injected[injected].fault == RedisLoadsLong {
+                    self.command(&["CONFIG", "SET", "key-load-delay", "0"]);
+                    self.command(&["CONFIG", "REWRITE"]);
+                }
+                self.redis_state = RedisState::Well;
+            }
+            Cure::Wake => self.redis_state = RedisState::Well,
+            Cure::LiftLimit => {
+                self.command(&["CONFIG", "SET", "maxmemory", "0"]);
+                self.redis_state = RedisState::Well;
+            }
+            Cure::Promote => {
+                self.command(&["REPLICAOF", "NO", "ONE"]);
+                self.redis_state = RedisState::Well;
+            }
+            Cure::FreeDisk => {
+                self.free_disk();
+                if self.always && !self.answers() {
+                    // It ended by itself, for it could not write what it had promised to.
+                    self.redis.kill9();
+                    self.redis.restart_without_waiting();
+                }
+                self.cures.push((Instant::now() + ms(20), Cure::RedisStarts, injected));
+                return;
+            }
+            Cure::MendRecipient(n, forget) => {
+                if let Some(proxy) = &self.recipients[n].proxy {
+                    proxy.mend(forget);
+                }
+                self.recipients[n].mend();
+            }
+        }
+        self.injected[injected].to = Some(Instant::now());
+    }
+
+    /// Whether every fault is over.
+    pub fn is_whole(&self) -> bool {
+        self.cures.is_empty()
+    }
+
+    /// Brings all that is still to be cured forward to now.
+    pub fn hurry(&mut self) {
+        let now = Instant::now();
+        for (at, cure, _) in &mut self.cures {
+            // A pause ends by itself and not before.
+            if !matches!(cure, Cure::Wake) {
+                *at = now;
+            }
+        }
+    }
+
+    fn later(&mut self, after: Duration, cure: Cure) {
+        self.cures.push((Instant::now() + after, cure, self.injected.len() - 1));
+    }
+
+    /// The last fault was over as soon as it was there.
+    fn over(&mut self) {
+        let last = self.injected.last_mut().expect("one was injected");
+        last.to = Some(Instant::now());
+    }
+
+    fn command(&self, words: &[&str]) {
+        let done =
+            self.redis.try_client().and_then(|mut client| redis::cmd(words[0]).arg(&words[1..]).exec(&mut client));
+        if let Err(error) = done {
+            panic!("cannot tell Redis {words:?}: {error}");
+        }
+    }
+
+    /// Whether Redis answers and writes what it is told.
+    fn answers(&self) -> bool {
+        let answer = self.redis.try_client().and_then(|mut client| {
+            redis::cmd("SET").arg(&["torture", "1"]).exec(&mut client)?;
+            redis::cmd("DEL").arg("torture").exec(&mut client)
+        });
+        answer.is_ok()
+    }
+
+    fn fill_disk(&self) {
+        let Some(disk) = &self.disk else { return };
+        let mut filler = fs::File::create(disk.join("filler")).expect("a file can be made");
+        let piece = vec![0; 1 << 20];
+        while filler.write_all(&piece).is_ok() {}
+        while filler.write_all(&piece[..512]).is_ok() {}
+    }
+
+    pub fn free_disk(&self) {
+        if let Some(disk) = &self.disk {
+            let _ = fs::remove_file(disk.join("filler"));
+        }
+    }
+}
+
+fn flows_of(fault: Fault) -> (Flow, Flow) {
+    match fault {
+        AnswersHeld => (Flow::Pass, Flow::Hold),
+        CallsHeld => (Flow::Hold, Flow::Pass),
+        LinkDelayed | RemoteDelayed => (Flow::Delay(ms(100)), Flow::Delay(ms(100))),
+        _ => (Flow::Hold, Flow::Hold),
+    }
+}
