@@ -129,6 +129,8 @@ impl Row {
         self.reference.as_ref().map(|(_, theirs)| self.seen.median / theirs.median)
     }
 
+    /// Whether what is wanted was seen; `None` if nothing is wanted, or if the reference, which has
+    /// nothing bad in it, does not keep within the bound either: then the machine was too busy to tell.
     pub fn is_reached(&self) -> Option<bool> {
         let theirs = self.reference.as_ref().map_or(0.0, |(_, theirs)| theirs.median);
         let seen = self.seen.median;
@@ -137,9 +139,19 @@ impl Row {
             Wanted::TimesReference(times) => seen >= times * theirs,
             Wanted::OverReference(over) => seen <= theirs + over,
             Wanted::TimesReferencePlus(times, over) => seen <= theirs * times + over,
+            Wanted::AtMost(_) | Wanted::AtLeast(_) if self.is_too_busy() => return None,
             Wanted::AtMost(most) => seen <= most,
             Wanted::AtLeast(least) => seen >= least,
         })
+    }
+
+    fn is_too_busy(&self) -> bool {
+        let Some((_, theirs)) = &self.reference else { return false };
+        match self.wanted {
+            Wanted::AtMost(most) => self.seen.median > most && theirs.median > most,
+            Wanted::AtLeast(least) => self.seen.median < least && theirs.median < least,
+            _ => false,
+        }
     }
 
     fn wanted_text(&self) -> String {
@@ -164,6 +176,7 @@ impl Row {
             r => format!("{r:.2}"),
         });
         let verdict = match self.is_reached() {
+            None if self.is_too_busy() => "(machine too busy)",
             None => "",
             Some(true) => "yes",
             Some(false) => "**no**",

@@ -39,6 +39,8 @@ pub struct Arrival {
     /// When it was pushed and when it arrived, since the clock's start.
     pub pushed: Duration,
     pub arrived: Duration,
+    /// How long its answer took, which on a busy machine is more than its manners say.
+    pub took: Duration,
     /// What it was answered; 0: nothing, or not yet.
     pub status: u16,
 }
@@ -178,10 +180,11 @@ fn serve(stream: TcpStream, inner: &Inner) -> std::io::Result<()> {
         let mut number =
             || words.next().and_then(|word| std::str::from_utf8(word).ok()?.parse::<u64>().ok()).unwrap_or(0);
         let (number, pushed) = (number(), Duration::from_nanos(number()));
-        let arrival = Arrival { origin, number, pushed, arrived, status: 0 };
+        let arrival = Arrival { origin, number, pushed, arrived, took: Duration::ZERO, status: 0 };
         inner.arrivals.lock().expect("nothing panics with the arrivals").push(arrival);
         let status = (inner.manners)(&Request { origin, number, stream: &stream });
-        let answered = Arrival { status, ..arrival };
+        let took = inner.clock.elapsed() - arrived;
+        let answered = Arrival { status, took, ..arrival };
         inner.answered.lock().expect("nothing panics with the answers").push(answered);
         if (200..300).contains(&status) {
             inner.n_good.fetch_add(1, Ordering::Relaxed);

@@ -256,7 +256,7 @@ fn dead(full: bool) -> Vec<Row> {
         }
         let worst = (1..length - 1).map(|s| by_second.get(&s).copied().unwrap_or(0.0)).fold(f64::INFINITY, f64::min);
         let attempts = arrivals.iter().filter(|a| a.origin == DEAD).count() as f64;
-        let mut drain = f64::NAN;
+        let (mut drain, mut ideal) = (f64::NAN, f64::NAN);
         if with_dead {
             is_dead.store(false, Ordering::Relaxed);
             let good = |r: &Recipient| {
@@ -272,9 +272,10 @@ fn dead(full: bool) -> Vec<Row> {
             let times = good(&stage.recipient);
             if times.len() >= waiting {
                 drain = (times[times.len() - 1] - times[0]).as_secs_f64();
+                ideal = waiting as f64 * mean_answer(&stage.recipient, DEAD) / 8.0;
             }
         }
-        (cpu, worst / rate * 100.0, attempts, drain)
+        (cpu, worst / rate * 100.0, attempts, drain, ideal)
     };
     let (alone, with) = (run(false), run(true));
     // Attempts of its schedule: 0, 5, 15, 35, 75 … s, each up to a fifth earlier.
@@ -285,7 +286,6 @@ fn dead(full: bool) -> Vec<Row> {
         at += step;
         step = (step * 2.0).min(480.0);
     }
-    let ideal = waiting as f64 * answer_time.as_secs_f64() / 8.0;
     vec![
         one(
             group,
@@ -306,10 +306,10 @@ fn dead(full: bool) -> Vec<Row> {
         one(group, &format!("attempts at it in {length} s"), Unit::Number, with.2, None, Wanted::AtMost(allowed)),
         one(
             group,
-            &format!("once it is back, {waiting} delivered (number × 5 ms / 8 + 1 s)"),
+            &format!("once it is back, {waiting} delivered (number × answer time / 8 + 1 s)"),
             Unit::Seconds,
             with.3,
-            Some(("ideal", ideal)),
+            Some(("ideal", with.4)),
             Wanted::OverReference(1.0),
         ),
     ]
@@ -345,7 +345,7 @@ fn slow(full: bool) -> Vec<Row> {
         let others = arrivals.iter().filter(|a| a.origin >= 3 && a.pushed > warm).map(Arrival::latency);
         let p99 = quantile(&others.collect::<Vec<_>>(), 0.99);
         if !with_slow {
-            return (p99, 0.0, 0.0, 0.0);
+            return (p99, 0.0, 0.0, 0.0, 0.0);
         }
         let rate = |o: usize| {
             let n = arrivals.iter().filter(|a| a.origin == o && a.arrived > warm && a.arrived < end).count();
@@ -358,12 +358,17 @@ fn slow(full: bool) -> Vec<Row> {
             // Eight at once may change places; more than that is out of order.
             inversions += numbers.windows(17).filter(|w| w[0] > w[16]).count();
         }
+        let slow_answer: Vec<f64> = (0..3).map(|o| mean_answer(&stage.recipient, o)).collect();
         fast.store(true, Ordering::Relaxed);
         let switched = stage.recipient.now();
         thread::sleep(seconds(3));
         let after = stage.recipient.arrivals();
-        let n = after.iter().filter(|a| a.origin == 0 && a.arrived > switched + seconds(1)).count();
-        (p99, slowest, inversions as f64, n as f64 / 2.0)
+        let backlog: Vec<Duration> =
+            after.iter().filter(|a| a.origin == 0 && a.arrived > switched).map(|a| a.arrived).collect();
+        let last = backlog.iter().max().expect("more was pushed than it could take");
+        let fast_rate = backlog.len() as f64 / (*last - switched).as_secs_f64();
+        let ideal = 8.0 / (0..3).map(|o| slow_answer[o]).fold(0.0, f64::max);
+        (p99, slowest, inversions as f64, fast_rate, ideal)
     };
     let (alone, with) = (run(false), run(true));
     vec![
@@ -380,16 +385,16 @@ fn slow(full: bool) -> Vec<Row> {
             "each of the three gets (window over answer time)",
             Unit::PerSecond,
             with.1,
-            Some(("8 / 50 ms", 160.0)),
+            Some(("8 / answer time", with.4)),
             Wanted::TimesReference(0.95),
         ),
         one(group, "out of order by more than the window", Unit::Number, with.2, None, Wanted::AtMost(0.0)),
         one(
             group,
-            "one becomes fast (1 ms): the second after gets",
+            "one becomes fast (1 ms): it gets what waits for it at",
             Unit::PerSecond,
             with.3,
-            Some(("8 / 50 ms", 160.0)),
+            Some(("8 / answer time", with.4)),
             Wanted::TimesReference(6.0),
         ),
     ]
@@ -447,12 +452,15 @@ fn throttling(full: bool) -> Vec<Row> {
         stage.recipient.answered().iter().filter(|a| a.status == 200).map(|a| a.arrived).collect();
     times.sort();
     let rate = n as f64 / (times[n - 1] - times[0]).as_secs_f64();
+    let good: Vec<f64> =
+        stage.recipient.answered().iter().filter(|a| a.status == 200).map(|a| a.took.as_secs_f64()).collect();
+    let capacity = 4.0 * good.len() as f64 / good.iter().sum::<f64>();
     vec![one(
         "503 above four at once",
         "delivered",
         Unit::PerSecond,
         rate,
-        Some(("4 / 20 ms", 200.0)),
+        Some(("4 / answer time", capacity)),
         Wanted::TimesReference(0.9),
     )]
 }
@@ -672,6 +680,17 @@ impl Stage {
             thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// Seconds that an origin took for an answer, from arrival to answer.
+fn mean_answer(recipient: &Recipient, origin: usize) -> f64 {
+    let took: Vec<f64> = recipient
+        .answered()
+        .iter()
+        .filter(|arrival| arrival.origin == origin && arrival.status == 200)
+        .map(|arrival| arrival.took.as_secs_f64())
+        .collect();
+    took.iter().sum::<f64>() / took.len() as f64
 }
 
 fn key(name: &str) -> String {
