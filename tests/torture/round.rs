@@ -523,8 +523,9 @@ fn find_number(bytes: &[u8]) -> Option<usize> {
 /// recipient or its network, or of the agent that delivered the first.
 fn is_explained(message: &Message, world: &World) -> bool {
     let deliverers = message.id.as_ref().map(|id| history::deliverers(&world.slots, id)).unwrap_or_default();
-    // An attempt may have begun before the fault and its settlement be under way: one attempt and one renewal.
-    let slack = Duration::from_secs(2);
+    // A fault lasts beyond its end: a connection that stays silent is given up after 5 s, and an
+    // agent that was away for a lease by then has been taken for dead.
+    let slack = Duration::from_secs(5) + world.lease;
     message.deliveries().windows(2).all(|pair| {
         let (first, second) = (pair[0].at, pair[1].at);
         let between = |fault: &&Injected| fault.from <= second && fault.to.is_none_or(|to| to + slack >= first);
