@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
 
-use crate::envelope::Envelope;
+use crate::envelope::{Endpoints, Envelope};
 use crate::journal::Speaker;
 use crate::lanes::Claim;
 use crate::metrics::add;
@@ -44,6 +44,7 @@ pub fn run(queue: &mut dyn Queue, shared: &Shared) -> Result<(), Error> {
         call: 0,
         again: false,
         popped: None,
+        endpoints: Endpoints::default(),
         knows_lanes: false,
         was_standby: false,
         audited: Instant::now(),
@@ -108,6 +109,7 @@ struct Reader<'a> {
     again: bool,
     /// Taken from the queue by the wait, not yet claimed.
     popped: Option<Vec<u8>>,
+    endpoints: Endpoints,
     /// Whether the lanes that wait in Redis are known since the number was new or the standby ended.
     knows_lanes: bool,
     was_standby: bool,
@@ -250,9 +252,9 @@ impl Reader<'_> {
         }
     }
 
-    fn decode(&self, raw: RawClaim, number: AgentNumber) -> Result<Claim, Settlement> {
+    fn decode(&mut self, raw: RawClaim, number: AgentNumber) -> Result<Claim, Settlement> {
         let RawClaim { id, bytes, mut history, recovered, source } = raw;
-        let decoded = catch_unwind(AssertUnwindSafe(|| Envelope::decode(bytes)));
+        let decoded = catch_unwind(AssertUnwindSafe(|| Envelope::decode_with(bytes, &mut self.endpoints)));
         let reason = match decoded {
             Ok(Ok(envelope)) => {
                 if source == Source::Queue {

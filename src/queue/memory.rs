@@ -369,9 +369,6 @@ impl State {
         if !self.agents.contains_key(&me) {
             return Claimed::Gone;
         }
-        if bounds.ordered && (self.agents.keys().any(|other| *other < me) || self.inflight.values().any(|n| *n != me)) {
-            return Claimed::Standby;
-        }
         match self.claims.get(&me) {
             Some((last, taken)) if *last == call => {
                 let mine = |(id, _): &&(Id, Source)| self.inflight.get(id) == Some(&me);
@@ -387,6 +384,12 @@ impl State {
             }
             Some((last, _)) if *last > call => return Claimed::Gone,
             _ => {}
+        }
+        if bounds.ordered && (self.agents.keys().any(|other| *other < me) || self.inflight.values().any(|n| *n != me)) {
+            if again {
+                self.claims.insert(me, (call, Vec::new()));
+            }
+            return Claimed::Standby;
         }
 
         let queued = self.queue.len() + usize::from(bounds.popped.is_some());

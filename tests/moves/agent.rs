@@ -288,13 +288,6 @@ impl SimAgent {
         now: Instant,
         ledger: &mut dyn Ledger,
     ) -> Result<(), Stop> {
-        if let Claimed::Taken { claims, .. } = &claimed
-            && claims.iter().any(|claim| self.is_unconfirmed(claim.id))
-        {
-            // A message that was put to wait may be claimed again before the agent has heard that it was.
-            self.reading = Reading::Answer(asked, number, claimed);
-            return Ok(());
-        }
         let Claimed::Taken { claims, emptied, failures, .. } = claimed else { unreachable!("looked at before") };
         self.again = false;
         let mut decoded = Vec::new();
@@ -346,11 +339,6 @@ impl SimAgent {
                 Err(Settlement { id, origin: Arc::from(""), place: Place::Dead, history })
             }
         }
-    }
-
-    fn is_unconfirmed(&self, id: Id) -> bool {
-        let sent = self.sent.iter().flat_map(|batch| &batch.settlements);
-        sent.chain(&self.backlog.settlements).any(|settlement| settlement.id == id)
     }
 
     fn perform(&mut self, effects: Effects) {

@@ -98,11 +98,10 @@ impl Attack<'_> {
         let Attack { seed, ordered, rollback, .. } = self;
         result.map_err(|why| {
             let agents: Vec<String> = run.agents.iter().map(SimAgent::describe).collect();
-            let said = run.net.said.iter().rev().take(run.net.said_at_most()).rev().cloned().collect::<Vec<_>>();
             format!(
-                "seed {seed}, ordered {ordered}, rollback {rollback}, on {on:?}: {why}\n{}\n{}\n",
+                "seed {seed}, ordered {ordered}, rollback {rollback}, on {on:?} (MOVES_TRACE=1 shows every move): {why}\n{}\n{}\n",
                 agents.join("\n"),
-                said.join("\n")
+                run.net.said.join("\n")
             )
         })
     }
@@ -154,13 +153,11 @@ pub struct Net {
     recoveries: usize,
     trace: bool,
     said: Vec<String>,
+    /// Something was done to the queue since it was last looked at.
+    pub touched: bool,
 }
 
 impl Net {
-    fn said_at_most(&self) -> usize {
-        if self.trace { usize::MAX } else { 25 }
-    }
-
     pub fn send(&mut self, a_move: Move, rng: &mut Rng) -> Result<Answer, Stop> {
         let fate = if rng.chance(self.fault) { rng.below(10) } else { 10 };
         self.faults += usize::from(fate < 10);
@@ -183,6 +180,7 @@ impl Net {
     }
 
     fn make(&mut self, a_move: &Move, note: &str) -> Result<Answer, String> {
+        self.touched = true;
         let answer = self.world.make(a_move)?;
         self.say(|| format!("{note} {a_move:?} -> {answer:?}"));
         match (a_move, &answer) {
@@ -198,12 +196,11 @@ impl Net {
         Ok(answer)
     }
 
+    /// Kept only with MOVES_TRACE set: writing down every move takes most of the time.
     fn say(&mut self, what: impl FnOnce() -> String) {
-        let clock = self.world.clock();
-        let what = what();
-        self.said.push(format!("{:.4} {what}", clock as f64 / 1e6 - 1.77e9));
-        if !self.trace && self.said.len() > 100 {
-            self.said.drain(..50);
+        if self.trace {
+            let clock = self.world.clock() as f64 / 1e6 - 1.77e9;
+            self.said.push(format!("{clock:.4} {}", what()));
         }
     }
 }
@@ -254,6 +251,8 @@ struct Books {
     /// Data has gone back: ids change and copies are many.
     rolled_back: bool,
     beats: HashMap<AgentNumber, Instant>,
+    /// When the queue was last back from an outage, in which nobody could beat.
+    back_since: Instant,
     lease: Duration,
     quiet: bool,
 }
@@ -362,7 +361,7 @@ impl Ledger for Books {
 
     fn recovers(&mut self, dead: &Peer, now: Instant) -> Result<(), String> {
         let Some(beat) = self.beats.get(&dead.number) else { return Ok(()) };
-        if self.rolled_back || now.saturating_duration_since(*beat) >= self.lease {
+        if self.rolled_back || now.saturating_duration_since(self.back_since.max(*beat)) >= self.lease {
             return Ok(());
         }
         Err(format!("agent {} is taken for dead; its last beat is {:?} ago", dead.number, now - *beat))
@@ -412,6 +411,7 @@ impl<'a> Run<'a> {
             recoveries: 0,
             trace: std::env::var("MOVES_TRACE").is_ok(),
             said: Vec::new(),
+            touched: true,
         };
         let books = Books {
             ordered: attack.ordered,
@@ -424,6 +424,7 @@ impl<'a> Run<'a> {
             attempts: 0,
             rolled_back: false,
             beats: HashMap::new(),
+            back_since: now,
             lease: attack.rules.lease,
             quiet: false,
         };
@@ -471,9 +472,10 @@ impl<'a> Run<'a> {
         let disturbed = !self.calm;
         match self.rng.below(1000) {
             0..=129 => {
-                for _ in 0..self.rng.between(1, 6) {
+                for _ in 0..self.rng.between(1, 4) {
                     let n = self.books.new_message();
                     self.net.world.push(&self.books.messages[n].bytes);
+                    self.net.touched = true;
                     self.books.enqueued(n);
                 }
             }
@@ -506,6 +508,11 @@ impl<'a> Run<'a> {
                 let to = if back { clock - seconds * 1_000_000 } else { clock + seconds * 1_000_000 };
                 self.net.say(|| format!("the queue's clock goes by {seconds} s, back: {back}"));
                 self.net.world.set_clock(to);
+            }
+            295..=299 if disturbed => {
+                let outage = Duration::from_secs(*self.rng.pick(&[8, 30, 100]));
+                self.pass(outage);
+                self.books.back_since = self.net.now;
             }
             220..=249 if !self.net.late.is_empty() => {
                 let at = self.rng.below(self.net.late.len());
@@ -612,6 +619,7 @@ impl<'a> Run<'a> {
         self.pass(Duration::from_secs(1));
         self.net.late.clear();
         self.books.rolled_back = true;
+        self.net.touched = true;
         let here = |state: &State| -> HashSet<Vec<u8>> {
             state.queue.iter().chain(state.messages.values()).cloned().collect()
         };
@@ -623,10 +631,10 @@ impl<'a> Run<'a> {
     }
 
     fn check(&mut self) -> Result<(), String> {
-        let state = self.net.world.state()?;
-        if self.last.as_ref() == Some(&state) {
+        if !std::mem::take(&mut self.net.touched) {
             return Ok(());
         }
+        let state = self.net.world.state()?;
         invariant(&state)?;
         let mut here: HashSet<&Vec<u8>> = HashSet::new();
         for bytes in state.queue.iter().chain(state.messages.values()) {

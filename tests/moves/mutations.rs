@@ -1,1 +1,485 @@
-//! to come
+//! Takes each safety out of the scripts in turn, and of the agents' judgement of
+//! who is dead: some scenario or the attack must notice. What nothing notices is
+//! either not needed or not tested.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::attack::{Attack, On, Rules};
+use crate::scenarios::{self, Bench};
+use crate::support::Redis;
+
+/// A script's file, a text in it, and what stands there in its place.
+struct Mutation {
+    /// The scenario that is asked first.
+    by: &'static str,
+    file: &'static str,
+    from: &'static str,
+    to: &'static str,
+}
+
+const fn mutation(by: &'static str, file: &'static str, from: &'static str, to: &'static str) -> Mutation {
+    Mutation { by, file, from, to }
+}
+
+const MUTATIONS: &[Mutation] = &[
+    // Numbers of calls.
+    mutation(
+        "a_settle_sent_again_changes_nothing",
+        "settle",
+        "if last and tonumber(last) >= tonumber(call) then return {'again', {}} end",
+        "",
+    ),
+    mutation(
+        "a_claim_sent_again_answers_the_same",
+        "claim",
+        "if last and string.match(last, '^%d+') == call then",
+        "if false then",
+    ),
+    mutation(
+        "an_older_claim_takes_nothing",
+        "claim",
+        "if last and tonumber(string.match(last, '^%d+')) > tonumber(call) then return {'old'} end",
+        "",
+    ),
+    mutation(
+        "an_empty_claim_sent_again_leaves_nothing_to_a_late_first",
+        "claim",
+        "if #ids > 0 or again then",
+        "if #ids > 0 then",
+    ),
+    mutation(
+        "a_standby_that_asked_again_leaves_nothing_to_a_late_first",
+        "claim",
+        "  if again then\n    -- The first",
+        "  if false then\n    -- The first",
+    ),
+    mutation(
+        "a_recovered_agent_is_gone_and_leaves_no_calls",
+        "recover",
+        "redis.call('HDEL', CALLS, agent, 's' .. agent)",
+        "",
+    ),
+    mutation(
+        "a_recovered_agent_is_gone_and_leaves_no_calls",
+        "settle",
+        "if redis.call('ZSCORE', AGENTS, me) then redis.call('HSET', CALLS,",
+        "if true then redis.call('HSET', CALLS,",
+    ),
+    // Ids.
+    mutation(
+        "no_number_is_used_twice_when_the_clock_goes_back",
+        "head",
+        "math.max(tonumber(redis.call('GET', ID) or '0'), now_us)",
+        "now_us",
+    ),
+    mutation(
+        "no_number_is_used_twice_when_the_counter_is_lost",
+        "head",
+        "math.max(tonumber(redis.call('GET', ID) or '0'), now_us)",
+        "tonumber(redis.call('GET', ID) or '0')",
+    ),
+    mutation("a_claim_takes_no_more_messages_than_asked", "head", "last + n))", "last + n - 1))"),
+    // Who may do what.
+    mutation(
+        "a_recovered_agent_is_gone_and_leaves_no_calls",
+        "claim",
+        "if not redis.call('ZSCORE', AGENTS, me) then return {'gone'} end",
+        "",
+    ),
+    mutation("a_beat_lists_the_others_and_strangers_and_never_registers", "beat", "if registered then", "if true then"),
+    mutation(
+        "an_agent_whose_lease_has_changed_is_not_recovered",
+        "recover",
+        "if seen ~= '*' and lease ~= seen then return {'refused', 0} end",
+        "",
+    ),
+    mutation("an_agent_whose_lease_has_changed_is_not_recovered", "recover", "redis.call('ZREM', AGENTS, agent)", ""),
+    mutation(
+        "what_is_not_ours_any_more_stays_where_it_is",
+        "settle",
+        "if owner and tonumber(owner) == mine then",
+        "if owner then",
+    ),
+    mutation(
+        "a_recovered_agent_is_gone_and_leaves_no_calls",
+        "settle",
+        "if owner and tonumber(owner) == mine then",
+        "if true then",
+    ),
+    mutation(
+        "only_what_is_in_flight_here_is_given_back",
+        "give_back",
+        "if owner and tonumber(owner) == tonumber(me) then",
+        "if owner then",
+    ),
+    mutation(
+        "only_the_dead_are_replayed_as_if_never_attempted",
+        "replay",
+        "if redis.call('ZSCORE', DEAD, id) then",
+        "if true then",
+    ),
+    mutation("only_the_dead_are_dropped", "drop", "if redis.call('ZREM', DEAD, id) == 1 then", "if true then"),
+    mutation(
+        "a_standby_that_asked_again_leaves_nothing_to_a_late_first",
+        "claim",
+        "if other < me then return true end",
+        "",
+    ),
+    mutation(
+        "in_order_nobody_claims_while_a_stranger_has_messages_in_flight",
+        "claim",
+        "return low[2] and (tonumber",
+        "return false and (tonumber",
+    ),
+    // What is written before anything else, and checked before that.
+    mutation("a_full_redis_still_makes_every_move", "head", "redis.call('HDEL', MESSAGES, '')", ""),
+    mutation(
+        "a_wrong_type_at_any_key_leaves_everything_as_it_was",
+        "head",
+        "ipairs({INFLIGHT, WAITING, LANES, RETRY, DEAD, AGENTS})",
+        "ipairs({})",
+    ),
+    mutation(
+        "a_wrong_type_at_any_key_leaves_everything_as_it_was",
+        "head",
+        "ipairs({MESSAGES, FAILURES, HISTORY, RECOVERED, CALLS})",
+        "ipairs({})",
+    ),
+    mutation(
+        "twenty_thousand_messages_are_settled_and_recovered_in_one_go",
+        "head",
+        "for i = 1, #items, 500 do call(unpack(items, i, math.min(i + 499, #items))) end",
+        "if #items > 0 then call(unpack(items)) end",
+    ),
+    // From one place to another.
+    mutation(
+        "due_retries_come_first_but_only_half_while_messages_are_queued",
+        "claim",
+        "all('ZREM', RETRY, retried)",
+        "",
+    ),
+    mutation("what_waits_is_pulled_lowest_id_first_and_as_much_as_wanted", "claim", "all('ZREM', WAITING, left)", ""),
+    mutation("a_claim_takes_no_more_messages_than_asked", "claim", "redis.call('LTRIM', K, from_k, -1)", ""),
+    mutation("a_claim_takes_no_more_messages_than_asked", "claim", "all('ZADD', INFLIGHT, owned)", ""),
+    mutation("a_message_recovered_for_the_fifth_time_is_dead", "recover", "all('ZREM', INFLIGHT, ids)", ""),
+    mutation(
+        "due_retries_come_first_but_only_half_while_messages_are_queued",
+        "settle",
+        "      redis.call('ZREM', INFLIGHT, it.id)\n",
+        "",
+    ),
+    mutation(
+        "what_was_delivered_goes_wherever_it_is",
+        "settle",
+        "unpack(group, i, to)) < to - i + 1 then",
+        "unpack(group, i, to)) < 0 then",
+    ),
+    mutation(
+        "what_was_delivered_goes_wherever_it_is",
+        "settle",
+        "for j = i, to do redis.call('ZREM', WAITING, member(group.origin, group[j])) end",
+        "",
+    ),
+    mutation(
+        "what_was_delivered_goes_wherever_it_is",
+        "settle",
+        "      redis.call('ZREM', RETRY, unpack(group, i, to))\n",
+        "",
+    ),
+    mutation(
+        "what_was_delivered_goes_wherever_it_is",
+        "settle",
+        "      redis.call('ZREM', DEAD, unpack(group, i, to))\n",
+        "",
+    ),
+    mutation(
+        "what_was_delivered_goes_wherever_it_is",
+        "settle",
+        "if redis.call('HLEN', HISTORY) > 0 then all('HDEL', HISTORY, group) end",
+        "",
+    ),
+    mutation(
+        "a_delivered_message_leaves_no_count_of_deaths",
+        "settle",
+        "if any_recovered then all('HDEL', RECOVERED, group) end",
+        "",
+    ),
+    mutation("what_waits_too_long_expires_and_the_younger_stays", "expire", "redis.call('ZREM', WAITING, waiting)", ""),
+    mutation(
+        "what_waits_too_long_expires_and_the_younger_stays",
+        "expire",
+        "if not first or now - first < age then break end",
+        "",
+    ),
+    mutation("what_waits_too_long_expires_and_the_younger_stays", "expire", "close_if_empty(origin)", ""),
+    mutation("dead_letters_past_their_keeping_are_forgotten", "forget", "now - age,", "'+inf',"),
+    mutation("dead_letters_past_their_keeping_are_forgotten", "forget", "all('HDEL', MESSAGES, ids)", ""),
+    mutation("dead_letters_past_their_keeping_are_forgotten", "forget", "all('HDEL', HISTORY, ids)", ""),
+    mutation("only_the_dead_are_dropped", "drop", "redis.call('HDEL', HISTORY, id)", ""),
+    mutation("what_the_prototype_left_joins_the_queue_in_order", "adopt", "all('ZREM', legacy, values)", ""),
+    // What is remembered.
+    mutation("only_the_dead_are_replayed_as_if_never_attempted", "replay", "redis.call('HDEL', HISTORY, id)", ""),
+    mutation("only_the_dead_are_replayed_as_if_never_attempted", "replay", "redis.call('HDEL', RECOVERED, id)", ""),
+    mutation(
+        "a_settled_attempt_clears_the_count_of_deaths",
+        "settle",
+        "if any_recovered and it.attempts > before then redis.call('HDEL', RECOVERED, it.id) end",
+        "",
+    ),
+    mutation(
+        "a_settled_attempt_clears_the_count_of_deaths",
+        "settle",
+        "if any_recovered and it.attempts > before then",
+        "if true then",
+    ),
+    mutation("the_first_time_a_message_was_put_off_is_remembered", "head", "first_put_off(old) or now)", "now)"),
+    mutation(
+        "leaving_gives_back_everything_without_counting_a_death",
+        "recover",
+        "count and redis.call('HINCRBY', RECOVERED, id, 1) or 0",
+        "redis.call('HINCRBY', RECOVERED, id, 1)",
+    ),
+    mutation("a_message_recovered_for_the_fifth_time_is_dead", "recover", "died >= 5", "died >= 6"),
+    // Lanes.
+    mutation("an_emptied_lane_is_told_and_forgotten", "head", "redis.call('ZREM', LANES, origin)", ""),
+    mutation("an_emptied_lane_is_told_and_forgotten", "head", "redis.call('HDEL', FAILURES, origin)", ""),
+    mutation(
+        "a_probe_takes_one_and_moves_the_lane_on",
+        "settle",
+        "  if not redis.call('ZSCORE', LANES, it.origin) then\n",
+        "  if false then\n",
+    ),
+    mutation(
+        "a_lane_keeps_its_time_when_more_comes_to_wait",
+        "settle",
+        "  if not redis.call('ZSCORE', LANES, it.origin) then\n",
+        "  if true then\n",
+    ),
+    mutation(
+        "lanes_that_never_failed_are_tried_before_failed_ones",
+        "settle",
+        "it.delay < 0 and -now or due_at(now + it.delay)",
+        "due_at(now + it.delay)",
+    ),
+    mutation("a_lane_closes_once_for_the_same_failure", "settle", "  if due then\n", "  if true then\n"),
+    mutation("a_lane_closes_once_for_the_same_failure", "settle", "if change.failures > known then", "if true then"),
+    mutation(
+        "a_lane_closes_once_for_the_same_failure",
+        "settle",
+        "      redis.call('HDEL', FAILURES, change.origin)\n",
+        "",
+    ),
+    mutation(
+        "an_emptied_lane_is_told_and_forgotten",
+        "claim",
+        "for _, origin in ipairs(emptied) do close_if_empty(origin) end",
+        "",
+    ),
+    mutation(
+        "a_probe_takes_one_and_moves_the_lane_on",
+        "claim",
+        "if #moved_lanes > 0 then all('ZADD', LANES, moved_lanes) end",
+        "",
+    ),
+    mutation(
+        "suspects_are_taken_one_at_a_time_from_their_lane",
+        "claim",
+        "or due_at(now + 100)",
+        "or due_at(now + probe_ms)",
+    ),
+    mutation(
+        "a_wanted_lane_that_failed_gives_one_probe",
+        "claim",
+        "elseif due <= 0 then take_from(origin,",
+        "elseif due <= now then take_from(origin,",
+    ),
+    mutation(
+        "lanes_that_never_failed_are_tried_before_failed_ones",
+        "claim",
+        "if since > 0 and failed_probes <= 0 then break end",
+        "",
+    ),
+    mutation(
+        "a_probe_takes_one_and_moves_the_lane_on",
+        "claim",
+        "if take_from(origin, 1, 'p') > 0 then",
+        "if take_from(origin, 2, 'p') > 0 then",
+    ),
+    mutation(
+        "a_lane_whose_probe_came_back_is_due_and_one_that_backs_off_is_not",
+        "head",
+        "return due > now and due % 2 == 1",
+        "return due > now",
+    ),
+    mutation(
+        "a_lane_whose_probe_came_back_is_due_and_one_that_backs_off_is_not",
+        "head",
+        "return due > now and due % 2 == 1",
+        "return false",
+    ),
+    mutation(
+        "a_lane_whose_probe_came_back_is_due_and_one_that_backs_off_is_not",
+        "settle",
+        "redis.call('ZADD', LANES, due_at(now + change.delay), change.origin)\n    else",
+        "\n    else",
+    ),
+    // Bounds.
+    mutation(
+        "a_claim_stops_after_the_message_that_reaches_its_bytes",
+        "claim",
+        "if bytes >= max_bytes then break end",
+        "",
+    ),
+    mutation(
+        "a_claim_takes_no_more_messages_than_asked",
+        "claim",
+        "#ids + #fresh < max_messages and bytes < max_bytes",
+        "bytes < max_bytes",
+    ),
+    mutation(
+        "due_retries_come_first_but_only_half_while_messages_are_queued",
+        "claim",
+        "if n_queued == 0 then max_returning = max_messages end",
+        "",
+    ),
+    mutation(
+        "due_retries_come_first_but_only_half_while_messages_are_queued",
+        "claim",
+        "local max_retries = max_returning",
+        "local max_retries = max_messages",
+    ),
+    mutation(
+        "returning_messages_have_half_the_bytes_while_messages_are_queued",
+        "claim",
+        "n_queued > 0 and max_bytes / 2 or max_bytes",
+        "max_bytes",
+    ),
+    mutation(
+        "a_message_larger_than_an_agent_may_hold_is_dead_at_once",
+        "claim",
+        "if #body > largest then",
+        "if false then",
+    ),
+    // Messages that agents die of.
+    mutation(
+        "suspects_are_taken_one_at_a_time_from_the_retry_schedule",
+        "claim",
+        "is_suspect(counts[i]) and not suspect then",
+        "false then",
+    ),
+    mutation(
+        "suspects_are_taken_one_at_a_time_from_the_retry_schedule",
+        "claim",
+        "if not ordered and is_suspect(counts[i]) then suspect = false end",
+        "",
+    ),
+    mutation("suspects_are_taken_one_at_a_time_from_their_lane", "claim", "      if not suspect then break end\n", ""),
+    mutation(
+        "suspects_are_taken_one_at_a_time_from_the_retry_schedule",
+        "claim",
+        "later[2 * i - 1], later[2 * i] = now + 100, id",
+        "later[2 * i - 1], later[2 * i] = now + 100000000, id",
+    ),
+    // Order.
+    mutation("in_order_retries_come_alone_due_or_not", "claim", "if ordered then max_retries = max_messages end", ""),
+    mutation(
+        "in_order_retries_come_alone_due_or_not",
+        "claim",
+        "local due = ordered and redis.call('ZRANGE', RETRY, seen, seen + want - 1)\n    or ",
+        "local due = ",
+    ),
+    mutation("in_order_retries_come_alone_due_or_not", "claim", "if not (ordered and #ids > 0) then", "if true then"),
+    mutation(
+        "in_order_retries_come_alone_due_or_not",
+        "claim",
+        "if not (ordered and #retried > 0) then",
+        "if true then",
+    ),
+];
+
+/// Attacks of a mutated script at most, of each kind.
+const ATTACKS: u64 = 12;
+
+fn noticed_by(redis: &Redis, mutation: &Mutation) -> Option<String> {
+    let edit = |file: &str, text: String| {
+        if file != mutation.file {
+            return text;
+        }
+        text.replace(mutation.from, mutation.to)
+    };
+    let first = scenarios::ALL.iter().filter(|(name, _)| *name == mutation.by);
+    let others = scenarios::ALL.iter().filter(|(name, _)| *name != mutation.by);
+    for (name, scenario) in first.chain(others) {
+        let failed = catch_unwind(AssertUnwindSafe(|| scenario(&mut Bench::new(redis, &edit)))).is_err();
+        // A scenario that ended early may have left the server full.
+        redis::cmd("CONFIG").arg(&["SET", "maxmemory", "0"]).exec(&mut redis.client()).unwrap();
+        redis::cmd("FLUSHALL").exec(&mut redis.client()).unwrap();
+        if failed {
+            return Some(format!("scenario {name}"));
+        }
+    }
+    for seed in 1..=ATTACKS {
+        for (ordered, rollback) in [(false, false), (true, false), (false, true)] {
+            if let Err(why) =
+                (Attack { edit: &edit, ..Attack::new(seed, ordered, rollback) }).run(On::Redis, Some(redis))
+            {
+                return Some(why.lines().next().unwrap_or_default().to_string());
+            }
+        }
+    }
+    None
+}
+
+/// Each in turn, shared out among so many tests, which run side by side.
+fn every_mutation_is_noticed(part: usize, parts: usize) {
+    let redis = Redis::with(&["appendonly no"]);
+    let mut unnoticed = Vec::new();
+    for mutation in MUTATIONS.iter().skip(part).step_by(parts) {
+        let Mutation { file, from, to, .. } = mutation;
+        match noticed_by(&redis, mutation) {
+            Some(by) => println!("{file}: {from:?} -> {to:?}: {by}"),
+            None => unnoticed.push(format!("{file}: {from:?} -> {to:?}")),
+        }
+    }
+    assert!(unnoticed.is_empty(), "nothing notices:\n{}", unnoticed.join("\n"));
+}
+
+#[test]
+fn every_mutation_of_a_script_is_noticed_1() {
+    every_mutation_is_noticed(0, 2);
+}
+
+#[test]
+fn every_mutation_of_a_script_is_noticed_2() {
+    every_mutation_is_noticed(1, 2);
+}
+
+#[test]
+fn every_mutation_changes_exactly_one_place() {
+    let redis = Redis::with(&["appendonly no"]);
+    for Mutation { file, from, .. } in MUTATIONS {
+        let places = std::cell::Cell::new(None);
+        let _ = Bench::new(&redis, &|name, text| {
+            if name == *file {
+                places.set(Some(text.matches(from).count()));
+            }
+            text
+        });
+        assert_eq!(places.get(), Some(1), "{file}.lua has this once: {from:?}");
+    }
+}
+
+#[test]
+fn a_careless_judgement_of_who_is_dead_is_noticed() {
+    let usual = Rules::default;
+    let careless = [
+        ("one look is enough", Rules { looks: 1, look_span: std::time::Duration::ZERO, ..usual() }),
+        ("three looks need not span a lease", Rules { look_span: std::time::Duration::ZERO, ..usual() }),
+        ("a renewed lease counts for nothing", Rules { ignores_renewals: true, ..usual() }),
+        ("looks may be far apart", Rules { looks_may_be_far_apart: true, looks: 2, ..usual() }),
+    ];
+    for (what, rules) in careless {
+        let run = |seed| Attack { rules: rules.clone(), ..Attack::new(seed, false, false) }.run(On::Memory, None);
+        assert!((1..=60).any(|seed| run(seed).is_err()), "nothing notices: {what}");
+    }
+}

@@ -1,1 +1,1091 @@
-//! to come
+//! One rule each, on a real redis-server whose clock the test sets. The mutations
+//! run all of these against scripts with a safety taken out.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use acapy_deliver::queue::connection::Server;
+use acapy_deliver::queue::memory::State;
+use acapy_deliver::queue::redis_list::{Keys, Pop, RedisList};
+use acapy_deliver::queue::{
+    AgentNumber, Bounds, Claimed, Error, History, Id, LaneChange, Peer, Place, Queue, RawClaim, Settlement, Source,
+    Waited,
+};
+use redis::Value;
+
+use crate::support::{Redis, ms};
+use crate::world::{invariant, read_state};
+
+/// What becomes of a script's text, by the name of its file.
+pub type Edit<'a> = &'a dyn Fn(&str, String) -> String;
+
+const LEASE: Duration = Duration::from_secs(15);
+const SECOND: Duration = Duration::from_secs(1);
+const A: &str = "http://a:80";
+const B: &str = "http://b:80";
+
+/// A queue of its own on a server.
+pub struct Bench {
+    prefix: String,
+    list: RedisList,
+    keys: Keys,
+    client: redis::Connection,
+    clock: u64,
+}
+
+struct Taken {
+    claims: Vec<RawClaim>,
+    emptied: Vec<String>,
+    failures: Vec<(String, u32)>,
+    oversized: Vec<(Id, usize)>,
+    due_in: Option<Duration>,
+    more: bool,
+}
+
+impl Taken {
+    fn ids(&self) -> Vec<Id> {
+        self.claims.iter().map(|claim| claim.id).collect()
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        self.claims.iter().map(|claim| claim.source).collect()
+    }
+}
+
+fn bounds() -> Bounds {
+    Bounds {
+        messages: 100_000,
+        bytes: 1 << 30,
+        largest: 1 << 30,
+        returning: 100_000,
+        wants: Vec::new(),
+        probes: 0,
+        failed_probes: 0,
+        probe_for: SECOND * 35,
+        suspect: true,
+        ordered: false,
+        popped: None,
+    }
+}
+
+fn probing() -> Bounds {
+    Bounds { probes: 10, failed_probes: 10, ..bounds() }
+}
+
+fn ordered() -> Bounds {
+    Bounds { ordered: true, ..probing() }
+}
+
+fn wanting(origin: &str, n: usize) -> Bounds {
+    Bounds { wants: vec![(origin.to_string(), n)], ..bounds() }
+}
+
+fn settlement(id: Id, place: Place) -> Settlement {
+    let history = History { attempts: 1, last_error: "why not".to_string(), ..History::default() };
+    Settlement { id, origin: Arc::from(A), place, history }
+}
+
+fn close(origin: &str, after: Duration, failures: u32) -> LaneChange {
+    LaneChange::Close { origin: Arc::from(origin), after, failures, why: "down".to_string() }
+}
+
+impl Bench {
+    pub fn new(redis: &Redis, edit: Edit) -> Bench {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let prefix = format!("scenario-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let server = Server { url: redis.url(), ..Server::default() };
+        let list = RedisList::with_edited_moves(server, &prefix, false, Some(&format!("{prefix}-clock")), edit);
+        let (keys, client) = (Keys::new(&prefix), redis.client());
+        let mut bench = Bench { prefix, list, keys, client, clock: 1_770_000_000_000_000 };
+        bench.pass(Duration::ZERO);
+        bench
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.set_clock(self.clock + time.as_micros() as u64);
+    }
+
+    fn set_clock(&mut self, micros: u64) {
+        self.clock = micros;
+        self.redis(redis::cmd("SET").arg(format!("{}-clock", self.prefix)).arg(micros));
+    }
+
+    fn now(&self) -> i64 {
+        (self.clock / 1000) as i64
+    }
+
+    fn redis(&mut self, command: &redis::Cmd) -> Value {
+        command.query(&mut self.client).unwrap()
+    }
+
+    fn push(&mut self, n: usize, size: usize) {
+        let queue = self.keys.queue().to_string();
+        for i in 0..n {
+            let mut bytes = format!("{i}").into_bytes();
+            bytes.resize(size.max(bytes.len()), b'.');
+            self.redis(redis::cmd("RPUSH").arg(&queue).arg(bytes));
+        }
+    }
+
+    fn join(&mut self) -> AgentNumber {
+        self.list.join(LEASE).unwrap()
+    }
+
+    fn claim(&mut self, me: AgentNumber, call: u64, bounds: &Bounds) -> Taken {
+        self.claim_again(me, call, false, bounds)
+    }
+
+    #[track_caller]
+    fn claim_again(&mut self, me: AgentNumber, call: u64, again: bool, bounds: &Bounds) -> Taken {
+        match self.list.claim(me, call, again, bounds).unwrap() {
+            Claimed::Taken { claims, emptied, failures, oversized, due_in, more } => {
+                Taken { claims, emptied, failures, oversized, due_in, more }
+            }
+            other => panic!("claim answers {other:?}"),
+        }
+    }
+
+    /// An agent that has claimed so many new messages by its call 1.
+    fn agent_with(&mut self, n: usize) -> (AgentNumber, Vec<Id>) {
+        self.push(n, 10);
+        let me = self.join();
+        let ids = self.claim(me, 1, &bounds()).ids();
+        assert_eq!(ids.len(), n);
+        (me, ids)
+    }
+
+    fn settle(&mut self, me: AgentNumber, call: u64, settlements: &[Settlement]) -> Vec<Id> {
+        self.list.settle(me, call, settlements, &[]).unwrap()
+    }
+
+    fn settle_all(&mut self, me: AgentNumber, call: u64, ids: &[Id], place: &Place) -> Vec<Id> {
+        let settlements: Vec<_> = ids.iter().map(|id| settlement(*id, place.clone())).collect();
+        self.settle(me, call, &settlements)
+    }
+
+    /// So many messages wait for the lane A, which may be tried after `delay`.
+    fn waiting(&mut self, n: usize, delay: Option<Duration>) -> (AgentNumber, Vec<Id>) {
+        let (me, ids) = self.agent_with(n);
+        self.settle_all(me, 1, &ids, &Place::Waiting(delay));
+        (me, ids)
+    }
+
+    /// Lets an agent with these in flight die, as seen by another; returns that one.
+    fn die(&mut self, dead: AgentNumber) -> AgentNumber {
+        let me = self.join();
+        let peer = self.peer(me, dead);
+        assert!(self.list.recover(me, &peer, 1000).unwrap().is_some());
+        me
+    }
+
+    fn peer(&mut self, me: AgentNumber, other: AgentNumber) -> Peer {
+        let peers = self.list.beat(me, LEASE).unwrap().peers;
+        *peers.iter().find(|peer| peer.number == other).expect("it is listed")
+    }
+
+    #[track_caller]
+    fn state(&mut self) -> State {
+        let state = read_state(&mut self.client, &self.keys).unwrap();
+        invariant(&state).unwrap();
+        state
+    }
+}
+
+/// Each a test of its own, and a line in the table for the mutations.
+macro_rules! scenarios {
+    ($($name:ident)*) => {
+        /// All of them, by name.
+        pub const ALL: &[(&str, fn(&mut Bench))] = &[$((stringify!($name), rules::$name)),*];
+        $(
+            #[test]
+            fn $name() {
+                let redis = Redis::with(&["appendonly no"]);
+                rules::$name(&mut Bench::new(&redis, &|_, text| text));
+            }
+        )*
+    };
+}
+
+scenarios! {
+    a_claim_takes_no_more_messages_than_asked
+    a_claim_stops_after_the_message_that_reaches_its_bytes
+    a_huge_message_is_taken_alone
+    a_message_larger_than_an_agent_may_hold_is_dead_at_once
+    due_retries_come_first_but_only_half_while_messages_are_queued
+    returning_messages_have_half_the_bytes_while_messages_are_queued
+    a_retry_that_is_not_due_stays_and_is_told
+    what_waits_is_pulled_lowest_id_first_and_as_much_as_wanted
+    a_probe_takes_one_and_moves_the_lane_on
+    a_lane_whose_prober_died_is_due_again
+    lanes_that_never_failed_are_tried_before_failed_ones
+    an_emptied_lane_is_told_and_forgotten
+    suspects_are_taken_one_at_a_time_from_the_retry_schedule
+    suspects_are_taken_one_at_a_time_from_their_lane
+    a_message_recovered_for_the_fifth_time_is_dead
+    a_settled_attempt_clears_the_count_of_deaths
+    an_agent_whose_lease_has_changed_is_not_recovered
+    a_recovered_agent_is_gone_and_leaves_no_calls
+    leaving_gives_back_everything_without_counting_a_death
+    a_settle_sent_again_changes_nothing
+    a_claim_sent_again_answers_the_same
+    an_empty_claim_sent_again_leaves_nothing_to_a_late_first
+    an_older_claim_takes_nothing
+    a_standby_that_asked_again_leaves_nothing_to_a_late_first
+    what_was_delivered_goes_wherever_it_is
+    what_is_not_ours_any_more_stays_where_it_is
+    the_first_time_a_message_was_put_off_is_remembered
+    a_delivered_message_leaves_no_count_of_deaths
+    a_lane_closes_once_for_the_same_failure
+    a_lane_keeps_its_time_when_more_comes_to_wait
+    a_wanted_lane_that_failed_gives_one_probe
+    a_lane_whose_probe_came_back_is_due_and_one_that_backs_off_is_not
+    a_full_redis_still_makes_every_move
+    twenty_thousand_messages_are_settled_and_recovered_in_one_go
+    a_wrong_type_at_any_key_leaves_everything_as_it_was
+    what_waits_too_long_expires_and_the_younger_stays
+    dead_letters_past_their_keeping_are_forgotten
+    only_the_dead_are_replayed_as_if_never_attempted
+    only_the_dead_are_dropped
+    what_the_prototype_left_joins_the_queue_in_order
+    scripts_that_the_server_forgot_are_sent_again
+    no_number_is_used_twice_when_the_clock_goes_back
+    no_number_is_used_twice_when_the_counter_is_lost
+    a_beat_lists_the_others_and_strangers_and_never_registers
+    only_what_is_in_flight_here_is_given_back
+    in_order_only_the_oldest_agent_claims
+    in_order_nobody_claims_while_a_stranger_has_messages_in_flight
+    in_order_retries_come_alone_due_or_not
+}
+
+mod rules {
+    use super::*;
+
+    pub fn a_claim_takes_no_more_messages_than_asked(b: &mut Bench) {
+        b.push(10, 10);
+        let me = b.join();
+        let taken = b.claim(me, 1, &Bounds { messages: 3, ..bounds() });
+        assert_eq!(taken.sources(), [Source::Queue; 3]);
+        assert_eq!(taken.claims[0].bytes, b"0.........");
+        assert!(taken.more);
+        let state = b.state();
+        assert_eq!((state.queue.len(), state.inflight.len()), (7, 3));
+        let taken = b.claim(me, 2, &bounds());
+        assert_eq!((taken.claims.len(), taken.more), (7, false));
+        assert_eq!(b.list.in_flight(me).unwrap().len(), 10);
+    }
+
+    pub fn a_claim_stops_after_the_message_that_reaches_its_bytes(b: &mut Bench) {
+        b.push(9, 100);
+        let me = b.join();
+        assert_eq!(b.claim(me, 1, &Bounds { bytes: 250, ..bounds() }).claims.len(), 3);
+        assert_eq!(b.claim(me, 2, &Bounds { bytes: 300, ..bounds() }).claims.len(), 3);
+        assert_eq!(b.state().queue.len(), 3);
+    }
+
+    pub fn a_huge_message_is_taken_alone(b: &mut Bench) {
+        b.push(1, 6 << 20);
+        b.push(5, 10);
+        let me = b.join();
+        let taken = b.claim(me, 1, &Bounds { bytes: 4 << 20, ..bounds() });
+        assert_eq!(taken.claims.iter().map(|claim| claim.bytes.len()).collect::<Vec<_>>(), [6 << 20]);
+        assert_eq!(b.state().queue.len(), 5);
+    }
+
+    pub fn a_message_larger_than_an_agent_may_hold_is_dead_at_once(b: &mut Bench) {
+        b.push(1, 10);
+        b.push(1, 1001);
+        b.push(1, 10);
+        let me = b.join();
+        let limits = Bounds { largest: 1000, ..bounds() };
+        let first = b.claim(me, 1, &limits);
+        let second = b.claim(me, 2, &limits);
+        assert_eq!(first.claims.len() + second.claims.len(), 2);
+        let oversized = [first.oversized, second.oversized].concat();
+        assert_eq!(oversized.iter().map(|(_, size)| *size).collect::<Vec<_>>(), [1001]);
+        let state = b.state();
+        assert_eq!(state.dead.keys().copied().collect::<Vec<_>>(), [oversized[0].0]);
+        assert!(state.history[&oversized[0].0].last_error.contains("1001 bytes"));
+    }
+
+    pub fn due_retries_come_first_but_only_half_while_messages_are_queued(b: &mut Bench) {
+        let (me, ids) = b.agent_with(8);
+        b.settle_all(me, 1, &ids, &Place::Retry(Duration::ZERO));
+        b.push(8, 10);
+        let half = Bounds { messages: 8, returning: 4, ..bounds() };
+        let taken = b.claim(me, 2, &half);
+        assert_eq!(taken.ids()[..4], ids[..4]);
+        assert_eq!(taken.sources(), [[Source::Retry; 4], [Source::Queue; 4]].concat());
+        b.claim(me, 3, &Bounds { returning: 0, ..half.clone() });
+        b.push(0, 0);
+        assert_eq!(b.state().queue.len(), 0);
+        // With nothing queued they may fill the claim.
+        assert_eq!(b.claim(me, 4, &Bounds { returning: 1, ..half }).sources(), [Source::Retry; 4]);
+    }
+
+    pub fn returning_messages_have_half_the_bytes_while_messages_are_queued(b: &mut Bench) {
+        b.push(10, 100);
+        let me = b.join();
+        let ids = b.claim(me, 1, &bounds()).ids();
+        b.settle_all(me, 1, &ids[..5], &Place::Retry(Duration::ZERO));
+        b.settle_all(me, 2, &ids[5..], &Place::Waiting(None));
+        b.push(10, 100);
+        let taken = b.claim(me, 2, &Bounds { bytes: 400, ..bounds() });
+        assert_eq!(taken.sources(), [[Source::Retry; 2], [Source::Queue; 2]].concat());
+        b.list.settle(me, 3, &[], &[LaneChange::Open(Arc::from(A))]).unwrap();
+        b.list.give_back(me, &taken.ids()).unwrap();
+        let taken = b.claim(me, 3, &Bounds { bytes: 300, returning: 2, ..wanting(A, 5) });
+        assert_eq!(taken.sources()[..2], [Source::Retry, Source::Waiting { probe: false }]);
+        assert_eq!(taken.claims.len(), 3);
+    }
+
+    pub fn a_retry_that_is_not_due_stays_and_is_told(b: &mut Bench) {
+        let (me, ids) = b.agent_with(2);
+        b.settle(me, 1, &[settlement(ids[0], Place::Retry(SECOND * 5)), settlement(ids[1], Place::Retry(SECOND * 9))]);
+        let taken = b.claim(me, 2, &bounds());
+        assert_eq!((taken.claims.len(), taken.due_in), (0, Some(SECOND * 5)));
+        b.pass(SECOND * 5 - ms(1));
+        assert_eq!(b.claim(me, 3, &bounds()).ids(), []);
+        b.pass(ms(1));
+        let taken = b.claim(me, 4, &bounds());
+        assert_eq!((taken.ids(), taken.sources()), (vec![ids[0]], vec![Source::Retry]));
+        assert_eq!(taken.due_in, Some(SECOND * 4));
+    }
+
+    pub fn what_waits_is_pulled_lowest_id_first_and_as_much_as_wanted(b: &mut Bench) {
+        let (me, ids) = b.agent_with(5);
+        for (call, id) in (1..).zip(ids.iter().rev()) {
+            b.settle(me, call, &[settlement(*id, Place::Waiting(None))]);
+        }
+        b.list.settle(me, 9, &[], &[LaneChange::Open(Arc::from(A))]).unwrap();
+        let taken = b.claim(me, 2, &wanting(A, 3));
+        assert_eq!((taken.ids(), taken.sources()), (ids[..3].to_vec(), vec![Source::Waiting { probe: false }; 3]));
+        assert_eq!(taken.emptied, [""; 0]);
+        // Other lanes that are open get one.
+        assert_eq!(b.claim(me, 3, &probing()).ids(), [ids[3]]);
+        assert_eq!(b.claim(me, 4, &wanting(A, 3)).ids(), [ids[4]]);
+    }
+
+    pub fn a_probe_takes_one_and_moves_the_lane_on(b: &mut Bench) {
+        let (me, ids) = b.waiting(3, Some(SECOND * 5));
+        let other = b.join();
+        b.list.settle(me, 2, &[], &[close(A, SECOND * 7, 3)]).unwrap();
+        assert_eq!(b.claim(me, 2, &probing()).due_in, Some(SECOND * 7));
+        b.pass(SECOND * 7);
+        assert_eq!(b.claim(me, 3, &Bounds { failed_probes: 0, ..probing() }).ids(), []);
+        assert_eq!(b.claim(me, 4, &Bounds { probes: 0, ..probing() }).ids(), []);
+        let taken = b.claim(me, 5, &probing());
+        assert_eq!((taken.ids(), taken.sources()), (vec![ids[0]], vec![Source::Waiting { probe: true }]));
+        assert_eq!(taken.failures, [(A.to_string(), 3)]);
+        // An odd time says that it is being probed.
+        assert_eq!(b.state().lanes[A], b.now() + 35_001);
+        assert_eq!(b.claim(other, 1, &probing()).ids(), []);
+        assert_eq!(b.claim(other, 2, &wanting(A, 10)).ids(), []);
+    }
+
+    pub fn a_lane_whose_prober_died_is_due_again(b: &mut Bench) {
+        let (prober, ids) = b.waiting(2, Some(Duration::ZERO));
+        assert_eq!(b.claim(prober, 2, &probing()).ids(), [ids[0]]);
+        let me = b.die(prober);
+        assert_eq!(b.claim(me, 1, &probing()).ids(), [ids[0]]);
+        b.pass(SECOND * 36);
+        assert_eq!(b.claim(me, 2, &probing()).ids(), [ids[1]]);
+    }
+
+    pub fn lanes_that_never_failed_are_tried_before_failed_ones(b: &mut Bench) {
+        let (me, ids) = b.agent_with(4);
+        let wait =
+            |id, origin: &str, delay| Settlement { origin: Arc::from(origin), ..settlement(id, Place::Waiting(delay)) };
+        b.settle(
+            me,
+            1,
+            &[wait(ids[0], "failed", Some(Duration::ZERO)), wait(ids[1], "failed too", Some(Duration::ZERO))],
+        );
+        b.settle(me, 2, &[wait(ids[2], "new", None)]);
+        b.pass(ms(1));
+        b.settle(me, 3, &[wait(ids[3], "newest", None)]);
+        let taken = b.claim(me, 2, &Bounds { probes: 3, failed_probes: 1, ..bounds() });
+        assert_eq!(taken.ids(), [ids[3], ids[2], ids[0]]);
+    }
+
+    pub fn an_emptied_lane_is_told_and_forgotten(b: &mut Bench) {
+        let (me, ids) = b.waiting(2, Some(Duration::ZERO));
+        b.list.settle(me, 2, &[], &[close(A, Duration::ZERO, 1)]).unwrap();
+        assert_eq!(b.claim(me, 2, &probing()).emptied, [""; 0]);
+        b.pass(SECOND * 36);
+        let taken = b.claim(me, 3, &probing());
+        assert_eq!((taken.ids(), taken.emptied), (vec![ids[1]], vec![A.to_string()]));
+        let state = b.state();
+        assert!(state.lanes.is_empty() && state.failures.is_empty());
+        assert_eq!(b.claim(me, 4, &wanting(A, 3)).emptied, [A]);
+    }
+
+    fn die_twice(b: &mut Bench) -> (AgentNumber, Vec<Id>) {
+        let (first, ids) = b.agent_with(3);
+        let second = b.die(first);
+        assert_eq!(b.claim(second, 1, &bounds()).ids(), ids);
+        (b.die(second), ids)
+    }
+
+    pub fn suspects_are_taken_one_at_a_time_from_the_retry_schedule(b: &mut Bench) {
+        let (me, ids) = die_twice(b);
+        assert_eq!(b.claim(me, 1, &Bounds { suspect: false, ..bounds() }).ids(), []);
+        assert_eq!(b.claim(me, 2, &bounds()).ids(), []);
+        b.pass(ms(100));
+        let taken = b.claim(me, 3, &bounds());
+        assert_eq!((taken.ids(), taken.claims[0].recovered), (vec![ids[0]], 2));
+        b.pass(ms(100));
+        assert_eq!(b.claim(me, 4, &Bounds { suspect: false, ..bounds() }).ids(), []);
+        b.pass(ms(100));
+        assert_eq!(b.claim(me, 5, &bounds()).ids(), [ids[1]]);
+    }
+
+    pub fn suspects_are_taken_one_at_a_time_from_their_lane(b: &mut Bench) {
+        let (me, ids) = die_twice(b);
+        for call in 1..=3 {
+            let one = b.claim(me, call, &bounds()).ids();
+            assert_eq!(one.len(), 1);
+            let mut waits = settlement(one[0], Place::Waiting(Some(Duration::ZERO)));
+            // Not attempted, so the count stays.
+            waits.history.attempts = 0;
+            b.settle(me, call, &[waits]);
+            b.pass(ms(100));
+        }
+        assert_eq!(b.claim(me, 4, &Bounds { suspect: false, ..probing() }).ids(), []);
+        assert_eq!(b.state().lanes[A], b.now() + 100);
+        b.pass(ms(100));
+        assert_eq!(b.claim(me, 5, &probing()).ids(), [ids[0]]);
+        b.list.settle(me, 5, &[], &[LaneChange::Open(Arc::from(A))]).unwrap();
+        assert_eq!(b.claim(me, 6, &wanting(A, 10)).ids(), [ids[1]]);
+        assert_eq!(b.claim(me, 7, &Bounds { suspect: false, ..wanting(A, 10) }).ids(), []);
+    }
+
+    pub fn a_message_recovered_for_the_fifth_time_is_dead(b: &mut Bench) {
+        let (mut agent, ids) = b.agent_with(1);
+        for death in 1..=4 {
+            agent = b.die(agent);
+            let taken = b.claim(agent, 1, &bounds());
+            assert_eq!((taken.ids(), taken.claims[0].recovered), (ids.clone(), death));
+        }
+        let me = b.die(agent);
+        assert_eq!(b.claim(me, 1, &bounds()).ids(), []);
+        let state = b.state();
+        assert_eq!(state.dead.keys().copied().collect::<Vec<_>>(), ids);
+        assert_eq!(state.history[&ids[0]].last_error, "in flight in 5 agents that died");
+    }
+
+    pub fn a_settled_attempt_clears_the_count_of_deaths(b: &mut Bench) {
+        let (first, ids) = b.agent_with(2);
+        let me = b.die(first);
+        b.claim(me, 1, &bounds());
+        let mut unattempted = settlement(ids[1], Place::Retry(SECOND));
+        unattempted.history.attempts = 0;
+        b.settle(me, 1, &[settlement(ids[0], Place::Retry(SECOND)), unattempted]);
+        assert_eq!(b.state().recovered.into_iter().collect::<Vec<_>>(), [(ids[1], 1)]);
+    }
+
+    pub fn an_agent_whose_lease_has_changed_is_not_recovered(b: &mut Bench) {
+        let (alive, ids) = b.agent_with(2);
+        let me = b.join();
+        let seen = b.peer(me, alive);
+        b.pass(SECOND * 20);
+        b.list.beat(alive, LEASE).unwrap();
+        assert_eq!(b.list.recover(me, &seen, 10).unwrap(), None);
+        assert_eq!(b.list.recover(me, &Peer { lease: None, ..seen }, 10).unwrap(), None);
+        assert_eq!(b.list.in_flight(alive).unwrap(), ids);
+        let seen = b.peer(me, alive);
+        assert_eq!(b.list.recover(me, &seen, 1).unwrap(), Some(1));
+        assert_eq!(b.list.recover(me, &seen, 1).unwrap(), None);
+        assert_eq!(b.list.recover(me, &Peer { lease: None, ..seen }, 1).unwrap(), Some(1));
+        assert_eq!(b.state().retry.into_keys().collect::<Vec<_>>(), ids);
+    }
+
+    pub fn a_recovered_agent_is_gone_and_leaves_no_calls(b: &mut Bench) {
+        let (dead, ids) = b.agent_with(2);
+        b.settle_all(dead, 1, &ids[..1], &Place::Delivered);
+        let me = b.join();
+        let peer = b.peer(me, dead);
+        // Exactly as many as it has: nobody looks at it again.
+        assert_eq!(b.list.recover(me, &peer, 1).unwrap(), Some(1));
+        let state = b.state();
+        assert!(state.claims.is_empty() && state.settles.is_empty());
+        assert_eq!(b.list.claim(dead, 2, false, &bounds()).unwrap(), Claimed::Gone);
+        assert_eq!(b.settle_all(dead, 2, &ids[1..], &Place::Dead), ids[1..]);
+        assert!(b.state().settles.is_empty());
+    }
+
+    pub fn leaving_gives_back_everything_without_counting_a_death(b: &mut Bench) {
+        let (me, ids) = b.agent_with(1200);
+        b.list.leave(me).unwrap();
+        let state = b.state();
+        assert_eq!(state.retry.keys().copied().collect::<Vec<_>>(), ids);
+        assert!(state.recovered.is_empty() && state.agents.is_empty() && state.claims.is_empty());
+    }
+
+    pub fn a_settle_sent_again_changes_nothing(b: &mut Bench) {
+        let (me, ids) = b.agent_with(3);
+        let batch = [
+            settlement(ids[0], Place::Retry(Duration::ZERO)),
+            settlement(ids[1], Place::Waiting(Some(Duration::ZERO))),
+            settlement(ids[2], Place::Dead),
+        ];
+        b.settle(me, 1, &batch);
+        b.list.replay(&ids[2..]).unwrap();
+        assert_eq!(b.claim(me, 2, &probing()).claims.len(), 3);
+        let before = b.state();
+        assert_eq!(b.settle(me, 1, &batch), []);
+        assert_eq!(b.state(), before);
+        b.settle(me, 7, &[]);
+        b.settle(me, 6, &batch);
+        assert_eq!(b.state().inflight, before.inflight);
+    }
+
+    pub fn a_claim_sent_again_answers_the_same(b: &mut Bench) {
+        let (me, ids) = b.agent_with(4);
+        b.settle(
+            me,
+            1,
+            &[
+                settlement(ids[0], Place::Retry(Duration::ZERO)),
+                settlement(ids[1], Place::Waiting(Some(Duration::ZERO))),
+            ],
+        );
+        b.push(3, 10);
+        let first = b.claim(me, 2, &probing());
+        assert_eq!(first.claims.len(), 5);
+        b.push(3, 10);
+        let before = b.state();
+        let second = b.claim_again(me, 2, true, &bounds());
+        assert_eq!(second.claims, first.claims);
+        assert_eq!(b.state(), before);
+        // What another has taken back meanwhile is not given out again.
+        b.settle_all(me, 2, &first.ids()[..1], &Place::Delivered);
+        assert_eq!(b.claim_again(me, 2, true, &bounds()).ids(), first.ids()[1..]);
+    }
+
+    pub fn an_empty_claim_sent_again_leaves_nothing_to_a_late_first(b: &mut Bench) {
+        let me = b.join();
+        assert_eq!(b.claim_again(me, 1, true, &bounds()).ids(), []);
+        b.push(2, 10);
+        // The first of its kind arrives now; nobody reads its answer.
+        assert_eq!(b.claim(me, 1, &bounds()).ids(), []);
+        assert_eq!(b.state().queue.len(), 2);
+    }
+
+    pub fn an_older_claim_takes_nothing(b: &mut Bench) {
+        let (me, _) = b.agent_with(2);
+        b.push(1, 10);
+        b.claim(me, 3, &bounds());
+        b.push(4, 10);
+        assert_eq!(b.list.claim(me, 2, false, &bounds()).unwrap(), Claimed::Gone);
+        let state = b.state();
+        assert_eq!((state.queue.len(), state.inflight.len()), (4, 3));
+    }
+
+    pub fn a_standby_that_asked_again_leaves_nothing_to_a_late_first(b: &mut Bench) {
+        let (older, me) = (b.join(), b.join());
+        b.push(2, 10);
+        assert_eq!(b.list.claim(me, 1, true, &ordered()).unwrap(), Claimed::Standby);
+        b.list.leave(older).unwrap();
+        // The first of its kind arrives now; nobody reads its answer.
+        assert_eq!(b.claim(me, 1, &ordered()).ids(), []);
+        assert_eq!(b.state().queue.len(), 2);
+        assert_eq!(b.claim(me, 2, &ordered()).claims.len(), 2);
+    }
+
+    pub fn what_was_delivered_goes_wherever_it_is(b: &mut Bench) {
+        let (me, ids) = b.agent_with(5);
+        b.settle(
+            me,
+            1,
+            &[
+                settlement(ids[0], Place::Retry(SECOND)),
+                settlement(ids[1], Place::Waiting(Some(SECOND))),
+                settlement(ids[2], Place::Dead),
+            ],
+        );
+        b.list.give_back(me, &ids[3..4]).unwrap();
+        let other = b.join();
+        assert_eq!(b.claim(other, 1, &bounds()).ids(), ids[3..4]);
+        b.list.settle(me, 2, &[], &[close(A, SECOND, 1)]).unwrap();
+        assert_eq!(b.settle_all(me, 3, &ids, &Place::Delivered), []);
+        let state = b.state();
+        assert_eq!(
+            State {
+                last_number: 0,
+                agents: state.agents.clone(),
+                claims: state.claims.clone(),
+                settles: state.settles.clone(),
+                ..State::default()
+            },
+            State { last_number: 0, ..state }
+        );
+    }
+
+    pub fn what_is_not_ours_any_more_stays_where_it_is(b: &mut Bench) {
+        let (me, ids) = b.agent_with(4);
+        b.list.give_back(me, &ids).unwrap();
+        let other = b.join();
+        assert_eq!(b.claim(other, 1, &bounds()).ids(), ids);
+        let before = b.state();
+        let lost = b.settle(
+            me,
+            1,
+            &[
+                settlement(ids[0], Place::Dead),
+                settlement(ids[1], Place::Retry(SECOND)),
+                settlement(ids[2], Place::Waiting(None)),
+                settlement(Id(5), Place::Dead),
+            ],
+        );
+        assert_eq!(lost, [ids[1], ids[2], ids[0], Id(5)]);
+        let after = b.state();
+        assert_eq!((after.inflight, after.history, after.dead), (before.inflight, before.history, before.dead));
+    }
+
+    pub fn the_first_time_a_message_was_put_off_is_remembered(b: &mut Bench) {
+        let (me, ids) = b.agent_with(1);
+        let first = b.now();
+        b.settle_all(me, 1, &ids, &Place::Retry(Duration::ZERO));
+        b.pass(SECOND * 50);
+        let claim = b.claim(me, 2, &bounds()).claims.remove(0);
+        assert_eq!(claim.history.age, Some(SECOND * 50));
+        assert_eq!((claim.history.attempts, claim.history.last_error.as_str()), (1, "why not"));
+        b.settle_all(me, 2, &ids, &Place::Waiting(None));
+        b.pass(SECOND);
+        assert_eq!(b.claim(me, 3, &probing()).claims[0].history.age, Some(SECOND * 51));
+        b.settle_all(me, 3, &ids, &Place::Dead);
+        assert_eq!(b.state().history[&ids[0]].first, first);
+    }
+
+    pub fn a_delivered_message_leaves_no_count_of_deaths(b: &mut Bench) {
+        let (first, ids) = b.agent_with(1);
+        let me = b.die(first);
+        assert_eq!(b.claim(me, 1, &bounds()).claims[0].recovered, 1);
+        b.settle_all(me, 1, &ids, &Place::Delivered);
+        assert!(b.state().recovered.is_empty());
+    }
+
+    pub fn a_lane_closes_once_for_the_same_failure(b: &mut Bench) {
+        let (me, _) = b.waiting(2, Some(SECOND));
+        b.list.settle(me, 2, &[], &[close(A, SECOND * 10, 2)]).unwrap();
+        let due = b.state().lanes[A];
+        assert_eq!(due, b.now() + 10_000);
+        // Another agent's attempt, begun before it knew.
+        b.list.settle(me, 3, &[], &[close(A, SECOND * 99, 1), close(A, SECOND * 99, 2), close(B, SECOND, 1)]).unwrap();
+        let state = b.state();
+        assert_eq!((state.lanes[A], &state.failures[A]), (due, &(2, "down".to_string())));
+        b.list.settle(me, 4, &[], &[LaneChange::Open(Arc::from(A)), LaneChange::Open(Arc::from(B))]).unwrap();
+        let state = b.state();
+        assert_eq!((state.lanes[A], state.lanes.len(), state.failures.len()), (0, 1, 0));
+    }
+
+    pub fn a_lane_keeps_its_time_when_more_comes_to_wait(b: &mut Bench) {
+        let (me, _) = b.waiting(1, Some(SECOND * 10));
+        let due = b.state().lanes[A];
+        b.pass(SECOND);
+        let (other, ids) = b.agent_with(2);
+        b.settle(other, 1, &[settlement(ids[0], Place::Waiting(None))]);
+        b.settle(other, 2, &[settlement(ids[1], Place::Waiting(Some(SECOND)))]);
+        assert_eq!(b.state().lanes[A], due);
+        assert_eq!(b.claim(me, 2, &probing()).ids(), []);
+    }
+
+    pub fn a_wanted_lane_that_failed_gives_one_probe(b: &mut Bench) {
+        let (me, ids) = b.waiting(3, Some(SECOND));
+        let wants = vec![(A.to_string(), 3)];
+        assert_eq!(b.claim(me, 2, &Bounds { wants: wants.clone(), ..probing() }).ids(), []);
+        b.pass(SECOND);
+        let taken = b.claim(me, 3, &Bounds { wants, ..probing() });
+        assert_eq!((taken.ids(), taken.sources()), (ids[..1].to_vec(), vec![Source::Waiting { probe: true }]));
+    }
+
+    pub fn a_lane_whose_probe_came_back_is_due_and_one_that_backs_off_is_not(b: &mut Bench) {
+        let (me, _) = b.waiting(3, Some(SECOND * 2));
+        let freed = [LaneChange::Freed(Arc::from(A)), LaneChange::Freed(Arc::from(B))];
+        b.list.settle(me, 2, &[], &freed).unwrap();
+        assert_eq!(b.state().lanes.into_iter().collect::<Vec<_>>(), [(A.to_string(), b.now() + 2000)]);
+        b.pass(SECOND * 2);
+        assert_eq!(b.claim(me, 2, &probing()).claims.len(), 1);
+        b.list.settle(me, 3, &[], &freed).unwrap();
+        assert_eq!(b.state().lanes[A], b.now());
+        assert_eq!(b.claim(me, 3, &probing()).claims.len(), 1);
+        let due = LaneChange::Due { origin: Arc::from(A), after: SECOND * 4 };
+        b.list.settle(me, 4, &[], &[due]).unwrap();
+        assert_eq!(b.state().lanes[A], b.now() + 4000);
+    }
+
+    pub fn a_full_redis_still_makes_every_move(b: &mut Bench) {
+        let (me, ids) = b.agent_with(40);
+        b.settle_all(me, 1, &ids[..4], &Place::Dead);
+        b.settle_all(me, 2, &ids[4..8], &Place::Waiting(Some(Duration::ZERO)));
+        b.push(10, 100_000);
+        b.redis(redis::cmd("RPUSH").arg(format!("{}.outbound_retry-x", b.prefix)).arg("x"));
+        b.redis(redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg("100kb"));
+        let refused: redis::RedisResult<()> = redis::cmd("SET").arg("x").arg("y").query(&mut b.client);
+        assert!(refused.unwrap_err().to_string().contains("OOM"), "the server is full");
+
+        assert_eq!(b.claim(me, 2, &bounds()).claims.len(), 10);
+        assert_eq!(b.settle_all(me, 3, &ids[8..12], &Place::Retry(Duration::ZERO)), []);
+        assert_eq!(b.settle_all(me, 4, &ids[12..16], &Place::Waiting(Some(Duration::ZERO))), []);
+        assert_eq!(b.settle_all(me, 5, &ids[16..20], &Place::Dead), []);
+        assert_eq!(b.settle_all(me, 6, &ids[20..24], &Place::Delivered), []);
+        assert_eq!(b.list.replay(&ids[..2]).unwrap(), 2);
+        assert_eq!(b.list.drop_dead(&ids[2..4]).unwrap(), 2);
+        assert_eq!(b.list.give_back(me, &ids[24..26]).unwrap(), 2);
+        assert_eq!(b.list.expire(A, Duration::ZERO, "too old").unwrap(), 8);
+        assert_eq!(b.list.forget_dead(Duration::ZERO).unwrap(), 12);
+        assert!(b.list.beat(me, LEASE).unwrap().registered);
+        let other = b.die(me);
+        assert!(!b.claim(other, 1, &probing()).ids().is_empty());
+        b.list.leave(other).unwrap();
+        b.redis(redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg("0"));
+        assert!(b.state().agents.is_empty());
+    }
+
+    pub fn twenty_thousand_messages_are_settled_and_recovered_in_one_go(b: &mut Bench) {
+        const N: usize = 20_000;
+        let queue = b.keys.queue().to_string();
+        let values: Vec<String> = (0..N).map(|n| n.to_string()).collect();
+        b.redis(redis::cmd("RPUSH").arg(&queue).arg(values));
+        let me = b.join();
+        let everything = Bounds { messages: N, returning: N, ..bounds() };
+        let ids = b.claim(me, 1, &everything).ids();
+        assert_eq!(ids.len(), N);
+        let other = b.join();
+        let seen = b.peer(other, me);
+        assert_eq!(b.list.recover(other, &seen, N).unwrap(), Some(N));
+        assert_eq!(claim_all(b, other, 1), ids);
+        b.settle_all(other, 1, &ids, &Place::Waiting(Some(Duration::ZERO)));
+        assert_eq!(b.list.expire(A, Duration::ZERO, "too old").unwrap(), N);
+        assert_eq!(b.list.replay(&ids).unwrap(), N);
+        assert_eq!(claim_all(b, other, 100), ids);
+        b.settle_all(other, 2, &ids, &Place::Delivered);
+        assert!(b.state().messages.is_empty());
+    }
+
+    /// A claim looks at two thousand retries at most.
+    fn claim_all(b: &mut Bench, me: AgentNumber, first_call: u64) -> Vec<Id> {
+        let mut ids = Vec::new();
+        for call in first_call.. {
+            let some = b.claim(me, call, &bounds()).ids();
+            if some.is_empty() {
+                break;
+            }
+            ids.extend(some);
+        }
+        ids
+    }
+
+    pub fn a_wrong_type_at_any_key_leaves_everything_as_it_was(b: &mut Bench) {
+        let (me, ids) = b.agent_with(6);
+        b.settle_all(me, 1, &ids[..2], &Place::Dead);
+        b.settle_all(me, 2, &ids[2..3], &Place::Waiting(Some(Duration::ZERO)));
+        b.settle_all(me, 3, &ids[3..4], &Place::Retry(Duration::ZERO));
+        b.list.settle(me, 4, &[], &[close(A, Duration::ZERO, 1)]).unwrap();
+        b.push(2, 10);
+        let keys = b.keys.all().to_vec();
+        let mut call = 10;
+        for wrong in &keys {
+            let aside = format!("{wrong}-aside");
+            let there = b.redis(redis::cmd("EXISTS").arg(wrong)) == Value::Int(1);
+            if there {
+                b.redis(redis::cmd("RENAME").arg(wrong).arg(&aside));
+            }
+            let foreign = if wrong.ends_with(":id") { "LPUSH" } else { "SET" };
+            b.redis(redis::cmd(foreign).arg(wrong).arg("foreign"));
+            let before = dump(b);
+            call += 1;
+            let moves: [(&str, Result<(), Error>); 8] = [
+                ("join", b.list.join(LEASE).map(drop)),
+                ("claim", b.list.claim(me, call, false, &probing()).map(drop)),
+                ("settle", b.list.settle(me, call, &[settlement(ids[4], Place::Retry(SECOND))], &[]).map(drop)),
+                ("leave", b.list.leave(me)),
+                ("give_back", b.list.give_back(me, &ids).map(drop)),
+                ("replay", b.list.replay(&ids).map(drop)),
+                ("expire", b.list.expire(A, Duration::ZERO, "too old").map(drop)),
+                ("forget", b.list.forget_dead(Duration::ZERO).map(drop)),
+            ];
+            for (name, result) in moves {
+                match result {
+                    Err(Error::Fatal(why)) => assert!(why.contains(&format!("'{wrong}'")), "{name}: {why}"),
+                    other => panic!("{name} with a wrong type at {wrong}: {other:?}"),
+                }
+            }
+            assert_eq!(dump(b), before, "a wrong type at {wrong}");
+            b.redis(redis::cmd("DEL").arg(wrong));
+            if there {
+                b.redis(redis::cmd("RENAME").arg(&aside).arg(wrong));
+            }
+        }
+        b.state();
+    }
+
+    fn dump(b: &mut Bench) -> Vec<Value> {
+        let keys = b.keys.all().to_vec();
+        keys.iter().map(|key| b.redis(redis::cmd("DUMP").arg(key))).collect()
+    }
+
+    pub fn what_waits_too_long_expires_and_the_younger_stays(b: &mut Bench) {
+        let (me, ids) = b.agent_with(3);
+        b.settle_all(me, 1, &ids[..2], &Place::Waiting(Some(Duration::ZERO)));
+        b.pass(SECOND * 60);
+        b.settle_all(me, 2, &ids[2..], &Place::Waiting(None));
+        b.list.settle(me, 3, &[], &[close(A, Duration::ZERO, 4)]).unwrap();
+        assert_eq!(b.list.expire(A, SECOND * 61, "gave up").unwrap(), 0);
+        assert_eq!(b.list.expire(B, Duration::ZERO, "gave up").unwrap(), 0);
+        assert_eq!(b.list.expire(A, SECOND * 60, "gave up").unwrap(), 2);
+        let state = b.state();
+        assert_eq!(state.dead.keys().copied().collect::<Vec<_>>(), ids[..2]);
+        let record = &state.history[&ids[0]];
+        assert_eq!((record.attempts, record.last_error.as_str()), (1, "gave up"));
+        assert_eq!(b.list.expire(A, Duration::ZERO, "gave up").unwrap(), 1);
+        assert!(b.state().lanes.is_empty());
+    }
+
+    pub fn dead_letters_past_their_keeping_are_forgotten(b: &mut Bench) {
+        let (me, ids) = b.agent_with(1202);
+        b.settle_all(me, 1, &ids[..1201], &Place::Dead);
+        b.pass(SECOND * 60);
+        b.settle_all(me, 2, &ids[1201..], &Place::Dead);
+        assert_eq!(b.list.forget_dead(SECOND * 60).unwrap(), 1201);
+        let state = b.state();
+        assert_eq!(state.dead.keys().copied().collect::<Vec<_>>(), ids[1201..]);
+        assert_eq!((state.messages.len(), state.history.len()), (1, 1));
+    }
+
+    pub fn only_the_dead_are_replayed_as_if_never_attempted(b: &mut Bench) {
+        let (mut agent, ids) = b.agent_with(1);
+        for _ in 0..4 {
+            agent = b.die(agent);
+            b.claim(agent, 1, &bounds());
+        }
+        let me = b.die(agent);
+        b.push(1, 10);
+        let other = b.claim(me, 1, &bounds()).ids();
+        assert_eq!(b.list.replay(&[ids[0], other[0], Id(5)]).unwrap(), 1);
+        let state = b.state();
+        assert!(state.history.is_empty() && state.recovered.is_empty() && state.dead.is_empty());
+        assert_eq!(state.retry[&ids[0]], b.now());
+        assert_eq!(state.inflight.keys().copied().collect::<Vec<_>>(), other);
+        let taken = b.claim(me, 2, &bounds());
+        assert_eq!((taken.ids(), &taken.claims[0].history), (ids, &History::default()));
+    }
+
+    pub fn only_the_dead_are_dropped(b: &mut Bench) {
+        let (me, ids) = b.agent_with(4);
+        b.settle(
+            me,
+            1,
+            &[
+                settlement(ids[0], Place::Retry(SECOND)),
+                settlement(ids[1], Place::Waiting(Some(SECOND))),
+                settlement(ids[2], Place::Dead),
+            ],
+        );
+        assert_eq!(b.list.drop_dead(&ids).unwrap(), 1);
+        let state = b.state();
+        assert_eq!(state.messages.keys().copied().collect::<Vec<_>>(), [ids[0], ids[1], ids[3]]);
+        assert_eq!(state.history.len(), 2);
+    }
+
+    pub fn what_the_prototype_left_joins_the_queue_in_order(b: &mut Bench) {
+        let legacy = format!("{}.outbound_retry", b.prefix);
+        b.push(1, 3);
+        for n in 0..1200 {
+            b.redis(redis::cmd("ZADD").arg(&legacy).arg(n).arg(format!("left {n}")));
+        }
+        assert_eq!(b.list.adopt(&legacy).unwrap(), 1200);
+        let state = b.state();
+        assert!(state.legacy.is_empty());
+        assert_eq!(state.queue.len(), 1201);
+        assert_eq!((state.queue[1].as_slice(), state.queue[1200].as_slice()), (&b"left 0"[..], &b"left 1199"[..]));
+        assert_eq!(b.list.adopt(&legacy).unwrap(), 0);
+    }
+
+    pub fn scripts_that_the_server_forgot_are_sent_again(b: &mut Bench) {
+        let (me, ids) = b.agent_with(2);
+        b.redis(redis::cmd("SCRIPT").arg("FLUSH"));
+        b.settle_all(me, 1, &ids, &Place::Retry(Duration::ZERO));
+        b.redis(redis::cmd("SCRIPT").arg("FLUSH"));
+        assert_eq!(b.claim(me, 2, &bounds()).ids(), ids);
+    }
+
+    pub fn no_number_is_used_twice_when_the_clock_goes_back(b: &mut Bench) {
+        let (me, ids) = b.agent_with(5);
+        b.set_clock(b.clock - 3_600_000_000);
+        b.push(5, 10);
+        let more = b.claim(me, 2, &bounds()).ids();
+        assert!(more[0] > ids[4] && b.join().0 > more[4].0);
+    }
+
+    pub fn no_number_is_used_twice_when_the_counter_is_lost(b: &mut Bench) {
+        let (me, ids) = b.agent_with(5);
+        let counter = b.keys.named("id").to_string();
+        b.redis(redis::cmd("DEL").arg(counter));
+        b.pass(ms(1));
+        b.push(5, 10);
+        let more = b.claim(me, 2, &bounds()).ids();
+        assert!(more[0] > ids[4]);
+        assert_eq!(more[0].0, b.clock + 1);
+    }
+
+    pub fn a_beat_lists_the_others_and_strangers_and_never_registers(b: &mut Bench) {
+        let (gone, _) = b.agent_with(3);
+        let me = b.join();
+        let seen = b.peer(me, gone);
+        assert_eq!(seen.lease, Some((b.now() + 15_000) as u64));
+        b.list.recover(me, &seen, 1).unwrap();
+        assert_eq!(b.peer(me, gone), Peer { number: gone, lease: None });
+        b.pass(SECOND);
+        assert!(!b.list.beat(gone, LEASE).unwrap().registered);
+        assert!(b.list.beat(me, LEASE).unwrap().registered);
+        let agents = b.state().agents;
+        assert_eq!(agents.into_iter().collect::<Vec<_>>(), [(me, b.now() + 15_000)]);
+    }
+
+    pub fn only_what_is_in_flight_here_is_given_back(b: &mut Bench) {
+        let (me, ids) = b.agent_with(2);
+        let (other, others) = b.agent_with(1);
+        assert_eq!(b.list.give_back(me, &[ids[0], others[0], Id(5)]).unwrap(), 1);
+        let state = b.state();
+        assert_eq!(state.retry.into_keys().collect::<Vec<_>>(), ids[..1]);
+        assert_eq!(state.inflight.into_iter().collect::<Vec<_>>(), [(ids[1], me), (others[0], other)]);
+    }
+
+    pub fn in_order_only_the_oldest_agent_claims(b: &mut Bench) {
+        let (older, me) = (b.join(), b.join());
+        b.push(2, 10);
+        assert_eq!(b.list.claim(me, 1, false, &ordered()).unwrap(), Claimed::Standby);
+        assert_eq!(b.claim(older, 1, &Bounds { messages: 1, ..ordered() }).claims.len(), 1);
+        b.list.leave(older).unwrap();
+        assert_eq!(b.claim(me, 2, &ordered()).sources(), [Source::Retry]);
+    }
+
+    pub fn in_order_nobody_claims_while_a_stranger_has_messages_in_flight(b: &mut Bench) {
+        let (dead, ids) = b.agent_with(2);
+        let me = b.join();
+        b.push(1, 10);
+        let seen = b.peer(me, dead);
+        b.list.recover(me, &seen, 1).unwrap();
+        assert_eq!(b.list.claim(me, 1, false, &ordered()).unwrap(), Claimed::Standby);
+        b.list.recover(me, &Peer { lease: None, ..seen }, 1).unwrap();
+        assert_eq!(b.claim(me, 2, &ordered()).ids(), ids);
+    }
+
+    pub fn in_order_retries_come_alone_due_or_not(b: &mut Bench) {
+        let (me, ids) = b.agent_with(6);
+        b.settle_all(me, 1, &ids[..2], &Place::Retry(SECOND * 99));
+        b.settle_all(me, 2, &ids[2..4], &Place::Waiting(Some(Duration::ZERO)));
+        b.push(3, 10);
+        let taken = b.claim(me, 2, &Bounds { returning: 1, ..ordered() });
+        assert_eq!((taken.ids(), taken.sources()), (ids[..2].to_vec(), vec![Source::Retry; 2]));
+        let taken = b.claim(me, 3, &ordered());
+        assert_eq!(taken.sources(), [&[Source::Waiting { probe: true }][..], &[Source::Queue; 3]].concat());
+    }
+}
+
+fn list(redis: &Redis, prefix: &str, pop: Pop, ordered: bool) -> RedisList {
+    RedisList::new(Server { url: redis.url(), ..Server::default() }, prefix, pop, ordered)
+}
+
+#[test]
+fn keys_share_the_slot_of_the_queue_on_a_cluster() {
+    let slot = |key: &str| {
+        let tag = key.find('{').and_then(|open| {
+            let length = key[open + 1..].find('}').filter(|length| *length > 0)?;
+            Some(&key[open + 1..open + 1 + length])
+        });
+        tag.unwrap_or(key).to_string()
+    };
+    for (prefix, beside) in [
+        ("acapy", "{acapy.outbound_transport}:id"),
+        ("{acapy}", "{acapy}.outbound_transport:id"),
+        ("{}x", "{{}x.outbound_transport}:id"),
+        ("a{b", "{a{b.outbound_transport}:id"),
+    ] {
+        let keys = Keys::new(prefix);
+        assert_eq!(keys.named("id"), beside, "prefix {prefix}");
+        if prefix != "{}x" {
+            let slots: Vec<_> = keys.all().iter().map(|key| slot(key)).collect();
+            assert!(slots.iter().all(|other| *other == slots[0]), "{slots:?}");
+        }
+    }
+}
+
+#[test]
+fn a_prefix_with_a_hash_tag_works() {
+    let redis = Redis::with(&["appendonly no"]);
+    let mut queue = list(&redis, "{acapy}", Pop::Peek, false);
+    redis::cmd("RPUSH").arg("{acapy}.outbound_transport").arg("x").exec(&mut redis.client()).unwrap();
+    let me = queue.join(LEASE).unwrap();
+    let Claimed::Taken { claims, .. } = queue.claim(me, 1, false, &bounds()).unwrap() else { panic!("it claims") };
+    assert_eq!(claims[0].bytes, b"x");
+}
+
+fn waits_and_takes_nothing(redis: &Redis, queue: &mut RedisList) {
+    assert_eq!(queue.wait(ms(30)).unwrap(), Waited::Nothing);
+    redis.push(b"one");
+    redis.push(b"two");
+    assert_eq!(queue.wait(SECOND).unwrap(), Waited::Something);
+    // It looks, and takes nothing.
+    assert_eq!(redis.counts().queue, 2);
+}
+
+#[test]
+fn the_wait_looks_and_takes_nothing() {
+    let redis = Redis::with(&["appendonly no"]);
+    let mut queue = list(&redis, "acapy", Pop::Peek, false);
+    waits_and_takes_nothing(&redis, &mut queue);
+    let me = queue.join(LEASE).unwrap();
+    let Claimed::Taken { claims, .. } = queue.claim(me, 1, false, &bounds()).unwrap() else { panic!("it claims") };
+    assert_eq!(claims.iter().map(|claim| claim.bytes.as_slice()).collect::<Vec<_>>(), [b"one", b"two"]);
+}
+
+#[test]
+fn the_wait_of_a_server_without_blmove_takes_nothing() {
+    let redis = Redis::with(&["appendonly no", "rename-command BLMOVE \"\""]);
+    let mut queue = list(&redis, "acapy", Pop::Peek, false);
+    waits_and_takes_nothing(&redis, &mut queue);
+    // In order it may not turn the list, and polls.
+    let mut queue = list(&redis, "acapy", Pop::Peek, true);
+    redis.push(b"three");
+    for _ in 0..5 {
+        queue.wait(ms(20)).unwrap();
+    }
+    let values: Vec<Vec<u8>> =
+        redis::cmd("LRANGE").arg(redis.queue_key()).arg(0).arg(-1).query(&mut redis.client()).unwrap();
+    assert_eq!(values.last().map(Vec::as_slice), Some(&b"three"[..]));
+}
+
+#[test]
+fn a_popped_message_goes_into_the_next_claim() {
+    let redis = Redis::with(&["appendonly no"]);
+    let mut queue = list(&redis, "acapy", Pop::Blpop, false);
+    assert_eq!(queue.wait(ms(30)).unwrap(), Waited::Nothing);
+    redis.push(b"one");
+    redis.push(b"two");
+    let popped = queue.wait(SECOND).unwrap();
+    assert_eq!(popped, Waited::Popped(b"one".to_vec()));
+    let me = queue.join(LEASE).unwrap();
+    let with_popped = Bounds { popped: Some(b"one".to_vec()), ..bounds() };
+    let Claimed::Taken { claims, .. } = queue.claim(me, 1, false, &with_popped).unwrap() else { panic!("it claims") };
+    let [one, two] = &claims[..] else { panic!("{claims:?}") };
+    assert!(one.bytes == b"one" && two.bytes == b"two" && one.id < two.id && one.source == Source::Queue);
+    // Sent again, it is not taken twice.
+    assert!(
+        matches!(queue.claim(me, 1, true, &with_popped).unwrap(), Claimed::Taken { claims: again, .. } if again == claims)
+    );
+    redis.check_invariant();
+}
+
+#[test]
+fn a_full_redis_refuses_the_wait_and_says_so() {
+    let redis = Redis::with(&["appendonly no"]);
+    let mut queue = list(&redis, "acapy", Pop::Peek, false);
+    assert_eq!(queue.wait(ms(20)).unwrap(), Waited::Nothing);
+    redis::cmd("CONFIG").arg(&["SET", "maxmemory", "1"]).exec(&mut redis.client()).unwrap();
+    // The first wait may end early and unheard; the second is listened to.
+    let waits = [queue.wait(ms(20)).unwrap(), queue.wait(ms(20)).unwrap()];
+    assert!(waits.contains(&Waited::Refused), "{waits:?}");
+}

@@ -109,6 +109,7 @@ pub struct Report {
     pub most_copies: usize,
     pub n_unexplained: usize,
     pub n_uncertain: usize,
+    pub n_refused: usize,
     pub faults: BTreeMap<Fault, usize>,
     pub n_starts: usize,
     pub n_invariant_checks: usize,
@@ -395,7 +396,7 @@ fn judge(plan: &Plan, world: &World, ledger: &Ledger, faults_ended: Instant, rep
     let held = held(&world.redis);
     let dead = dead_letters(world, report);
     let messages = ledger.messages();
-    report.n_messages = messages.len();
+    report.n_messages = messages.iter().filter(|message| message.push != Push::Refused).count();
     report.failures.extend(ledger.wrong());
     for injected in &world.injected {
         *report.faults.entry(injected.fault).or_default() += 1;
@@ -410,6 +411,7 @@ fn judge(plan: &Plan, world: &World, ledger: &Ledger, faults_ended: Instant, rep
         report.n_delivered += usize::from(copies > 0);
         report.n_repeated += usize::from(copies > 1);
         report.n_uncertain += usize::from(message.push == Push::Uncertain);
+        report.n_refused += usize::from(message.push == Push::Refused);
         let to_die = matches!(message.kind, Kind::Final | Kind::Garbage);
         match dead.get(&number) {
             Some((reason, bytes)) => {
