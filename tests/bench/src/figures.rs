@@ -147,6 +147,9 @@ impl Row {
 
     fn is_too_busy(&self) -> bool {
         let Some((_, theirs)) = &self.reference else { return false };
+        if !matches!(self.unit, Unit::Millis | Unit::Seconds | Unit::Percent) {
+            return false;
+        }
         match self.wanted {
             Wanted::AtMost(most) => self.seen.median > most && theirs.median > most,
             Wanted::AtLeast(least) => self.seen.median < least && theirs.median < least,

@@ -475,7 +475,7 @@ fn one_in_ten(full: bool) -> Vec<Row> {
         9 => 500,
         _ => 200,
     });
-    let _agent = stage.agent(&[]);
+    let agent = stage.agent(&[]);
     let mut pushed = 0;
     let mut phase = |length: u64| {
         pushed += stage.push_numbered(20.0, seconds(length), pushed as u64, |_, _| 0);
@@ -491,6 +491,12 @@ fn one_in_ten(full: bool) -> Vec<Row> {
     let all: BTreeMap<u64, Duration> = stage.pushed();
     let missing = all.iter().filter(|(n, _)| **n % 10 != 9 && !good.contains_key(n));
     let oldest = missing.map(|(_, pushed)| (now - *pushed).as_secs_f64()).fold(0.0, f64::max);
+    if oldest > 30.0 {
+        eprintln!("lane-figures: the agent said:\n{}", agent.log());
+        for arrival in stage.recipient.answered().iter().filter(|a| a.status == 0) {
+            eprintln!("lane-figures: {} was not answered at {:?}", arrival.number, arrival.arrived);
+        }
+    }
     vec![one(
         "one in ten answered 500, and an outage",
         &format!("{after} s after an outage of {outage} s, the oldest good one still to come"),
@@ -589,20 +595,20 @@ fn small(_full: bool) -> Vec<Row> {
             stage.push(&(0..20).map(|k| stage.recipient.entry(50 + k as usize % 5, k, BYTES)).collect::<Vec<_>>());
         }
         let _agent = stage.agent(&options);
-        stage.push_steadily(50.0, seconds(20), |n, _| n % 5);
+        let n_pushed = stage.push_steadily(50.0, seconds(20), |n, _| n % 5);
         let deadline = Instant::now() + seconds(40);
-        while stage.recipient.n_good() < 1_000 && Instant::now() < deadline {
+        while stage.recipient.n_good() < n_pushed && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(20));
         }
         let good = stage.recipient.answered();
         let worst = good.iter().filter(|a| a.status == 200).map(|a| a.latency().as_secs_f64()).fold(0.0, f64::max);
-        if good.iter().filter(|a| a.status == 200).count() < 1_000 { f64::INFINITY } else { worst }
+        if good.iter().filter(|a| a.status == 200).count() < n_pushed { f64::INFINITY } else { worst }
     };
     let (alone, with) = (run(false), run(true));
     // Five lanes to prove behind five that hang for 3 s each, one slot for all of them.
     vec![one(
         "--workers 2 --in-flight 8, five endpoints hang",
-        "the latest of 1,000 healthy ones, push to arrival",
+        "the latest of the healthy ones, 50/s for 20 s, push to arrival",
         Unit::Seconds,
         with,
         Some(("the healthy alone", alone)),
@@ -638,8 +644,8 @@ impl Stage {
         }
     }
 
-    fn push_steadily(&self, rate: f64, length: Duration, choose: impl FnMut(usize, Duration) -> usize) {
-        self.push_numbered(rate, length, 1_000_000, choose);
+    fn push_steadily(&self, rate: f64, length: Duration, choose: impl FnMut(usize, Duration) -> usize) -> usize {
+        self.push_numbered(rate, length, 1_000_000, choose)
     }
 
     /// So many a second for so long; `choose` says to which origin the `n`th goes. Returns how many.
