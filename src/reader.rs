@@ -43,6 +43,7 @@ pub fn run(queue: &mut dyn Queue, shared: &Shared) -> Result<(), Error> {
         number: None,
         call: 0,
         again: false,
+        asked: Instant::now(),
         popped: None,
         endpoints: Endpoints::default(),
         knows_lanes: false,
@@ -86,6 +87,7 @@ impl Patience {
             if shared.is_stopping() && self.failures > 1 {
                 return;
             }
+            shared.turn(0);
             shared.wait_for_change(left.min(Duration::from_millis(100)));
         }
     }
@@ -107,6 +109,8 @@ struct Reader<'a> {
     call: u64,
     /// The last call's answer has not arrived.
     again: bool,
+    /// When the last call was first sent.
+    asked: Instant,
     /// Taken from the queue by the wait, not yet claimed.
     popped: Option<Vec<u8>>,
     endpoints: Endpoints,
@@ -132,15 +136,18 @@ impl Reader<'_> {
         if !self.again && self.audited.elapsed() >= AUDIT_EVERY {
             self.audit(queue, number)?;
         }
-        let Some(mut bounds) = self.shared.appetite(Duration::from_millis(200)) else {
+        let Some(mut bounds) = self.shared.appetite(self.again, Duration::from_millis(200)) else {
             return Ok(());
         };
         bounds.popped = self.popped.clone();
         if !self.again {
             self.call += 1;
         }
-        let asked = Instant::now();
         let again = std::mem::replace(&mut self.again, true);
+        if !again {
+            self.asked = Instant::now();
+        }
+        let asked = self.asked;
         let claimed = queue.claim(number, self.call, again, &bounds)?;
         add(&self.shared.metrics.claims, 1);
         match claimed {
@@ -184,7 +191,6 @@ impl Reader<'_> {
                 let now = Instant::now();
                 self.shared.admit(
                     number,
-                    asked,
                     |lanes| {
                         for origin in &emptied {
                             lanes.emptied(origin, asked);
