@@ -171,8 +171,10 @@ impl Agent {
             }
         }
         let reader = {
-            let shared = shared.clone();
-            spawn("reader".to_string(), None, end_sender, move || reader::run(&mut *reader_queue, &shared))?
+            let (shared, retry_first) = (shared.clone(), config.retry_first);
+            spawn("reader".to_string(), None, end_sender, move || {
+                reader::run(&mut *reader_queue, &shared, retry_first)
+            })?
         };
         let (retry_first, ordered) = (config.retry_first, config.ordered);
         Ok(Agent { shared, poster, ends, reader, workers, settler, retry_first, ordered, status: None })

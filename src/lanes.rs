@@ -472,6 +472,7 @@ impl Lanes {
     pub fn finish(&mut self, claim: Box<Claim>, outcome: Outcome, begun: Instant, now: Instant, effects: &mut Effects) {
         let at = claim.lane;
         let was_full = self.lanes[at].out >= self.lanes[at].window;
+        let was_closed = self.lanes[at].state == State::Closed;
         self.came_back(&claim);
         let mut history = claim.history.clone();
         match outcome {
@@ -523,6 +524,9 @@ impl Lanes {
                     }
                 }
             }
+        }
+        if !was_closed && claim.source == (Source::Waiting { probe: true }) {
+            self.probe_ended(at, effects);
         }
         self.let_out(at, effects);
         self.fill_slots(effects);
@@ -742,6 +746,24 @@ impl Lanes {
         }
         if lane.state == State::Closed || lane.at_fault.len() >= MESSAGES_AT_FAULT {
             self.close(at, why, None, now, effects);
+        }
+    }
+
+    /// A probe of a lane that is not closed here: it was opened by another message meanwhile,
+    /// or what became of the probe says nothing of the endpoint. The queue would leave the lane
+    /// alone for the whole attempt that it set aside.
+    fn probe_ended(&mut self, at: usize, effects: &mut Effects) {
+        let lane = &mut self.lanes[at];
+        if lane.state == State::Closed {
+            return;
+        }
+        let change = LaneChange::Open(lane.origin.clone());
+        if !effects.changes.contains(&change) {
+            effects.changes.push(change);
+        }
+        lane.waiting = lane.waiting.max(Some(Id(0)));
+        if lane.state == State::Open {
+            self.start_wanting(at);
         }
     }
 

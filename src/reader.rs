@@ -26,20 +26,22 @@ const POLL: Duration = Duration::from_millis(50);
 /// A standby looks this often whether it is its turn.
 const STANDBY: Duration = Duration::from_millis(200);
 const AUDIT_EVERY: Duration = Duration::from_secs(60);
-/// Retries and lanes of other agents are looked for at least this often.
+/// What has become due meanwhile (put off by this agent or another) is looked for at least this
+/// often, and four times within the shortest delay that this agent itself gives.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Unusable Redis is tried again after this long, growing to `RECONNECT_MAX`.
 const RECONNECT_MIN: Duration = Duration::from_millis(50);
 const RECONNECT_MAX: Duration = Duration::from_secs(5);
 
-/// Reads until the agent is to stop.
+/// Reads until the agent is to stop. `retry_first` is the shortest delay that this agent gives.
 ///
 /// # Errors
 ///
 /// What waiting cannot mend: wrong password, no permission, wrong type at a key.
-pub fn run(queue: &mut dyn Queue, shared: &Shared) -> Result<(), Error> {
+pub fn run(queue: &mut dyn Queue, shared: &Shared, retry_first: Duration) -> Result<(), Error> {
     let mut reader = Reader {
         shared,
+        look_every: (retry_first / 4).clamp(Duration::from_millis(20), LOOK_EVERY),
         number: None,
         call: 0,
         again: false,
@@ -104,6 +106,7 @@ impl Patience {
 
 struct Reader<'a> {
     shared: &'a Shared,
+    look_every: Duration,
     /// Under which claims are numbered.
     number: Option<AgentNumber>,
     call: u64,
@@ -209,7 +212,7 @@ impl Reader<'_> {
     /// Nothing can be claimed now: waits for what comes first, new messages or what is due.
     fn wait(&mut self, queue: &mut dyn Queue, due_in: Option<Duration>) -> Result<(), Error> {
         let begun = Instant::now();
-        let due = begun + due_in.unwrap_or(LOOK_EVERY).min(LOOK_EVERY);
+        let due = begun + due_in.unwrap_or(self.look_every).min(self.look_every);
         loop {
             if self.shared.is_draining() {
                 self.shared.wait_until_hungry(DRAINING_WAIT);

@@ -578,6 +578,27 @@ fn a_probe_of_a_lane_that_is_open_here_gives_back_the_time_set_aside_for_it() {
     assert_eq!(scene.changes, vec![LaneChange::Open(Arc::from(A))]);
 }
 
+#[test]
+fn a_probe_of_a_lane_that_another_message_opened_meanwhile_frees_it_in_the_queue() {
+    let mut scene = Scene::new(limits());
+    scene.admit(A);
+    scene.admit_with(A, Source::Waiting { probe: true }, |_| {});
+    scene.finish(A, Outcome::Delivered);
+    scene.finish(A, Outcome::Delivered);
+    assert!(scene.changes.contains(&LaneChange::Open(Arc::from(A))), "[else the rest waits for a whole attempt]");
+}
+
+#[test]
+fn a_probe_that_says_nothing_of_its_endpoint_frees_the_lane_in_the_queue() {
+    let refused = Outcome::Dead { reason: "refused".to_string(), fault: None };
+    for outcome in [refused, later(Fault::Message)] {
+        let mut scene = Scene::new(limits());
+        scene.admit_with(A, Source::Waiting { probe: true }, |_| {});
+        scene.finish(A, outcome);
+        assert_eq!(scene.changes, vec![LaneChange::Open(Arc::from(A))]);
+    }
+}
+
 // ---- rule 5: lanes not proven ----
 
 #[test]
