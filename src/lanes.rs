@@ -734,6 +734,7 @@ impl Lanes {
         now: Instant,
         effects: &mut Effects,
     ) {
+        let jitter = self.jitter();
         let lane = &mut self.lanes[at];
         if lane.is_past(begun) {
             return;
@@ -744,8 +745,14 @@ impl Lanes {
         if !lane.at_fault.contains(&claim.id) {
             lane.at_fault.push(claim.id);
         }
-        if lane.state == State::Closed || lane.at_fault.len() >= MESSAGES_AT_FAULT {
+        if lane.at_fault.len() >= MESSAGES_AT_FAULT {
             self.close(at, why, None, now, effects);
+        } else if lane.state == State::Closed {
+            // The endpoint is alive, and only this message was a bad probe: another is tried soon. Closing
+            // for twice as long would keep all that waits from an endpoint that takes nine in ten.
+            let after = policy::lane_backoff(1, self.limits.retry_first, self.limits.retry_max, jitter);
+            lane.closed_until = Some(now + after);
+            effects.changes.push(LaneChange::Due { origin: lane.origin.clone(), after });
         }
     }
 
