@@ -1,4 +1,27 @@
 //! acapy-deliver: the delivery agent for ACA-Py's outbound queue.
+//!
+//! The binary is thin; another program can run the whole inside itself:
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use acapy_deliver::agent::Agent;
+//! use acapy_deliver::config::{Config, RedisAddress};
+//!
+//! let config = Config::with_defaults(RedisAddress::new("redis://127.0.0.1:6379"));
+//! let agent = Agent::start(&config)?;
+//! // … until the program ends:
+//! let (_hurry, stop_at_once) = crossbeam_channel::bounded::<()>(1);
+//! agent.stop(Duration::from_secs(5), &stop_at_once);
+//! # Ok::<(), String>(())
+//! ```
+//!
+//! [`Envelope`](envelope::Envelope) reads and writes what ACA-Py pushes. [`Queue`](queue::Queue)
+//! is what an agent needs of a queue: [`RedisList`](queue::redis_list::RedisList) is ACA-Py's,
+//! [`memory`](queue::memory) one for tests, and [`Agent::start_on`](agent::Agent::start_on) takes any.
+//!
+//! A message's way: [`reader`] claims it and hands it to the [`lanes`], a [`worker`] attempts it
+//! with the [`poster`], [`policy`] judges, and the [`settler`] tells the queue.
 
 pub mod agent;
 pub mod commands;
