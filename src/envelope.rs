@@ -11,8 +11,10 @@
 //! and bytes. As in Python, the last of several equal keys counts, so a value is
 //! judged only when the whole map has been read.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -45,7 +47,7 @@ pub struct Envelope {
     endpoint: Range<usize>,
     headers: HeaderEntries,
     retries: u32,
-    target: Target,
+    target: Arc<Target>,
 }
 
 impl Envelope {
@@ -56,7 +58,17 @@ impl Envelope {
     /// [`Malformed`], with the bytes, if they are not one whole MessagePack map
     /// with an `endpoint` and a `payload` that HTTP can carry.
     pub fn decode(raw: Vec<u8>) -> Result<Envelope, Malformed> {
-        match Parts::read(&raw) {
+        Envelope::decode_with(raw, &mut Endpoints::default())
+    }
+
+    /// The same for one message of many: endpoints that were read before need not be
+    /// read again, which is a tenth of all work on a message.
+    ///
+    /// # Errors
+    ///
+    /// As [`Envelope::decode`].
+    pub fn decode_with(raw: Vec<u8>, endpoints: &mut Endpoints) -> Result<Envelope, Malformed> {
+        match Parts::read(&raw, endpoints) {
             Ok(Parts { payload, endpoint, headers, retries, target }) => {
                 Ok(Envelope { raw, payload, endpoint, headers, retries, target })
             }
@@ -209,12 +221,12 @@ struct Parts {
     endpoint: Range<usize>,
     headers: HeaderEntries,
     retries: u32,
-    target: Target,
+    target: Arc<Target>,
 }
 
 impl Parts {
     /// The error is the reason for people.
-    fn read(raw: &[u8]) -> Result<Parts, String> {
+    fn read(raw: &[u8], endpoints: &mut Endpoints) -> Result<Parts, String> {
         let mut reader = Reader::new(raw, 0);
         let n_entries = match reader.head() {
             Ok(Value::Map { n_entries, .. }) => n_entries,
@@ -252,12 +264,39 @@ impl Parts {
             Some(other) => return Err(format!("headers is {}, not a map", other.kind())),
         };
         let has_authorization = headers.check(raw)?;
-        let target = Target::read(&raw[endpoint.clone()], has_authorization)?;
+        let target = endpoints.read(&raw[endpoint.clone()], has_authorization)?;
         let retries = match retries {
             Some(Value::Integer(n)) if n > 0 => u32::try_from(n).unwrap_or(u32::MAX),
             _ => 0,
         };
         Ok(Parts { payload, endpoint, headers, retries, target })
+    }
+}
+
+/// Endpoints that were read lately, and what they came to.
+#[derive(Default)]
+pub struct Endpoints {
+    known: HashMap<Box<[u8]>, Arc<Target>>,
+}
+
+/// So many endpoints are remembered, and so long may each be: some 2 MB at most.
+const KNOWN_ENDPOINTS: usize = 4096;
+const KNOWN_LENGTH: usize = 200;
+
+impl Endpoints {
+    fn read(&mut self, endpoint: &[u8], has_authorization: bool) -> Result<Arc<Target>, String> {
+        if let Some(target) = self.known.get(endpoint) {
+            return Ok(target.clone());
+        }
+        let target = Arc::new(Target::read(endpoint, has_authorization)?);
+        // With a user and password it depends on the headers, too.
+        if endpoint.len() <= KNOWN_LENGTH && !endpoint.contains(&b'@') {
+            if self.known.len() >= KNOWN_ENDPOINTS {
+                self.known.clear();
+            }
+            self.known.insert(endpoint.into(), target.clone());
+        }
+        Ok(target)
     }
 }
 

@@ -11,7 +11,7 @@
 //! the queue gives it back by itself, one message to try a closed lane and more
 //! once it is open. So nothing here is timed, and nothing is moved back and forth.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -190,6 +190,8 @@ struct Lane {
     unconfirmed: usize,
     /// When the queue last confirmed such a one.
     confirmed_at: Option<Instant>,
+    /// These, and those confirmed since the last claim was begun: it may not have seen them.
+    parked: BTreeSet<Id>,
     /// Different messages in a row that failed by their own fault.
     at_fault: Vec<Id>,
     last_error: String,
@@ -216,6 +218,7 @@ impl Lane {
             waiting: None,
             unconfirmed: 0,
             confirmed_at: None,
+            parked: BTreeSet::new(),
             at_fault: Vec::new(),
             last_error: String::new(),
             on_stack: false,
@@ -302,6 +305,8 @@ pub struct Lanes {
     /// Ordered mode: recovered ones being filed under their lanes; nothing is claimed meanwhile.
     filing: HashSet<Id>,
     last_spill: Option<Instant>,
+    /// Put to wait, and confirmed since the last claim was begun.
+    lately_confirmed: Vec<(usize, Id)>,
     /// Whether half of an odd bound is rounded up this time.
     round_up: bool,
     random: u64,
@@ -327,18 +332,26 @@ impl Lanes {
             suspects: 0,
             filing: HashSet::new(),
             last_spill: None,
+            lately_confirmed: Vec::new(),
             round_up: false,
             random: seed | 1,
         }
     }
 
-    /// What the reader may claim now; `None` while there is no room worth a claim.
-    pub fn appetite(&mut self, now: Instant, effects: &mut Effects) -> Option<Bounds> {
+    /// What the reader may claim now; `None` while there is no room worth a claim. `again`
+    /// if a claim whose answer was lost is to be sent again.
+    pub fn appetite(&mut self, again: bool, now: Instant, effects: &mut Effects) -> Option<Bounds> {
         if !self.has_room() {
             if self.filing.is_empty() && self.has_idle_worker() {
                 self.spill(now, effects);
             }
             return None;
+        }
+        // A claim begun from now on sees all that is confirmed; one that is sent again may be as old as it was.
+        if !again {
+            for (at, id) in self.lately_confirmed.drain(..) {
+                self.lanes[at].parked.remove(&id);
+            }
         }
         let limit = self.held_at_most();
         let messages = (limit - self.held.len()).min(CLAIM_MESSAGES);
@@ -386,8 +399,7 @@ impl Lanes {
     }
 
     /// Takes in a claim: it goes out, is held, or is put to wait or off.
-    /// `asked` is when the claim was begun, for what was decided meanwhile.
-    pub fn admit(&mut self, mut claim: Box<Claim>, asked: Instant, now: Instant, effects: &mut Effects) {
+    pub fn admit(&mut self, mut claim: Box<Claim>, now: Instant, effects: &mut Effects) {
         let hold = self.held.entry(claim.id).or_default();
         if std::mem::replace(&mut hold.is_here, true) {
             // A rolled-back Redis gave out again what is still held: the one held counts.
@@ -403,9 +415,9 @@ impl Lanes {
                 effects.changes.push(LaneChange::Freed(lane.origin.clone()));
                 return self.put_to_wait(&claim, None, now, effects);
             }
-            // What a closing lane gave back may not have been there yet when the queue looked: then
-            // this one is not the oldest, and not the queue's answer to the closing.
-            Source::Waiting { probe } if lane.state == State::Closed && !lane.had_settled(asked) => {
+            // What the lane gave back (when it closed, or held too much) may not have been there yet when
+            // the queue looked: then this one is not the oldest, and not the queue's answer to the closing.
+            Source::Waiting { probe } if lane.parked.first().is_some_and(|parked| *parked < claim.id) => {
                 if probe {
                     let (origin, after) = (lane.origin.clone(), lane.until_open(now));
                     effects.changes.push(LaneChange::Due { origin, after });
@@ -431,7 +443,9 @@ impl Lanes {
                 // With nothing waiting there is nothing else to try a closed lane with.
                 let may_probe = lane.waiting.is_none() && lane.until_open(now).is_zero() && lane.is_idle();
                 if claim.has_own_backoff() {
-                    if closed {
+                    // Once the lane may be tried it is tried with this one too, if nothing else waits: else
+                    // a lane all of whose messages are on a backoff of their own stays closed for good.
+                    if closed && !may_probe {
                         return self.put_off(&claim, now, effects);
                     }
                 } else if (lane.waiting.is_some() || closed) && !(closed && may_probe)
@@ -538,6 +552,7 @@ impl Lanes {
                     let lane = &mut self.lanes[at];
                     lane.unconfirmed = lane.unconfirmed.saturating_sub(1);
                     lane.confirmed_at = Some(now);
+                    self.lately_confirmed.push((at, settlement.id));
                 }
             }
         }
@@ -856,6 +871,7 @@ impl Lanes {
         let lane = &mut self.lanes[claim.lane];
         lane.waiting = lane.waiting.max(Some(claim.id));
         lane.unconfirmed += 1;
+        lane.parked.insert(claim.id);
         if lane.state == State::Open {
             if !lane.wanting {
                 effects.changes.push(LaneChange::Open(lane.origin.clone()));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
 
-use crate::envelope::Envelope;
+use crate::envelope::{Endpoints, Envelope};
 use crate::journal::Speaker;
 use crate::lanes::Claim;
 use crate::metrics::add;
@@ -43,7 +43,9 @@ pub fn run(queue: &mut dyn Queue, shared: &Shared) -> Result<(), Error> {
         number: None,
         call: 0,
         again: false,
+        asked: Instant::now(),
         popped: None,
+        endpoints: Endpoints::default(),
         knows_lanes: false,
         was_standby: false,
         audited: Instant::now(),
@@ -85,6 +87,7 @@ impl Patience {
             if shared.is_stopping() && self.failures > 1 {
                 return;
             }
+            shared.turn(0);
             shared.wait_for_change(left.min(Duration::from_millis(100)));
         }
     }
@@ -106,8 +109,11 @@ struct Reader<'a> {
     call: u64,
     /// The last call's answer has not arrived.
     again: bool,
+    /// When the last call was first sent.
+    asked: Instant,
     /// Taken from the queue by the wait, not yet claimed.
     popped: Option<Vec<u8>>,
+    endpoints: Endpoints,
     /// Whether the lanes that wait in Redis are known since the number was new or the standby ended.
     knows_lanes: bool,
     was_standby: bool,
@@ -130,15 +136,18 @@ impl Reader<'_> {
         if !self.again && self.audited.elapsed() >= AUDIT_EVERY {
             self.audit(queue, number)?;
         }
-        let Some(mut bounds) = self.shared.appetite(Duration::from_millis(200)) else {
+        let Some(mut bounds) = self.shared.appetite(self.again, Duration::from_millis(200)) else {
             return Ok(());
         };
         bounds.popped = self.popped.clone();
         if !self.again {
             self.call += 1;
         }
-        let asked = Instant::now();
         let again = std::mem::replace(&mut self.again, true);
+        if !again {
+            self.asked = Instant::now();
+        }
+        let asked = self.asked;
         let claimed = queue.claim(number, self.call, again, &bounds)?;
         add(&self.shared.metrics.claims, 1);
         match claimed {
@@ -182,7 +191,6 @@ impl Reader<'_> {
                 let now = Instant::now();
                 self.shared.admit(
                     number,
-                    asked,
                     |lanes| {
                         for origin in &emptied {
                             lanes.emptied(origin, asked);
@@ -250,9 +258,9 @@ impl Reader<'_> {
         }
     }
 
-    fn decode(&self, raw: RawClaim, number: AgentNumber) -> Result<Claim, Settlement> {
+    fn decode(&mut self, raw: RawClaim, number: AgentNumber) -> Result<Claim, Settlement> {
         let RawClaim { id, bytes, mut history, recovered, source } = raw;
-        let decoded = catch_unwind(AssertUnwindSafe(|| Envelope::decode(bytes)));
+        let decoded = catch_unwind(AssertUnwindSafe(|| Envelope::decode_with(bytes, &mut self.endpoints)));
         let reason = match decoded {
             Ok(Ok(envelope)) => {
                 if source == Source::Queue {

@@ -73,7 +73,9 @@ pub fn run(queue: &mut dyn Queue, shared: &Shared, reports: &Receiver<Report>, o
                     return Err(Error::Unavailable(why));
                 }
                 // Reports are taken in meanwhile, so that a stop is heard.
-                let until = Instant::now() + patience.next_pause();
+                // Never longer than between two beats: an agent that is slower to come back than others
+                // are to look three times is taken for dead, and what it holds goes out twice.
+                let until = Instant::now() + patience.next_pause().min(options.lease / 3);
                 while !settler.leaving
                     && let Ok(report) = reports.recv_deadline(until)
                 {

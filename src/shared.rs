@@ -110,13 +110,14 @@ impl Shared {
 
     // ---- for the reader ----
 
-    /// Waits for room, at most this long, and says what may be claimed.
-    pub fn appetite(&self, at_most: Duration) -> Option<Bounds> {
+    /// Waits for room, at most this long, and says what may be claimed. `again` if an
+    /// earlier claim is to be sent again.
+    pub fn appetite(&self, again: bool, at_most: Duration) -> Option<Bounds> {
         let until = Instant::now() + at_most;
         let mut inner = self.inner();
         loop {
             let mut effects = Effects::default();
-            let bounds = inner.lanes.appetite(Instant::now(), &mut effects);
+            let bounds = inner.lanes.appetite(again, Instant::now(), &mut effects);
             if !effects.settlements.is_empty() {
                 inner = self.perform_and_lock(inner, effects);
             }
@@ -155,7 +156,6 @@ impl Shared {
     pub fn admit(
         &self,
         number: AgentNumber,
-        asked: Instant,
         before: impl FnOnce(&mut Lanes),
         claims: Vec<Result<Claim, Settlement>>,
     ) -> bool {
@@ -168,7 +168,7 @@ impl Shared {
         let now = Instant::now();
         for claim in claims {
             match claim {
-                Ok(claim) => inner.lanes.admit(Box::new(claim), asked, now, &mut effects),
+                Ok(claim) => inner.lanes.admit(Box::new(claim), now, &mut effects),
                 Err(unreadable) => {
                     inner.lanes.admit_unreadable(unreadable.id);
                     effects.settlements.push(unreadable);

@@ -196,6 +196,7 @@ impl Totals {
         sum.n_repeated += report.n_repeated;
         sum.n_unexplained += report.n_unexplained;
         sum.n_uncertain += report.n_uncertain;
+        sum.n_refused += report.n_refused;
         sum.n_starts += report.n_starts;
         sum.n_invariant_checks += report.n_invariant_checks;
         sum.most_copies = sum.most_copies.max(report.most_copies);
@@ -229,6 +230,7 @@ impl Totals {
         row("  delivered", sum.n_delivered.to_string());
         row("  dead", sum.n_dead.to_string());
         row("  pushed without an answer, so perhaps not at all", sum.n_uncertain.to_string());
+        row("beside these, refused by a Redis that was full or read-only", sum.n_refused.to_string());
         row("lost", sum.n_lost.to_string());
         row("stuck", sum.n_stuck.to_string());
         row("delivered more than once", sum.n_repeated.to_string());

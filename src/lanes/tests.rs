@@ -65,7 +65,7 @@ impl Scene {
         change(&mut claim);
         let id = claim.id;
         let mut effects = Effects::default();
-        self.lanes.admit(Box::new(claim), self.now, self.now, &mut effects);
+        self.lanes.admit(Box::new(claim), self.now, &mut effects);
         self.perform(effects);
         id
     }
@@ -113,6 +113,8 @@ impl Scene {
     fn confirm(&mut self) {
         let settled = std::mem::take(&mut self.settled);
         self.lanes.confirmed(&settled, self.now);
+        // The next claim is begun.
+        self.appetite();
     }
 
     fn pass(&mut self, seconds: u64) {
@@ -121,7 +123,7 @@ impl Scene {
 
     fn appetite(&mut self) -> Option<Bounds> {
         let mut effects = Effects::default();
-        let bounds = self.lanes.appetite(self.now, &mut effects);
+        let bounds = self.lanes.appetite(false, self.now, &mut effects);
         self.perform(effects);
         bounds
     }
@@ -342,6 +344,26 @@ fn due_while_the_lane_is_closed_it_is_due_again_after_the_reopening_and_no_attem
 }
 
 #[test]
+fn a_closed_lane_is_tried_with_a_message_on_its_own_backoff_when_nothing_else_waits_for_it() {
+    let mut scene = Scene::new(limits());
+    scene.admit(A);
+    let dead = Outcome::Dead { reason: "gave up".to_string(), fault: Some(Fault::NoAnswer) };
+    scene.finish(A, dead);
+    scene.confirm();
+    scene.pass(6);
+    scene.admit_with(A, Source::Retry, |claim| claim.history.own_failures = 1);
+    assert_eq!(scene.n_out(A), 1);
+    let id = scene.finish(A, later(Fault::Message));
+    assert!(matches!(scene.place_of(id), Some(Place::Retry(_))));
+    assert_eq!(scene.closings(A).len(), 1, "it says nothing of the lane");
+    scene.confirm();
+    scene.admit_with(A, Source::Retry, |claim| claim.history.own_failures = 2);
+    scene.finish(A, Outcome::Delivered);
+    scene.admit(A);
+    assert_eq!(scene.n_out(A), 1, "open again");
+}
+
+#[test]
 fn ten_different_messages_at_fault_in_a_row_close_the_lane() {
     let mut scene = Scene::new(limits());
     scene.widen(A);
@@ -503,6 +525,38 @@ fn what_the_queue_gave_out_before_it_knew_of_a_closing_does_not_open_the_lane() 
         let due_again = scene.changes.iter().any(|change| matches!(change, LaneChange::Due { .. }));
         assert_eq!(due_again, probe, "the time set aside for a probe is given back");
     }
+}
+
+#[test]
+fn what_was_waiting_does_not_overtake_what_a_lane_that_holds_too_much_gives_back() {
+    let mut scene = Scene::new(ordered());
+    scene.widen(A);
+    scene.admit_many(A, 256);
+    scene.pass(1);
+    scene.appetite();
+    assert!(scene.n_waiting(A) > 200);
+    let younger = scene.admit_with(A, Source::Waiting { probe: false }, |_| {});
+    assert!(matches!(scene.place_of(younger), Some(Place::Waiting(_))), "older ones are on their way to wait");
+    // Those that arrive meanwhile are younger than any that waits, and hold up nothing.
+    let first_to_wait = scene.settled.iter().find(|one| matches!(one.place, Place::Waiting(_))).unwrap().id;
+    scene.confirm();
+    scene.appetite();
+    scene.admit(A);
+    scene.admit_with(A, Source::Waiting { probe: false }, |claim| claim.id = first_to_wait);
+    assert!(scene.place_of(first_to_wait).is_none(), "taken in");
+}
+
+#[test]
+fn a_probe_is_taken_however_many_arrive_for_its_closed_lane() {
+    let mut scene = Scene::new(limits());
+    let oldest = scene.admit(A);
+    scene.finish(A, later(Fault::NoAnswer));
+    scene.confirm();
+    scene.pass(6);
+    scene.appetite();
+    scene.admit_many(A, 50);
+    scene.admit_with(A, Source::Waiting { probe: true }, |claim| claim.id = oldest);
+    assert_eq!(scene.n_out(A), 1);
 }
 
 #[test]

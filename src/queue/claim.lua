@@ -1,9 +1,10 @@
 -- claim(me, call, messages, bytes, returning, probes, of failed lanes, probe ms, suspect, ordered, again,
 --       largest, popped?, popped, {origin, n}...)
---   -> {state, now, due in (-1: nothing is), more, emptied origins, failures of probed lanes, messages, oversized}
+--   -> {state, now, due in (-1: nothing is), more, emptied origins, failures of probed lanes, messages, oversized,
+--       the id before the first new one, new messages}
 -- Takes due retries, messages of lanes that the agent wants, one each of other
 -- lanes that may be tried, then from the left of K, until a bound. Messages come
--- flat as id, bytes, history, recovered, source: k (queue), o (waiting, its lane
+-- flat as id, bytes, history, recovered, source: k (queue, given again), o (waiting, its lane
 -- is open), p (waiting, a probe), r (retry).
 local me, call = ARGV[1], ARGV[2]
 local max_messages, max_bytes, max_returning = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -33,7 +34,7 @@ if last and string.match(last, '^%d+') == call then
     local body = owner and tonumber(owner) == tonumber(me) and redis.call('HGET', MESSAGES, id)
     if body then give(id, body, redis.call('HGET', HISTORY, id), redis.call('HGET', RECOVERED, id), source) end
   end
-  return {'again', now, 0, 1, {}, {}, messages, {}}
+  return {'again', now, 0, 1, {}, {}, messages, {}, '0', {}}
 end
 
 -- A call that was overtaken on a connection given up long ago must not claim for nobody.
@@ -179,22 +180,23 @@ if not (ordered and #retried > 0) then
   end
 end
 
-local buried = {}
+local buried, base = {}, 0
 if #ids + #fresh + #oversized + #strays + #suspects + #moved_lanes + #left > 0 or again then
   open_for_writing()
   if #fresh > 0 then
-    local base, pairs_ = next_numbers(#fresh), {}
+    base = next_numbers(#fresh)
+    local pairs_, n = {}, #ids
     for i, body in ipairs(fresh) do
       local id = string.format('%016.0f', base + i)
       pairs_[2 * i - 1], pairs_[2 * i] = id, body
-      give(id, body, nil, nil, 'k')
+      ids[n + i], sources[n + i] = id, 'k'
     end
     all('HSET', MESSAGES, pairs_)
   end
   if #oversized > 0 then
-    local base = next_numbers(#oversized)
+    local before = next_numbers(#oversized)
     for i, body in ipairs(oversized) do
-      local id = string.format('%016.0f', base + i)
+      local id = string.format('%016.0f', before + i)
       redis.call('HSET', MESSAGES, id, body)
       redis.call('ZADD', DEAD, now, id)
       put_off(id, nil, 0, 0, string.format('larger than 64 MiB and than --in-flight-bytes: %d bytes', #body))
@@ -231,4 +233,5 @@ if next_retry[2] then not_later(tonumber(next_retry[2])) end
 if lanes_left then due_in = 0 end
 local next_lane = redis.call('ZRANGEBYSCORE', LANES, '(' .. string.format('%.0f', now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 if next_lane[2] then not_later(tonumber(next_lane[2])) end
-return {'ok', now, due_in, redis.call('LLEN', K) > 0 and 1 or 0, emptied, failures, messages, buried}
+return {'ok', now, due_in, redis.call('LLEN', K) > 0 and 1 or 0, emptied, failures, messages, buried,
+  string.format('%.0f', base), fresh}

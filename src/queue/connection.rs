@@ -316,6 +316,17 @@ impl Arguments {
         self
     }
 
+    /// Appends a number as 16 digits: an id or an agent's number, of which there are many.
+    pub fn sixteen(&mut self, number: u64) -> &mut Arguments {
+        let mut digits = [b'0'; 16];
+        let mut left = number;
+        for digit in digits.iter_mut().rev() {
+            *digit += (left % 10) as u8;
+            left /= 10;
+        }
+        self.bytes(&digits)
+    }
+
     /// Appends a flag as `1` or `0`.
     pub fn flag(&mut self, flag: bool) -> &mut Arguments {
         self.text(u8::from(flag))

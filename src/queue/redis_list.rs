@@ -300,10 +300,10 @@ impl RedisList {
         for ids in ids.chunks(IDS_PER_CALL) {
             let mut arguments = Arguments::default();
             if let Some(me) = first {
-                arguments.text(me);
+                arguments.sixteen(me.0);
             }
             for id in ids {
-                arguments.text(id);
+                arguments.sixteen(id.0);
             }
             done += count(self.run(script, &arguments)?)?;
         }
@@ -319,7 +319,7 @@ impl RedisList {
         died: bool,
     ) -> Result<Option<usize>, Error> {
         let mut arguments = Arguments::default();
-        arguments.text(me).text(agent).text(seen).text(limit).flag(died);
+        arguments.sixteen(me.0).text(agent).text(seen).text(limit).flag(died);
         let mut answer = Answer::of(self.run(|moves| &moves.recover, &arguments)?)?;
         let state = answer.text()?;
         let n = answer.number()?;
@@ -402,7 +402,7 @@ impl Queue for RedisList {
 
     fn claim(&mut self, me: AgentNumber, call: u64, again: bool, bounds: &Bounds) -> Result<Claimed, Error> {
         let mut arguments = Arguments::default();
-        arguments.text(me).text(call).text(bounds.messages).text(bounds.bytes).text(bounds.returning);
+        arguments.sixteen(me.0).text(call).text(bounds.messages).text(bounds.bytes).text(bounds.returning);
         arguments
             .text(bounds.probes)
             .text(bounds.failed_probes)
@@ -457,6 +457,16 @@ impl Queue for RedisList {
         let mut buried = answer.list()?;
         while buried.more() {
             oversized.push((buried.id()?, buried.number_in_text()? as usize));
+        }
+        // New ones have ids in a row and no past: so only their bytes are sent.
+        let before = answer.number_in_text()?;
+        let mut fresh = answer.list()?;
+        for id in before + 1.. {
+            if !fresh.more() {
+                break;
+            }
+            let (history, source) = (History::default(), Source::Queue);
+            claims.push(RawClaim { id: Id(id), bytes: fresh.bytes()?, history, recovered: 0, source });
         }
         let due_in = u64::try_from(due_in).ok().map(Duration::from_millis);
         Ok(Claimed::Taken { claims, emptied, failures, oversized, due_in, more })
@@ -527,7 +537,7 @@ impl Queue for RedisList {
 
     fn beat(&mut self, me: AgentNumber, lease: Duration) -> Result<Beat, Error> {
         let mut arguments = Arguments::default();
-        arguments.text(me).millis(lease);
+        arguments.sixteen(me.0).millis(lease);
         let mut answer = Answer::of(self.run(|moves| &moves.beat, &arguments)?)?;
         let registered = answer.number()? != 0;
         let mut peers = Vec::new();
@@ -572,7 +582,7 @@ impl Queue for RedisList {
         for ids in ids.chunks(IDS_PER_CALL) {
             let mut arguments = Arguments::default();
             for id in ids {
-                arguments.text(id);
+                arguments.sixteen(id.0);
             }
             let mut answer = Answer::of(self.run(|moves| &moves.has, &arguments)?)?;
             while answer.more() {
@@ -651,7 +661,7 @@ impl RedisList {
 
 fn settle_arguments(me: AgentNumber, call: u64, settlements: &[Settlement], changes: &[LaneChange]) -> Arguments {
     let mut arguments = Arguments::default();
-    arguments.text(me).text(call);
+    arguments.sixteen(me.0).text(call);
 
     // By origin, so that each origin is sent once.
     let mut delivered: Vec<&Settlement> = settlements.iter().filter(|one| one.place == Place::Delivered).collect();
@@ -661,7 +671,7 @@ fn settle_arguments(me: AgentNumber, call: u64, settlements: &[Settlement], chan
     for group in groups {
         arguments.text(&group[0].origin).text(group.len());
         for one in group {
-            arguments.text(one.id);
+            arguments.sixteen(one.id.0);
         }
     }
     let count = |of: fn(&Place) -> bool| settlements.iter().filter(|one| of(&one.place)).count();
@@ -671,14 +681,14 @@ fn settle_arguments(me: AgentNumber, call: u64, settlements: &[Settlement], chan
     arguments.text(count(|place| matches!(place, Place::Retry(_))));
     for one in settlements {
         if let Place::Retry(delay) = one.place {
-            arguments.text(one.id).millis(delay);
+            arguments.sixteen(one.id.0).millis(delay);
             past(&mut arguments, &one.history);
         }
     }
     arguments.text(count(|place| matches!(place, Place::Waiting(_))));
     for one in settlements {
         if let Place::Waiting(delay) = one.place {
-            arguments.text(one.id).text(&one.origin);
+            arguments.sixteen(one.id.0).text(&one.origin);
             match delay {
                 Some(delay) => arguments.millis(delay),
                 None => arguments.text(-1),
@@ -689,7 +699,7 @@ fn settle_arguments(me: AgentNumber, call: u64, settlements: &[Settlement], chan
     arguments.text(count(|place| *place == Place::Dead));
     for one in settlements {
         if one.place == Place::Dead {
-            arguments.text(one.id);
+            arguments.sixteen(one.id.0);
             past(&mut arguments, &one.history);
         }
     }

@@ -106,23 +106,6 @@ fn headers_that_http_does_not_allow_are_dead_and_nothing_is_sent() {
 }
 
 #[test]
-fn a_message_larger_than_memory_allows_is_dead_and_the_option_is_named() {
-    let redis = Redis::start();
-    let sink = Sink::new(|_| Answer::ok());
-    let oversized = envelope(&sink.url(), &vec![b'x'; 2 << 20]);
-    redis.push_all(numbered(&sink.url(), 20));
-    redis.push(&oversized);
-    redis.push_all(numbered(&sink.url(), 20));
-    let _agent = Agent::start(&redis, &["--in-flight-bytes", "1MiB"]);
-    eventually_eq("only the oversized one is left", SOON, only_dead(1), || redis.counts());
-    assert_eq!(sink.n_delivered(), 40);
-    let dead = redis.dead();
-    assert!(dead[0].bytes == oversized, "the bytes were changed");
-    assert!(dead[0].history.contains("--in-flight-bytes"), "{}", dead[0].history);
-    redis.check_invariant();
-}
-
-#[test]
 fn final_statuses_make_a_dead_letter_after_one_attempt() {
     let redis = Redis::start();
     let sink = sink_of_statuses();

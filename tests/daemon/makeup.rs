@@ -124,7 +124,16 @@ impl Script {
     fn start(dir: &TempDir, name: &str, args: &[&str]) -> Script {
         let log = dir.path().join(format!("{name}.out"));
         let out = File::create(&log).unwrap();
-        let child = Command::new(root().join("scripts/run"))
+        let mut command = Command::new(root().join("scripts/run"));
+        for (name, _) in std::env::vars_os() {
+            // What cargo tells a test of its package makes the build script of a dependency run
+            // again: everything would be compiled anew, and the binary replaced under other tests.
+            let of_package = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_", "CARGO_PRIMARY_"];
+            if of_package.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+                command.env_remove(&name);
+            }
+        }
+        let child = command
             .args(args)
             .env("RUN_DIR", dir.path())
             .env("BUILD_PROFILE", "dev")

@@ -97,6 +97,8 @@ pub struct SimAgent {
     waits_for_another: Option<AgentNumber>,
     call: u64,
     again: bool,
+    /// When the last call was first sent.
+    asked: Instant,
     knows_lanes: bool,
     audited: Instant,
     reading: Reading,
@@ -128,6 +130,7 @@ impl SimAgent {
             waits_for_another: None,
             call: 0,
             again: false,
+            asked: now,
             knows_lanes: false,
             audited: now,
             reading: Reading::Nothing,
@@ -258,7 +261,7 @@ impl SimAgent {
             return Ok(());
         }
         let mut effects = Effects::default();
-        let bounds = self.lanes.appetite(now, &mut effects);
+        let bounds = self.lanes.appetite(self.again, now, &mut effects);
         self.perform(effects);
         let Some(mut bounds) = bounds else { return Ok(()) };
         // Smaller bounds than the lanes ask for, so that they matter with few messages.
@@ -271,9 +274,12 @@ impl SimAgent {
             self.call += 1;
         }
         let again = std::mem::replace(&mut self.again, true);
+        if !again {
+            self.asked = now;
+        }
         match net.send(Move::Claim { me: number, call: self.call, again, bounds }, rng) {
             Ok(Answer::Claimed(claimed)) => {
-                self.reading = Reading::Answer(now, number, claimed);
+                self.reading = Reading::Answer(self.asked, number, claimed);
                 Ok(())
             }
             Ok(other) => Err(Stop::Broken(format!("claim answers {other:?}"))),
@@ -311,7 +317,7 @@ impl SimAgent {
         let mut effects = Effects::default();
         for claim in decoded {
             match claim {
-                Ok(claim) => self.lanes.admit(Box::new(claim), asked, now, &mut effects),
+                Ok(claim) => self.lanes.admit(Box::new(claim), now, &mut effects),
                 Err(unreadable) => {
                     self.lanes.admit_unreadable(unreadable.id);
                     effects.settlements.push(unreadable);

@@ -109,6 +109,7 @@ pub struct Report {
     pub most_copies: usize,
     pub n_unexplained: usize,
     pub n_uncertain: usize,
+    pub n_refused: usize,
     pub faults: BTreeMap<Fault, usize>,
     pub n_starts: usize,
     pub n_invariant_checks: usize,
@@ -395,7 +396,7 @@ fn judge(plan: &Plan, world: &World, ledger: &Ledger, faults_ended: Instant, rep
     let held = held(&world.redis);
     let dead = dead_letters(world, report);
     let messages = ledger.messages();
-    report.n_messages = messages.len();
+    report.n_messages = messages.iter().filter(|message| message.push != Push::Refused).count();
     report.failures.extend(ledger.wrong());
     for injected in &world.injected {
         *report.faults.entry(injected.fault).or_default() += 1;
@@ -410,6 +411,7 @@ fn judge(plan: &Plan, world: &World, ledger: &Ledger, faults_ended: Instant, rep
         report.n_delivered += usize::from(copies > 0);
         report.n_repeated += usize::from(copies > 1);
         report.n_uncertain += usize::from(message.push == Push::Uncertain);
+        report.n_refused += usize::from(message.push == Push::Refused);
         let to_die = matches!(message.kind, Kind::Final | Kind::Garbage);
         match dead.get(&number) {
             Some((reason, bytes)) => {
@@ -521,8 +523,9 @@ fn find_number(bytes: &[u8]) -> Option<usize> {
 /// recipient or its network, or of the agent that delivered the first.
 fn is_explained(message: &Message, world: &World) -> bool {
     let deliverers = message.id.as_ref().map(|id| history::deliverers(&world.slots, id)).unwrap_or_default();
-    // An attempt may have begun before the fault and its settlement be under way: one attempt and one renewal.
-    let slack = Duration::from_secs(2);
+    // A fault lasts beyond its end: a connection that stays silent is given up after 5 s, and an
+    // agent that was away for a lease by then has been taken for dead.
+    let slack = Duration::from_secs(5) + world.lease;
     message.deliveries().windows(2).all(|pair| {
         let (first, second) = (pair[0].at, pair[1].at);
         let between = |fault: &&Injected| fault.from <= second && fault.to.is_none_or(|to| to + slack >= first);

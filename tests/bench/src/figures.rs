@@ -31,7 +31,11 @@ impl Spread {
     fn text(&self, unit: Unit) -> String {
         let (median, low, high) = (unit.number(self.median), unit.number(self.low), unit.number(self.high));
         let unit = unit.name();
-        if self.rounds == 1 || low == high { format!("{median}{unit}") } else { format!("{median}{unit} ({low}–{high})") }
+        if self.rounds == 1 || low == high {
+            format!("{median}{unit}")
+        } else {
+            format!("{median}{unit} ({low}–{high})")
+        }
     }
 
     fn json(&self) -> Value {
@@ -69,7 +73,11 @@ impl Unit {
         }
     }
 
-    fn number(self, value: f64) -> String {
+    /// The value with as many digits as say something, in groups of three.
+    pub fn number(self, value: f64) -> String {
+        if !value.is_finite() {
+            return "never".to_string();
+        }
         let digits = match value.abs() {
             v if v >= 100.0 || v == v.trunc() && v >= 1.0 => 0,
             v if v >= 10.0 => 1,
@@ -79,11 +87,11 @@ impl Unit {
         let text = format!("{value:.digits$}");
         let (whole, rest) = text.split_once('.').map_or((text.as_str(), String::new()), |(w, r)| (w, format!(".{r}")));
         let mut grouped = String::new();
-        for (n, digit) in whole.chars().enumerate() {
-            if n > 0 && (whole.len() - n) % 3 == 0 && !whole[..n].ends_with('-') {
+        for (n, digit) in whole.bytes().enumerate() {
+            if n > 0 && (whole.len() - n) % 3 == 0 && !grouped.ends_with('-') {
                 grouped.push(',');
             }
-            grouped.push(digit);
+            grouped.push(char::from(digit));
         }
         grouped + &rest
     }
@@ -121,6 +129,8 @@ impl Row {
         self.reference.as_ref().map(|(_, theirs)| self.seen.median / theirs.median)
     }
 
+    /// Whether what is wanted was seen; `None` if nothing is wanted, or if the reference, which has
+    /// nothing bad in it, does not keep within the bound either: then the machine was too busy to tell.
     pub fn is_reached(&self) -> Option<bool> {
         let theirs = self.reference.as_ref().map_or(0.0, |(_, theirs)| theirs.median);
         let seen = self.seen.median;
@@ -129,9 +139,22 @@ impl Row {
             Wanted::TimesReference(times) => seen >= times * theirs,
             Wanted::OverReference(over) => seen <= theirs + over,
             Wanted::TimesReferencePlus(times, over) => seen <= theirs * times + over,
+            Wanted::AtMost(_) | Wanted::AtLeast(_) if self.is_too_busy() => return None,
             Wanted::AtMost(most) => seen <= most,
             Wanted::AtLeast(least) => seen >= least,
         })
+    }
+
+    fn is_too_busy(&self) -> bool {
+        let Some((_, theirs)) = &self.reference else { return false };
+        if !matches!(self.unit, Unit::Millis | Unit::Seconds | Unit::Percent) {
+            return false;
+        }
+        match self.wanted {
+            Wanted::AtMost(most) => self.seen.median > most && theirs.median > most,
+            Wanted::AtLeast(least) => self.seen.median < least && theirs.median < least,
+            _ => false,
+        }
     }
 
     fn wanted_text(&self) -> String {
@@ -156,6 +179,7 @@ impl Row {
             r => format!("{r:.2}"),
         });
         let verdict = match self.is_reached() {
+            None if self.is_too_busy() => "(machine too busy)",
             None => "",
             Some(true) => "yes",
             Some(false) => "**no**",
@@ -216,7 +240,9 @@ impl Machine {
         };
         let said = |program: &str, argument: &str| {
             let output = Command::new(program).arg(argument).output();
-            output.map(|o| String::from_utf8_lossy(&[o.stdout, o.stderr].concat()).trim().to_string()).unwrap_or_default()
+            output
+                .map(|o| String::from_utf8_lossy(&[o.stdout, o.stderr].concat()).trim().to_string())
+                .unwrap_or_default()
         };
         let cores = std::thread::available_parallelism().map_or(0, usize::from);
         let memory = field(&read("/proc/meminfo"), "MemTotal").replace(" kB", "").parse::<f64>().unwrap_or(0.0);
@@ -242,7 +268,11 @@ impl Machine {
     }
 
     fn json(&self) -> Value {
-        self.lines.iter().map(|(name, value)| (name.to_string(), json!(value))).collect::<serde_json::Map<_, _>>().into()
+        self.lines
+            .iter()
+            .map(|(name, value)| (name.to_string(), json!(value)))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
     }
 }
 

@@ -105,7 +105,12 @@ impl Redis {
     /// Empties it, and forgets what it has counted.
     pub fn reset(&self) {
         let mut client = self.client();
-        redis::pipe().cmd("FLUSHALL").cmd("CONFIG").arg("RESETSTAT").exec(&mut client).expect("our Redis can be emptied");
+        redis::pipe()
+            .cmd("FLUSHALL")
+            .cmd("CONFIG")
+            .arg("RESETSTAT")
+            .exec(&mut client)
+            .expect("our Redis can be emptied");
     }
 
     /// Takes an append-only file back to what is in memory, so that a round does not wait for the last one's.

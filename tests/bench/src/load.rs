@@ -60,9 +60,8 @@ impl Load {
     /// Puts it there: the origins take turns.
     pub fn preload(&self, redis: &mut redis::Connection) {
         let payload = payload(self.bytes);
-        let script = redis::Script::new(
-            "for i = 0, ARGV[1] - 1 do redis.call('RPUSH', KEYS[1], ARGV[2 + i % (#ARGV - 1)]) end",
-        );
+        let script =
+            redis::Script::new("for i = 0, ARGV[1] - 1 do redis.call('RPUSH', KEYS[1], ARGV[2 + i % (#ARGV - 1)]) end");
         let mut call = script.key(QUEUE);
         call.arg(self.messages);
         for n in 0..self.origins.min(self.messages) {

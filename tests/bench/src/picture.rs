@@ -1,21 +1,30 @@
 //! The main comparison as a picture: horizontal bars, readable in light and dark.
 
-use crate::figures::Row;
+use crate::figures::{Row, Unit};
+
+struct Bar {
+    name: String,
+    value: f64,
+    is_ours: bool,
+}
 
 /// Bars for the rates of a group: what was seen once, then its references. `None` if there are none.
 pub fn bars(rows: &[Row], group: &str, title: &str) -> Option<String> {
-    let rates = rows.iter().filter(|row| row.group == group && row.unit == crate::figures::Unit::PerSecond);
-    let mut lines: Vec<(String, Vec<(String, f64, bool)>)> = Vec::new();
+    let rates = rows.iter().filter(|row| row.group == group && row.unit == Unit::PerSecond);
+    let mut lines: Vec<(String, Vec<Bar>)> = Vec::new();
     for row in rates {
         if lines.last().is_none_or(|(what, _)| *what != row.what) {
-            lines.push((row.what.clone(), vec![("acapy-deliver".to_string(), row.seen.median, true)]));
+            lines.push((
+                row.what.clone(),
+                vec![Bar { name: "acapy-deliver".to_string(), value: row.seen.median, is_ours: true }],
+            ));
         }
         let (_, bars) = lines.last_mut().expect("just pushed");
         if let Some((name, theirs)) = row.reference.as_ref().filter(|(_, theirs)| theirs.median.is_finite()) {
-            bars.push((name.clone(), theirs.median, false));
+            bars.push(Bar { name: name.clone(), value: theirs.median, is_ours: false });
         }
     }
-    let most = lines.iter().flat_map(|(_, bars)| bars).map(|(_, value, _)| *value).fold(0.0, f64::max);
+    let most = lines.iter().flat_map(|(_, bars)| bars).map(|bar| bar.value).fold(0.0, f64::max);
     if most == 0.0 {
         return None;
     }
@@ -25,16 +34,17 @@ pub fn bars(rows: &[Row], group: &str, title: &str) -> Option<String> {
     for (what, bars) in &lines {
         body += &format!("<text x=\"8\" y=\"{y}\" font-style=\"italic\">{what}</text>\n");
         y += 8.0;
-        for (name, value, ours) in bars {
-            let long = value / most * width;
-            let colour = if *ours { "#2a7ab9" } else { "#9a9a9a" };
+        for bar in bars {
+            let long = bar.value / most * width;
+            let colour = if bar.is_ours { "#2a7ab9" } else { "#9a9a9a" };
             let (text, end) = (y + 12.0, left + long + 6.0);
             body += &format!(
-                "<text x=\"{}\" y=\"{text}\" text-anchor=\"end\">{name}</text>\
+                "<text x=\"{}\" y=\"{text}\" text-anchor=\"end\">{}</text>\
                  <rect x=\"{left}\" y=\"{y}\" width=\"{long:.1}\" height=\"15\" fill=\"{colour}\"/>\
                  <text x=\"{end:.1}\" y=\"{text}\">{}</text>\n",
                 left - 8.0,
-                thousands(*value),
+                bar.name,
+                Unit::PerSecond.number(bar.value),
             );
             y += step;
         }
@@ -47,16 +57,4 @@ pub fn bars(rows: &[Row], group: &str, title: &str) -> Option<String> {
          <style>text {{ fill: #333 }} @media (prefers-color-scheme: dark) {{ text {{ fill: #ddd }} }}</style>\n\
          {body}</svg>\n"
     ))
-}
-
-fn thousands(value: f64) -> String {
-    let whole = format!("{value:.0}");
-    let mut text = String::new();
-    for (n, digit) in whole.chars().enumerate() {
-        if n > 0 && (whole.len() - n) % 3 == 0 {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }

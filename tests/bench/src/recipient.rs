@@ -4,7 +4,7 @@
 //! for some ten thousand requests a second, beyond which nginx is the recipient.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, Builder};
@@ -39,6 +39,8 @@ pub struct Arrival {
     /// When it was pushed and when it arrived, since the clock's start.
     pub pushed: Duration,
     pub arrived: Duration,
+    /// How long its answer took, which on a busy machine is more than its manners say.
+    pub took: Duration,
     /// What it was answered; 0: nothing, or not yet.
     pub status: u16,
 }
@@ -61,7 +63,6 @@ struct Inner {
     /// Good ones among them.
     n_good: AtomicUsize,
     closing: AtomicBool,
-    connections: Mutex<Vec<TcpStream>>,
 }
 
 /// A recipient at work.
@@ -81,7 +82,6 @@ impl Recipient {
             answered: Mutex::default(),
             n_good: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
-            connections: Mutex::default(),
         });
         let shared = inner.clone();
         thread::spawn(move || {
@@ -148,9 +148,7 @@ impl Drop for Recipient {
     fn drop(&mut self) {
         self.inner.closing.store(true, Ordering::Relaxed);
         let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
-        for stream in self.inner.connections.lock().expect("nothing panics with the connections").drain(..) {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
+        // The threads of its connections end with those, which is when the agent has ended.
     }
 }
 
@@ -179,12 +177,14 @@ fn serve(stream: TcpStream, inner: &Inner) -> std::io::Result<()> {
         }
         let arrived = inner.clock.elapsed();
         let mut words = buffer[head..head + length].split(|byte| *byte == b' ');
-        let mut number = || words.next().and_then(|word| std::str::from_utf8(word).ok()?.parse::<u64>().ok()).unwrap_or(0);
+        let mut number =
+            || words.next().and_then(|word| std::str::from_utf8(word).ok()?.parse::<u64>().ok()).unwrap_or(0);
         let (number, pushed) = (number(), Duration::from_nanos(number()));
-        let arrival = Arrival { origin, number, pushed, arrived, status: 0 };
+        let arrival = Arrival { origin, number, pushed, arrived, took: Duration::ZERO, status: 0 };
         inner.arrivals.lock().expect("nothing panics with the arrivals").push(arrival);
         let status = (inner.manners)(&Request { origin, number, stream: &stream });
-        let answered = Arrival { status, ..arrival };
+        let took = inner.clock.elapsed() - arrived;
+        let answered = Arrival { status, took, ..arrival };
         inner.answered.lock().expect("nothing panics with the answers").push(answered);
         if (200..300).contains(&status) {
             inner.n_good.fetch_add(1, Ordering::Relaxed);

@@ -18,8 +18,10 @@ use acapy_deliver_bench::recipient::Recipient;
 use acapy_deliver_bench::{picture, proxy};
 use redis::Commands;
 
+type Measure = fn(&Bench) -> Vec<Row>;
+
 /// The names that `--only` takes, with what each measures.
-const MEASURES: [(&str, fn(&Bench) -> Vec<Row>); 9] = [
+const MEASURES: [(&str, Measure); 9] = [
     ("throughput", throughput),
     ("sizes", sizes),
     ("everysec", everysec),
@@ -103,7 +105,9 @@ fn main() {
 
 fn usage(why: &str) -> ! {
     let names = MEASURES.map(|(name, _)| name).join(", ");
-    eprintln!("bench: {why}\nbench [--quick] [--only NAME]… [--rounds N] [--workers N] [--json FILE] [--table FILE] [--svg FILE]\nmeasures: {names}");
+    eprintln!(
+        "bench: {why}\nbench [--quick] [--only NAME]… [--rounds N] [--workers N] [--json FILE] [--table FILE] [--svg FILE]\nmeasures: {names}"
+    );
     std::process::exit(2)
 }
 
@@ -125,12 +129,15 @@ fn throughput(bench: &Bench) -> Vec<Row> {
         let (mut agents, mut bares, mut pops, mut ceilings) = (vec![], vec![], vec![], vec![]);
         for threads in &threads {
             let workers = threads.to_string();
-            let [agent, bare, pop, wrk] = contest(bench.rounds, [
-                &|| bench.agent(&["--workers", &workers], &load),
-                &|| bench.bare(&load, *threads),
-                &|| bench.pop(&load, *threads),
-                &|| if origins == 1 { bench.wrk(*threads) } else { Sample::from([("per_second", f64::NAN)]) },
-            ]);
+            let [agent, bare, pop, wrk] = contest(
+                bench.rounds,
+                [
+                    &|| bench.agent(&["--workers", &workers], &load),
+                    &|| bench.bare(&load, *threads),
+                    &|| bench.pop(&load, *threads),
+                    &|| if origins == 1 { bench.wrk(*threads) } else { Sample::from([("per_second", f64::NAN)]) },
+                ],
+            );
             agents.push(agent);
             bares.push(bare);
             pops.push(pop);
@@ -164,18 +171,48 @@ fn throughput(bench: &Bench) -> Vec<Row> {
             }
             let of = |samples: &[Sample], name| spread(samples, name);
             let cpu = Some(("plain pop".to_string(), of(pop, "cpu")));
-            row(format!("{place}, {kind}: CPU of the agent per message"), Unit::Micros, of(agent, "cpu"), cpu, Wanted::Shown);
+            row(
+                format!("{place}, {kind}: CPU of the agent per message"),
+                Unit::Micros,
+                of(agent, "cpu"),
+                cpu,
+                Wanted::Shown,
+            );
             let cpu = Some(("bare loop".to_string(), of(bare, "cpu")));
             row(format!("{place}, {kind}: the same"), Unit::Micros, of(agent, "cpu"), cpu, Wanted::Shown);
             let cpu = Some(("plain pop".to_string(), of(pop, "redis_cpu")));
-            row(format!("{place}, {kind}: CPU of Redis per message"), Unit::Micros, of(agent, "redis_cpu"), cpu, Wanted::Shown);
+            row(
+                format!("{place}, {kind}: CPU of Redis per message"),
+                Unit::Micros,
+                of(agent, "redis_cpu"),
+                cpu,
+                Wanted::Shown,
+            );
             let time = Some(("plain pop".to_string(), of(pop, "redis_time")));
-            row(format!("{place}, {kind}: Redis's time in commands per message"), Unit::Micros, of(agent, "redis_time"), time, Wanted::AtMost(12.0));
+            row(
+                format!("{place}, {kind}: Redis's time in commands per message"),
+                Unit::Micros,
+                of(agent, "redis_time"),
+                time,
+                Wanted::AtMost(12.0),
+            );
             let trips = Some(("plain pop".to_string(), of(pop, "trips")));
-            row(format!("{place}, {kind}: round trips to Redis per message"), Unit::Number, of(agent, "trips"), trips, Wanted::AtMost(0.1));
+            row(
+                format!("{place}, {kind}: round trips to Redis per message"),
+                Unit::Number,
+                of(agent, "trips"),
+                trips,
+                Wanted::AtMost(0.1),
+            );
             let most = if *threads >= DEFAULT_WORKERS { 24.0 } else { 16.0 };
             let memory = Some(("plain pop".to_string(), of(pop, "memory")));
-            row(format!("{place}, {kind}: peak resident memory"), Unit::Mebibytes, of(agent, "memory"), memory, Wanted::AtMost(most));
+            row(
+                format!("{place}, {kind}: peak resident memory"),
+                Unit::Mebibytes,
+                of(agent, "memory"),
+                memory,
+                Wanted::AtMost(most),
+            );
         }
     }
     rows
@@ -185,11 +222,12 @@ fn sizes(bench: &Bench) -> Vec<Row> {
     let mut rows = Vec::new();
     for (messages, bytes, name) in [(200_000, 200, "200 B"), (20_000, 64 << 10, "64 KB")] {
         let load = bench.load(messages, bytes, 1);
-        let [agent, bare, pop] = contest(bench.rounds, [
-            &|| bench.agent(&[], &load),
-            &|| bench.bare(&load, DEFAULT_WORKERS),
-            &|| bench.pop(&load, DEFAULT_WORKERS),
-        ]);
+        let [agent, bare, pop] = contest(
+            bench.rounds,
+            [&|| bench.agent(&[], &load), &|| bench.bare(&load, DEFAULT_WORKERS), &|| {
+                bench.pop(&load, DEFAULT_WORKERS)
+            }],
+        );
         rows.extend(both("sizes", &format!("{name}, 1 origin, default"), &agent, &bare, &pop));
         rows.push(shown("sizes", &format!("{name}: peak resident memory"), Unit::Mebibytes, &agent, &pop, "memory"));
     }
@@ -200,11 +238,12 @@ fn sizes(bench: &Bench) -> Vec<Row> {
 fn everysec(bench: &Bench) -> Vec<Row> {
     let redis = Redis::start(&["appendonly yes", "appendfsync everysec", "auto-aof-rewrite-percentage 0"]);
     let load = bench.load(200_000, 2048, 1);
-    let [agent, bare, pop] = contest(bench.rounds, [
-        &|| bench.agent_on(&redis, &redis.url(), &[], &load),
-        &|| bench.bare(&load, DEFAULT_WORKERS),
-        &|| bench.pop_on(&redis, &redis.url(), &load, DEFAULT_WORKERS),
-    ]);
+    let [agent, bare, pop] = contest(
+        bench.rounds,
+        [&|| bench.agent_on(&redis, &redis.url(), &[], &load), &|| bench.bare(&load, DEFAULT_WORKERS), &|| {
+            bench.pop_on(&redis, &redis.url(), &load, DEFAULT_WORKERS)
+        }],
+    );
     both("everysec", "appendfsync everysec, 1 origin, default", &agent, &bare, &pop)
 }
 
@@ -214,10 +253,12 @@ fn distance(bench: &Bench) -> Vec<Row> {
     let url = format!("redis://127.0.0.1:{far}");
     let load = bench.load(100_000, 2048, 1);
     let short = Load { messages: 2_000, ..load.clone() };
-    let [agent, pop] = contest(bench.rounds, [
-        &|| bench.agent_on(&bench.redis, &url, &[], &load),
-        &|| bench.pop_on(&bench.redis, &url, &short, DEFAULT_WORKERS),
-    ]);
+    let [agent, pop] = contest(
+        bench.rounds,
+        [&|| bench.agent_on(&bench.redis, &url, &[], &load), &|| {
+            bench.pop_on(&bench.redis, &url, &short, DEFAULT_WORKERS)
+        }],
+    );
     let reference = Some(("plain pop".to_string(), spread(&pop, "per_second")));
     let what = "Redis 1 ms away, 1 origin, default".to_string();
     let wanted = Wanted::TimesReference(20.0);
@@ -240,8 +281,7 @@ fn latency(bench: &Bench) -> Vec<Row> {
         push_and_wait(bench, &recipient, n, gap)
     };
     let gap = Duration::from_millis(23);
-    let [idle_agent, idle_pop] =
-        contest(bench.rounds, [&|| measure(&agent, idle, gap), &|| measure(&pop, idle, gap)]);
+    let [idle_agent, idle_pop] = contest(bench.rounds, [&|| measure(&agent, idle, gap), &|| measure(&pop, idle, gap)]);
     let gap = Duration::from_millis(1);
     let [busy_agent, busy_pop] =
         contest(bench.rounds, [&|| measure(&agent, steady, gap), &|| measure(&pop, steady, gap)]);
@@ -326,14 +366,21 @@ fn growth(bench: &Bench) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut row = |what: String, load: &Load, threads: usize| {
         let workers = threads.to_string();
-        let [agent, bare] = contest(bench.rounds.min(3), [
-            &|| bench.agent(&["--workers", &workers], load),
-            &|| bench.bare(load, threads),
-        ]);
+        let [agent, bare] = contest(
+            bench.rounds.min(3),
+            [&|| bench.agent(&["--workers", &workers], load), &|| bench.bare(load, threads)],
+        );
         let name = format!("bare loop, {threads} threads");
         let reference = Some((name, spread(&bare, "per_second")));
         let seen = spread(&agent, "per_second");
-        rows.push(Row { group: "growth", what: what.clone(), unit: Unit::PerSecond, seen, reference, wanted: Wanted::Shown });
+        rows.push(Row {
+            group: "growth",
+            what: what.clone(),
+            unit: Unit::PerSecond,
+            seen,
+            reference,
+            wanted: Wanted::Shown,
+        });
         rows.push(shown("growth", &format!("{what}: peak resident memory"), Unit::Mebibytes, &agent, &bare, "memory"));
     };
     for origins in [1, 100, 10_000] {
@@ -352,14 +399,24 @@ fn growth(bench: &Bench) -> Vec<Row> {
 fn agents(bench: &Bench) -> Vec<Row> {
     let mut rows = Vec::new();
     let load = bench.load(200_000, 2048, 100);
-    let [one, two, four] = contest(bench.rounds.min(3), [
-        &|| bench.agents(&bench.redis, &bench.redis.url(), &[], &load, 1),
-        &|| bench.agents(&bench.redis, &bench.redis.url(), &[], &load, 2),
-        &|| bench.agents(&bench.redis, &bench.redis.url(), &[], &load, 4),
-    ]);
+    let [one, two, four] = contest(
+        bench.rounds.min(3),
+        [
+            &|| bench.agents(&bench.redis, &bench.redis.url(), &[], &load, 1),
+            &|| bench.agents(&bench.redis, &bench.redis.url(), &[], &load, 2),
+            &|| bench.agents(&bench.redis, &bench.redis.url(), &[], &load, 4),
+        ],
+    );
     for (n, samples) in [(1, &one), (2, &two), (4, &four)] {
         rows.push(shown("agents", &format!("{n} agents"), Unit::PerSecond, samples, &one, "per_second"));
-        rows.push(shown("agents", &format!("{n} agents: CPU of Redis per message"), Unit::Micros, samples, &one, "redis_cpu"));
+        rows.push(shown(
+            "agents",
+            &format!("{n} agents: CPU of Redis per message"),
+            Unit::Micros,
+            samples,
+            &one,
+            "redis_cpu",
+        ));
     }
     let most = Spread::of(four.iter().map(|sample| 1e6 / sample["redis_cpu"]));
     rows.push(Row {
@@ -380,10 +437,10 @@ fn tls(bench: &Bench) -> Vec<Row> {
         [("connections reused", 100_000, bench.nginx.https), ("a connection each", 5_000, bench.nginx.https_close)]
     {
         let load = Load { messages, bytes: 2048, origins: 100, scheme: "https", port };
-        let [agent, bare] = contest(bench.rounds.min(3), [
-            &|| bench.agent(&["--ca-file", &ca], &load),
-            &|| bench.bare(&load, DEFAULT_WORKERS),
-        ]);
+        let [agent, bare] = contest(
+            bench.rounds.min(3),
+            [&|| bench.agent(&["--ca-file", &ca], &load), &|| bench.bare(&load, DEFAULT_WORKERS)],
+        );
         rows.push(shown("TLS", what, Unit::PerSecond, &agent, &bare, "per_second"));
         rows.push(shown("TLS", &format!("{what}: CPU of the agent per message"), Unit::Micros, &agent, &bare, "cpu"));
     }

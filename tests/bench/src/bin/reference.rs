@@ -61,7 +61,12 @@ fn bare(agent: ureq::Agent, threads: usize, count: usize, endpoints: Vec<String>
                     if n >= count {
                         return;
                     }
-                    post(&agent, &endpoints[n % endpoints.len()], &[("Content-Type", b"application/ssi-agent-wire")], &body);
+                    post(
+                        &agent,
+                        &endpoints[n % endpoints.len()],
+                        &[("Content-Type", b"application/ssi-agent-wire")],
+                        &body,
+                    );
                 }
             });
         }
