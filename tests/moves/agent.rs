@@ -146,6 +146,10 @@ impl SimAgent {
         }
     }
 
+    pub fn number(&self) -> Option<AgentNumber> {
+        self.shared_number
+    }
+
     pub fn is_awake(&self, now: Instant) -> bool {
         self.alive && self.frozen_until.is_none_or(|until| until <= now)
     }

@@ -975,11 +975,11 @@ mod rules {
 
     pub fn in_order_retries_come_alone_due_or_not(b: &mut Bench) {
         let (me, ids) = b.agent_with(6);
-        b.settle_all(me, 1, &ids[..2], &Place::Retry(SECOND * 99));
-        b.settle_all(me, 2, &ids[2..4], &Place::Waiting(Some(Duration::ZERO)));
+        b.settle_all(me, 1, &ids[..3], &Place::Retry(SECOND * 99));
+        b.settle_all(me, 2, &ids[3..4], &Place::Waiting(Some(Duration::ZERO)));
         b.push(3, 10);
-        let taken = b.claim(me, 2, &Bounds { returning: 1, ..ordered() });
-        assert_eq!((taken.ids(), taken.sources()), (ids[..2].to_vec(), vec![Source::Retry; 2]));
+        let taken = b.claim(me, 2, &Bounds { returning: 4, ..ordered() });
+        assert_eq!((taken.ids(), taken.sources()), (ids[..3].to_vec(), vec![Source::Retry; 3]));
         let taken = b.claim(me, 3, &ordered());
         assert_eq!(taken.sources(), [&[Source::Waiting { probe: true }][..], &[Source::Queue; 3]].concat());
     }
