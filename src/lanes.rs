@@ -496,6 +496,9 @@ impl Lanes {
                 if self.limits.ordered {
                     self.file(&claim, history, Some(AFTER_LACKING), effects);
                     self.close_for(at, AFTER_LACKING, now, effects);
+                    // Not one failure more: so the closing alone would not tell the queue when.
+                    let origin = self.lanes[at].origin.clone();
+                    effects.changes.push(LaneChange::Due { origin, after: AFTER_LACKING });
                 } else {
                     self.settle(&claim, Place::Retry(AFTER_LACKING), history, effects);
                     self.still_closed(at, now, effects);
@@ -774,11 +777,13 @@ impl Lanes {
         }
     }
 
-    /// A closed lane whose probe said nothing about it stays closed for as long as before,
-    /// and is not left to the time that was set aside for the probe.
+    /// A closed lane whose probe said nothing about it stays closed, and is not left to
+    /// the time that was set aside for the probe.
     fn still_closed(&mut self, at: usize, now: Instant, effects: &mut Effects) {
-        if self.lanes[at].state == State::Closed && self.lanes[at].out == 0 && self.lanes[at].closed_until.is_none() {
-            self.close_for(at, AFTER_LACKING, now, effects);
+        let lane = &mut self.lanes[at];
+        if lane.state == State::Closed && lane.out == 0 && lane.closed_until.is_none() {
+            lane.closed_until = Some(now + AFTER_LACKING);
+            effects.changes.push(LaneChange::Due { origin: lane.origin.clone(), after: AFTER_LACKING });
         }
     }
 

@@ -771,6 +771,24 @@ fn a_machine_that_lacks_something_blames_nobody() {
 }
 
 #[test]
+fn a_probe_of_a_closed_lane_that_says_nothing_of_it_is_followed_by_another_soon() {
+    // [Else the lane was left alone for the whole attempt that the queue had set aside.]
+    let refused = Outcome::Dead { reason: "refused".to_string(), fault: None };
+    for (limits, outcome) in [(limits(), refused), (limits(), later(Fault::Ours)), (ordered(), later(Fault::Ours))] {
+        let mut scene = Scene::new(limits);
+        scene.admit(A);
+        scene.finish(A, later(Fault::NoAnswer));
+        scene.confirm();
+        scene.pass(6);
+        scene.changes.clear();
+        scene.admit_with(A, Source::Waiting { probe: true }, |_| {});
+        scene.finish(A, outcome);
+        let due = LaneChange::Due { origin: Arc::from(A), after: AFTER_LACKING };
+        assert!(scene.changes.contains(&due), "{:?}", scene.changes);
+    }
+}
+
+#[test]
 fn a_refused_endpoint_does_not_close_its_lane() {
     let mut scene = Scene::new(limits());
     for _ in 0..20 {
