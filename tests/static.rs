@@ -27,8 +27,8 @@ mod daemon {
 
 use daemon::support::{Agent, Answer, Redis, SOON, Sink, TempDir, eventually, wire};
 
-/// What the binary may weigh, in bytes.
-const MOST: u64 = 4_000_000;
+/// What the binary may weigh, in bytes: 4 MiB. It was 3,998,552 when this was written.
+const MOST: u64 = 4 << 20;
 
 fn build() -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/build-static");
