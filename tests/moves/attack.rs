@@ -798,32 +798,32 @@ fn attack(on: On, ordered: bool, rollback: bool, usual: u64) {
 
 #[test]
 fn attack_in_memory_loses_nothing() {
-    attack(On::Memory, false, false, 200);
+    attack(On::Memory, false, false, 25);
 }
 
 #[test]
 fn attack_in_memory_keeps_the_order() {
-    attack(On::Memory, true, false, 200);
+    attack(On::Memory, true, false, 25);
 }
 
 #[test]
 fn attack_in_memory_survives_older_data() {
-    attack(On::Memory, false, true, 100);
-    attack(On::Memory, true, true, 100);
+    attack(On::Memory, false, true, 10);
+    attack(On::Memory, true, true, 10);
 }
 
 #[test]
 fn attack_on_redis_loses_nothing_and_is_as_in_memory() {
-    attack(On::Both, false, false, 10);
+    attack(On::Both, false, false, 6);
 }
 
 #[test]
 fn attack_on_redis_keeps_the_order_and_is_as_in_memory() {
-    attack(On::Both, true, false, 10);
+    attack(On::Both, true, false, 6);
 }
 
 #[test]
 fn attack_on_redis_survives_older_data_and_is_as_in_memory() {
-    attack(On::Both, false, true, 5);
-    attack(On::Both, true, true, 5);
+    attack(On::Both, false, true, 3);
+    attack(On::Both, true, true, 3);
 }
