@@ -36,7 +36,7 @@ fn main() {
         options.get(name).map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} {value}")))
     };
     let threads = number("--threads", 128);
-    let agent = ureq_agent(threads, options.get("--ca-file").map(String::as_str));
+    let agent = ureq_agent(threads, number("--idle", threads), options.get("--ca-file").map(String::as_str));
     match what.as_str() {
         "bare" => {
             let endpoints = (0..number("--origins", 1))
@@ -142,7 +142,7 @@ fn decode(wire: &[u8]) -> (Vec<(&str, &[u8])>, &str, &[u8]) {
     (headers, endpoint, payload)
 }
 
-fn ureq_agent(threads: usize, ca_file: Option<&str>) -> ureq::Agent {
+fn ureq_agent(threads: usize, idle: usize, ca_file: Option<&str>) -> ureq::Agent {
     let mut tls = TlsConfig::builder();
     if let Some(path) = ca_file {
         let pem = fs::read(path).expect("the CA file can be read");
@@ -159,7 +159,7 @@ fn ureq_agent(threads: usize, ca_file: Option<&str>) -> ureq::Agent {
         .http_status_as_error(false)
         .timeout_global(Some(Duration::from_secs(30)))
         .timeout_connect(Some(Duration::from_secs(5)))
-        .max_idle_connections(threads * 8)
+        .max_idle_connections(idle)
         .max_idle_connections_per_host(threads)
         .proxy(None)
         .build();
