@@ -216,7 +216,12 @@ const MUTATIONS: &[Mutation] = &[
     mutation("dead_letters_past_their_keeping_are_forgotten", "forget", "all('HDEL', MESSAGES, ids)", ""),
     mutation("dead_letters_past_their_keeping_are_forgotten", "forget", "all('HDEL', HISTORY, ids)", ""),
     mutation("only_the_dead_are_dropped", "drop", "redis.call('HDEL', HISTORY, id)", ""),
-    mutation("what_the_prototype_left_joins_the_queue_in_order", "adopt", "all('ZREM', legacy, values)", ""),
+    mutation(
+        "what_the_prototype_left_joins_the_queue_in_order",
+        "adopt",
+        "all('ZREM', legacy, values)",
+        "redis.call('DEL', legacy)",
+    ),
     // What is remembered.
     mutation("only_the_dead_are_replayed_as_if_never_attempted", "replay", "redis.call('HDEL', HISTORY, id)", ""),
     mutation("only_the_dead_are_replayed_as_if_never_attempted", "replay", "redis.call('HDEL', RECOVERED, id)", ""),
@@ -330,12 +335,7 @@ const MUTATIONS: &[Mutation] = &[
         "if bytes >= max_bytes then break end",
         "",
     ),
-    mutation(
-        "a_claim_takes_no_more_messages_than_asked",
-        "claim",
-        "#ids + #fresh < max_messages and bytes < max_bytes",
-        "bytes < max_bytes",
-    ),
+    mutation("a_claim_takes_no_more_messages_than_asked", "claim", "max_messages - #ids - #fresh)", "max_messages)"),
     mutation(
         "due_retries_come_first_but_only_half_while_messages_are_queued",
         "claim",

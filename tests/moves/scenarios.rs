@@ -978,9 +978,13 @@ mod rules {
         b.settle_all(me, 1, &ids[..3], &Place::Retry(SECOND * 99));
         b.settle_all(me, 2, &ids[3..4], &Place::Waiting(Some(Duration::ZERO)));
         b.push(3, 10);
-        let taken = b.claim(me, 2, &Bounds { returning: 4, ..ordered() });
-        assert_eq!((taken.ids(), taken.sources()), (ids[..3].to_vec(), vec![Source::Retry; 3]));
-        let taken = b.claim(me, 3, &ordered());
+        for (call, returning) in [(2, 0), (3, 4)] {
+            let taken = b.claim(me, call, &Bounds { returning, ..ordered() });
+            assert_eq!((taken.ids(), taken.sources()), (ids[..3].to_vec(), vec![Source::Retry; 3]));
+            b.settle_all(me, call + 10, &ids[..3], &Place::Retry(SECOND * 99));
+        }
+        b.settle_all(me, 20, &ids[..3], &Place::Delivered);
+        let taken = b.claim(me, 4, &ordered());
         assert_eq!(taken.sources(), [&[Source::Waiting { probe: true }][..], &[Source::Queue; 3]].concat());
     }
 }
