@@ -121,7 +121,9 @@ fn a_resolver_that_does_not_answer_holds_up_nobody_else() {
     assert_eq!(unreachable.n_requests(), 0);
     names.say(Says::Address(v4(&unreachable)));
     redis.wait_empty(ms(60_000));
-    assert_eq!((unreachable.copies().len(), unreachable.n_delivered()), (5, 200));
+    // An attempt whose time was spent on the name may end before the answer to it: then it comes twice.
+    let (bodies, delivered) = (unreachable.copies().len(), unreachable.n_delivered());
+    assert!(bodies == 5 && (200..220).contains(&delivered), "{bodies} bodies, {delivered} deliveries");
     assert!(agent.is_running());
 }
 
