@@ -178,7 +178,7 @@ fn black_holes(group: &'static str, full: bool, newcomer_within: f64, deaf: Opti
             stage.push(&(0..1_000).map(entry).collect::<Vec<_>>());
         }
         let begun = stage.recipient.now();
-        let _agent = stage.agent(&[]);
+        let agent = stage.agent(&[]);
         let newcomer_at = warm_after + seconds(2);
         let mut newcomer = false;
         stage.push_steadily(200.0, length, |n, at| {
@@ -192,7 +192,22 @@ fn black_holes(group: &'static str, full: bool, newcomer_within: f64, deaf: Opti
         let all = stage.recipient.arrivals();
         let healthy: Vec<Arrival> = all.into_iter().filter(|arrival| arrival.origin < BAD).collect();
         let warm = healthy.iter().filter(|a| a.origin < HEALTHY && a.pushed > begun + warm_after);
-        let p99 = quantile(&warm.map(Arrival::latency).collect::<Vec<_>>(), 0.99);
+        let p99 = quantile(&warm.clone().map(Arrival::latency).collect::<Vec<_>>(), 0.99);
+        if p99 > 10.0 {
+            // Which of them were late, and when, tells the machine's mood from a lane's.
+            let mut late = BTreeMap::new();
+            for arrival in warm.filter(|a| a.latency() > Duration::from_millis(10)) {
+                let entry =
+                    late.entry(arrival.origin).or_insert((0, arrival.pushed - begun, Duration::ZERO, Duration::ZERO));
+                entry.0 += 1;
+                entry.2 = entry.2.max(arrival.pushed - begun);
+                entry.3 = entry.3.max(arrival.latency());
+            }
+            for (o, (n, from, to, worst)) in late {
+                eprintln!("lane-figures: origin {o}: {n} late ones, pushed {from:.1?} to {to:.1?}, worst {worst:.1?}");
+            }
+            eprintln!("lane-figures: the agent said:\n{}", agent.log());
+        }
         let first = |o: usize| {
             let arrived = healthy.iter().filter(|a| a.origin == o).min_by_key(|a| a.arrived);
             arrived.map_or(f64::INFINITY, |a| (a.arrived - if o == NEWCOMER { a.pushed } else { begun }).as_secs_f64())
