@@ -253,7 +253,7 @@ struct Books {
     beats: HashMap<AgentNumber, Instant>,
     /// When the queue was last back from an outage, in which nobody could beat.
     back_since: Instant,
-    /// Agents that are neither killed nor frozen.
+    /// Agents that are neither killed nor frozen, and have not been for a lease.
     awake: HashSet<AgentNumber>,
     lease: Duration,
     quiet: bool,
@@ -575,8 +575,11 @@ impl<'a> Run<'a> {
 
     fn beats(&mut self, probability: f64) -> Result<(), String> {
         let now = self.net.now;
-        let awake: HashSet<AgentNumber> =
-            self.agents.iter().filter(|agent| agent.is_awake(now)).filter_map(SimAgent::number).collect();
+        // One that has just thawed may be dead to the others, and rightly.
+        let lease = self.attack.rules.lease;
+        let thawed = |agent: &&SimAgent| agent.frozen_until.is_none_or(|until| until + lease <= now);
+        let awake = self.agents.iter().filter(|agent| agent.is_awake(now)).filter(thawed);
+        let awake: HashSet<AgentNumber> = awake.filter_map(SimAgent::number).collect();
         for at in 0..self.agents.len() {
             let Run { agents, net, books, rng, .. } = self;
             if agents[at].is_awake(net.now) && net.now >= agents[at].next_beat && rng.chance(probability) {
