@@ -443,9 +443,10 @@ impl Lanes {
                 // With nothing waiting there is nothing else to try a closed lane with.
                 let may_probe = lane.waiting.is_none() && lane.until_open(now).is_zero() && lane.is_idle();
                 if claim.has_own_backoff() {
-                    // Once the lane may be tried it is tried with this one too, if nothing else waits: else
-                    // a lane all of whose messages are on a backoff of their own stays closed for good.
-                    if closed && !may_probe {
+                    // Once the lane may be tried it is tried with this one too: what is known to wait for it may
+                    // be gone by another agent's hand, and a lane all of whose messages are on a backoff of
+                    // their own would stay closed for good.
+                    if closed && !(lane.until_open(now).is_zero() && lane.is_idle()) {
                         return self.put_off(&claim, now, effects);
                     }
                 } else if (lane.waiting.is_some() || closed) && !(closed && may_probe)

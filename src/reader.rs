@@ -157,7 +157,7 @@ impl Reader<'_> {
             Claimed::Gone => {
                 self.again = false;
                 self.number = None;
-                self.shared.report(Report::Gone);
+                self.shared.report(Report::Gone(number));
                 self.wait_for_another(number);
                 Ok(())
             }

@@ -182,7 +182,12 @@ impl Settler<'_> {
         match report {
             Report::Settle(settlement) => self.backlog.settlements.push(settlement),
             Report::Lane(change) => self.backlog.changes.push(change),
-            Report::Gone => self.next_beat = Instant::now(),
+            // Joined anew whatever a beat would say: Redis may have been rolled back in between.
+            Report::Gone(number) if self.number == Some(number) => {
+                self.shared.unregistered();
+                self.number = None;
+            }
+            Report::Gone(_) => {}
             Report::Leave => self.leaving = true,
         }
     }

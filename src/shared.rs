@@ -23,8 +23,8 @@ pub enum Report {
     Settle(Settlement),
     /// A lane opened or closed.
     Lane(LaneChange),
-    /// The queue says that this agent is gone: look, and join again.
-    Gone,
+    /// The queue does not know the agent of this number any more, or its calls: join again.
+    Gone(AgentNumber),
     /// Settle what is left, give back the rest, and end.
     Leave,
 }

@@ -169,7 +169,8 @@ end
 if popped then take(popped) end
 if not (ordered and #retried > 0) then
   while #ids + #fresh < max_messages and bytes < max_bytes and #oversized == 0 do
-    local want = math.min(math.max(1, from_k), max_messages - #ids - #fresh)
+    -- Never many at once: a page is read whole, however large its messages turn out to be.
+    local want = math.min(math.max(1, from_k), 16, max_messages - #ids - #fresh)
     local values = redis.call('LRANGE', K, from_k, from_k + want - 1)
     for i = 1, #values do
       if bytes >= max_bytes then break end

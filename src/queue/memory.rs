@@ -609,7 +609,7 @@ impl State {
         // In growing pages, as the script reads them: one too large ends it with its page.
         while !popped_only && has_room && fresh.too_large.is_empty() {
             let room = bounds.messages.saturating_sub(batch.claims.len() + fresh.taken.len());
-            let page: Vec<_> = self.queue.range(fresh.of_queue..).take(room.min(fresh.of_queue.max(1))).collect();
+            let page: Vec<_> = self.queue.range(fresh.of_queue..).take(room.min(fresh.of_queue.clamp(1, 16))).collect();
             if page.is_empty() {
                 break;
             }

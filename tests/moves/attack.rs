@@ -703,10 +703,6 @@ impl<'a> Run<'a> {
             if state.queue.is_empty() && state.messages.len() == state.dead.len() {
                 return Ok(());
             }
-            if round % 200 == 99 {
-                // A message on a backoff of its own is no probe: it gets through once others of its origin do.
-                self.push_one_to_each_origin();
-            }
             // The dead are found at the usual pace; then in greater steps, for backoffs of an hour.
             let step = Duration::from_secs(if round < 60 { 4 } else { 40 });
             self.pass(step);
@@ -723,19 +719,6 @@ impl<'a> Run<'a> {
             state.agents,
             self.net.world.clock() / 1000
         ))
-    }
-
-    fn push_one_to_each_origin(&mut self) {
-        for origin in 0..self.books.endpoints.len() {
-            let n = self.books.new_message();
-            let message = &mut self.books.messages[n];
-            let bytes = Envelope::encode([], &format!("http://o{origin}.example/{n}"), b"");
-            (message.origin, message.fate, message.bytes) = (origin, Fate::Taken, bytes.clone());
-            self.books.by_bytes.insert(bytes.clone(), n);
-            self.books.enqueued(n);
-            self.net.world.push(&bytes);
-            self.net.touched = true;
-        }
     }
 
     /// One agent does what it can at this moment.
