@@ -97,6 +97,9 @@ pub struct Limits {
 
 /// Claims that a lane with more of them waiting keeps in memory, so that it never runs dry between two claims.
 const KEPT_OF_WAITING: usize = 32;
+/// Windows of deliveries before a lane tries again what it was throttled at: each try costs a halving,
+/// so an endpoint that takes four at once is kept near four.
+const WINDOWS_AT_CEILING: usize = 8;
 /// Different messages in a row that an endpoint may answer with a failure before the lane closes.
 const MESSAGES_AT_FAULT: usize = 10;
 /// While no worker is idle, more than this many claims in memory only make them older.
@@ -170,6 +173,8 @@ struct Lane {
     window: usize,
     /// After a halving the window grows by one per window of deliveries, not per delivery.
     careful: bool,
+    /// The window at which it was last throttled.
+    ceiling: usize,
     /// Deliveries since the window last grew.
     since_growth: usize,
     /// Claims sent to the workers and not finished.
@@ -208,6 +213,7 @@ impl Lane {
             state: State::New,
             window: 1,
             careful: false,
+            ceiling: 0,
             since_growth: 0,
             out: 0,
             held: VecDeque::new(),
@@ -693,7 +699,9 @@ impl Lanes {
             self.open(at, now, effects);
         } else if was_full && lane.window < limits.endpoint_concurrency && !limits.ordered {
             lane.since_growth += 1;
-            if !lane.careful || lane.since_growth >= lane.window {
+            // Up to what it was throttled at by one per window, and only slowly into that again.
+            let windows = if lane.window + 1 < lane.ceiling { 1 } else { WINDOWS_AT_CEILING };
+            if !lane.careful || lane.since_growth >= lane.window * windows {
                 lane.window += 1;
                 lane.since_growth = 0;
             }
@@ -720,6 +728,7 @@ impl Lanes {
             return;
         }
         if retry_after.is_none() && lane.state == State::Open && lane.window > 1 {
+            lane.ceiling = lane.window;
             lane.window /= 2;
             lane.careful = true;
             lane.since_growth = 0;

@@ -205,6 +205,33 @@ fn after_a_halving_the_window_grows_by_one_per_window_of_deliveries() {
     assert_eq!(scene.lanes.lanes[0].window, 5);
 }
 
+#[test]
+fn what_it_was_throttled_at_is_tried_again_only_after_a_while() {
+    let mut scene = Scene::new(limits());
+    scene.widen(A);
+    scene.pass(1);
+    scene.admit_many(A, 8);
+    scene.pass(1);
+    scene.finish(A, later(Fault::Throttled));
+    scene.confirm();
+    scene.pass(1);
+    scene.lanes.emptied(A, scene.now);
+    let mut deliveries_at = [0; 9];
+    for _ in 0..400 {
+        scene.pass(1);
+        if scene.n_out(A) < scene.lanes.lanes[0].window {
+            scene.admit_many(A, 8 - scene.n_out(A));
+        }
+        deliveries_at[scene.lanes.lanes[0].window] += 1;
+        scene.finish(A, Outcome::Delivered);
+        scene.confirm();
+    }
+    // At 4, 5 and 6 for a window each; at 7 for eight, before 8 is tried.
+    assert!(deliveries_at[5] <= 8 && deliveries_at[6] <= 8, "{deliveries_at:?}");
+    assert!(deliveries_at[7] >= 50, "{deliveries_at:?}");
+    assert!(deliveries_at[8] > 100, "it is not kept down for good: {deliveries_at:?}");
+}
+
 // ---- rule 2: the endpoint's fault ----
 
 #[test]
