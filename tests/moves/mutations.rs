@@ -444,13 +444,11 @@ fn every_mutation_is_noticed(part: usize, parts: usize) {
 }
 
 #[test]
-#[ignore = "takes minutes: cargo test --test moves noticed -- --ignored"]
 fn every_mutation_of_a_script_is_noticed_1() {
     every_mutation_is_noticed(0, 2);
 }
 
 #[test]
-#[ignore = "takes minutes: cargo test --test moves noticed -- --ignored"]
 fn every_mutation_of_a_script_is_noticed_2() {
     every_mutation_is_noticed(1, 2);
 }
