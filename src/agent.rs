@@ -339,7 +339,7 @@ fn poster_options(config: &Config) -> Result<poster::Options, String> {
 }
 
 /// The addresses that no message may be delivered to: our own Redis and status server.
-fn own_addresses(config: &Config) -> Vec<(SocketAddr, &'static str)> {
+pub(crate) fn own_addresses(config: &Config) -> Vec<(SocketAddr, &'static str)> {
     let mut own = Vec::new();
     if let Ok(url) = url::Url::parse(&config.redis.url)
         && let Some(host) = url.host_str()

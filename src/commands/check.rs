@@ -17,6 +17,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use super::{Error, Exit, ago, at_ms, n_of, utc, visible};
+use crate::agent;
 use crate::config::{self, Check, Config};
 use crate::envelope::Envelope;
 use crate::guard::Guard;
@@ -81,7 +82,7 @@ impl Report {
 
 /// What only an agent would find out when it starts.
 fn check_options(config: &Config, report: &mut Report) -> Result<Option<Guard>, Error> {
-    let own = own_addresses(config);
+    let own = agent::own_addresses(config);
     let own: Vec<(SocketAddr, &str)> = own.iter().map(|(address, name)| (*address, *name)).collect();
     let guard = match Guard::new(&config.allow_net, &config.deny_net, &own) {
         Ok(guard) => guard,
@@ -589,21 +590,6 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, String> {
         }
     }
     Ok(roots)
-}
-
-/// Where no message may go: our own Redis and status server.
-fn own_addresses(config: &Config) -> Vec<(SocketAddr, &'static str)> {
-    let mut own = Vec::new();
-    if let Ok(url) = url::Url::parse(&config.redis.url)
-        && let Some(host) = url.host_str()
-    {
-        let found = (host.trim_matches(['[', ']']), url.port().unwrap_or(6379)).to_socket_addrs();
-        own.extend(found.into_iter().flatten().map(|address| (address, "Redis")));
-    }
-    if let Some(status) = &config.status_addr {
-        own.extend(status.to_socket_addrs().into_iter().flatten().map(|address| (address, "status")));
-    }
-    own
 }
 
 /// The account's name, for a rule that can be pasted.
