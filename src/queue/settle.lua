@@ -15,11 +15,15 @@ local function id_word() local id = word() assert(string.match(id, '^%d+$') and 
 local function many(read) local list = {} for i = 1, number() do list[i] = read() end return list end
 assert(tonumber(call))
 
-local delivered = many(function()
-  local group = {origin = word()}
-  for i = 1, number() do group[i] = id_word() end
-  return group
-end)
+-- The ids of all origins in one list, so that each key is called once for 500 of them.
+local delivered, origin_of = {}, {}
+for _ = 1, number() do
+  local origin = word()
+  for _ = 1, number() do
+    local n = #delivered + 1
+    delivered[n], origin_of[n] = id_word(), origin
+  end
+end
 local retries = many(function() return {id = id_word(), delay = number(), attempts = number(), own = number(), why = word()} end)
 local waits = many(function()
   return {id = id_word(), origin = word(), delay = number(), attempts = number(), own = number(), why = word()}
@@ -63,20 +67,19 @@ for_mine(waits, function(it)
 end)
 for_mine(deaths, function(it) redis.call('ZADD', DEAD, now, it.id) end)
 
-for _, group in ipairs(delivered) do
-  for i = 1, #group, 500 do
-    local to = math.min(i + 499, #group)
-    if redis.call('ZREM', INFLIGHT, unpack(group, i, to)) < to - i + 1 then
-      redis.call('ZREM', RETRY, unpack(group, i, to))
-      redis.call('ZREM', DEAD, unpack(group, i, to))
-      for j = i, to do redis.call('ZREM', WAITING, member(group.origin, group[j])) end
-      close_if_empty(group.origin)
+for i = 1, #delivered, 500 do
+  local to = math.min(i + 499, #delivered)
+  if redis.call('ZREM', INFLIGHT, unpack(delivered, i, to)) < to - i + 1 then
+    redis.call('ZREM', RETRY, unpack(delivered, i, to))
+    redis.call('ZREM', DEAD, unpack(delivered, i, to))
+    for j = i, to do
+      if redis.call('ZREM', WAITING, member(origin_of[j], delivered[j])) > 0 then close_if_empty(origin_of[j]) end
     end
-    redis.call('HDEL', MESSAGES, unpack(group, i, to))
   end
-  if redis.call('HLEN', HISTORY) > 0 then all('HDEL', HISTORY, group) end
-  if any_recovered then all('HDEL', RECOVERED, group) end
 end
+all('HDEL', MESSAGES, delivered)
+if redis.call('HLEN', HISTORY) > 0 then all('HDEL', HISTORY, delivered) end
+if any_recovered then all('HDEL', RECOVERED, delivered) end
 
 for _, change in ipairs(changes) do
   local due = tonumber(redis.call('ZSCORE', LANES, change.origin) or nil)
