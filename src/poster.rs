@@ -52,8 +52,8 @@ pub struct Options {
     pub workers: usize,
     /// How many of them to one endpoint; as many idle connections are kept.
     pub endpoint_concurrency: usize,
-    /// Idle connections kept in all; by default eight for each worker, as far as
-    /// the limit of open files allows.
+    /// Idle connections kept in all; by default 1024, or eight for each worker if
+    /// that is more, as far as the limit of open files allows.
     pub idle_connections: Option<usize>,
     /// How long a connection is kept idle: less than the 20 s or more after
     /// which most servers close theirs.
@@ -317,11 +317,16 @@ fn descriptor_limit() -> u64 {
     rlimit::Resource::NOFILE.get_soft().unwrap_or(256)
 }
 
+/// How many are kept idle however few the workers: recipients that take turns
+/// are met again only after all the others, and a connection costs far less to
+/// keep than to make.
+const MIN_IDLE: usize = 1024;
+
 /// Half of what is left when each worker has its connection: the other half is
 /// for look-ups, for others in the same process, and for luck.
 fn idle_limit(workers: usize, descriptors: u64) -> usize {
     let spare = descriptors.saturating_sub(workers as u64 + OTHER_DESCRIPTORS) / 2;
-    usize::try_from(spare).unwrap_or(usize::MAX).min(workers.saturating_mul(8))
+    usize::try_from(spare).unwrap_or(usize::MAX).min(workers.saturating_mul(8).max(MIN_IDLE))
 }
 
 fn parse_id_header(name: &str) -> Result<HeaderName, String> {
@@ -510,7 +515,7 @@ mod tests {
     #[test]
     fn idle_connections_leave_room_for_other_files() {
         for (workers, descriptors, expected) in
-            [(128, 1024, 416), (128, 20_000, 1024), (128, 100, 0), (8, 1024, 64), (8, u64::MAX, 64)]
+            [(128, 1024, 416), (256, 20_000, 2048), (128, 100, 0), (8, 1024, 476), (8, u64::MAX, 1024)]
         {
             assert_eq!(idle_limit(workers, descriptors), expected);
         }

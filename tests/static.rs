@@ -27,7 +27,7 @@ mod daemon {
 
 use daemon::support::{Agent, Answer, Redis, SOON, Sink, TempDir, eventually, wire};
 
-/// What the binary may weigh, in bytes: 4 MiB. It was 3,998,552 when this was written.
+/// What the binary may weigh, in bytes: 4 MiB. It was 4,066,040 when this was written.
 const MOST: u64 = 4 << 20;
 
 fn build() -> PathBuf {

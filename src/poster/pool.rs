@@ -8,6 +8,7 @@
 //! is still open.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{Hash, Hasher};
 use std::mem;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -17,10 +18,26 @@ use ureq::http::uri::{Authority, Scheme};
 
 /// Which requests a connection may serve. With a configured proxy, whether it is
 /// used depends on the host alone, so it needs no part here.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Key {
     https: bool,
     authority: Authority,
+}
+
+// Authorities themselves compare and hash letter by letter, whatever their case:
+// that is for who asks twice per message to save. Two spellings are two keys.
+impl PartialEq for Key {
+    fn eq(&self, other: &Key) -> bool {
+        self.https == other.https && self.authority.as_str() == other.authority.as_str()
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.authority.as_str().hash(state);
+    }
 }
 
 impl Key {
