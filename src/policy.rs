@@ -173,7 +173,8 @@ pub enum Attempt {
         /// For people: no credentials, no payload.
         error: String,
     },
-    /// The endpoint may not be delivered to, now or ever (address policy); the reason names the rule.
+    /// The endpoint may not be delivered to, now or ever (address policy, for an address written
+    /// as such); the reason names the rule.
     Refused {
         /// For the dead letter.
         reason: String,
@@ -190,6 +191,10 @@ pub enum Attempt {
 pub enum Failure {
     /// The host name has no address now.
     Resolve,
+    /// The host name has no address now that may be delivered to (address policy). Names change
+    /// what they stand for, and a filter or a captive portal may answer for a while: nothing is
+    /// wrong with the message.
+    Denied,
     /// No connection.
     Connect,
     /// No agreement on TLS.
@@ -319,7 +324,9 @@ mod tests {
 
     #[test]
     fn no_answer_of_any_kind_is_the_endpoints_fault() {
-        for failure in [Failure::Resolve, Failure::Connect, Failure::Tls, Failure::Timeout, Failure::Broken] {
+        for failure in
+            [Failure::Resolve, Failure::Denied, Failure::Connect, Failure::Tls, Failure::Timeout, Failure::Broken]
+        {
             let attempt = Attempt::Failed { failure, error: "connection refused".to_string() };
             let outcome = judge(&attempt, &History::default(), &Retry::default());
             assert_eq!(outcome, later(Fault::NoAnswer, "connection refused"));

@@ -93,7 +93,8 @@ impl Resolver {
     }
 
     /// The addresses of a host name (or literal) that may be delivered to; there
-    /// is at least one. `within` bounds the wait.
+    /// is at least one. `within` bounds the wait. A literal that may not is refused
+    /// for good; a name whose addresses may not, for now.
     fn addresses(&self, host: &str, port: u16, within: Duration) -> Result<ResolvedSocketAddrs, Trouble> {
         let mut allowed = no_addresses();
         if let Some(ip) = literal(host) {
@@ -112,7 +113,9 @@ impl Resolver {
             }
         }
         match refusal {
-            Some(reason) if allowed.is_empty() => Err(Trouble::refused(format!("host {host}: {reason}"))),
+            Some(reason) if allowed.is_empty() => {
+                Err(Trouble::failed(Failure::Denied, format!("host {host}: {reason}")))
+            }
             _ => Ok(allowed),
         }
     }
@@ -339,9 +342,13 @@ mod tests {
     fn odd_spellings_are_judged_by_what_they_come_to() {
         let resolver = Resolver::new(guard(&["loopback"]));
         for host in ["127.0.0.1", "0x7f.1", "2130706433", "017700000001", "[::1]", "localhost"] {
+            let is_literal = literal(host).is_some();
             match resolver.addresses(host, 80, LONG) {
-                Err(Trouble::Attempt(Attempt::Refused { reason })) => {
+                Err(Trouble::Attempt(Attempt::Refused { reason })) if is_literal => {
                     assert!(reason.contains("'--deny-net loopback'"), "{host}: {reason}")
+                }
+                Err(Trouble::Attempt(Attempt::Failed { failure: Failure::Denied, error })) if !is_literal => {
+                    assert!(error.contains("'--deny-net loopback'"), "{host}: {error}")
                 }
                 other => panic!("{host}: {other:?}"),
             }
@@ -443,12 +450,9 @@ mod tests {
         };
         let resolver = Resolver::with(guard(&["private"]), AGES, Box::new(lookup));
         assert_eq!(resolver.addresses("mixed.example", 8020, LONG).unwrap()[..], ["192.0.2.1:8020".parse().unwrap()]);
-        match resolver.addresses("inside.example", 80, LONG) {
-            Err(Trouble::Attempt(Attempt::Refused { reason })) => {
-                assert_eq!(reason, "host inside.example: address 10.0.0.1 is refused by '--deny-net private'")
-            }
-            other => panic!("{other:?}"),
-        }
+        let (failure, error) = failure_of(resolver.addresses("inside.example", 80, LONG).unwrap_err());
+        assert_eq!(failure, Failure::Denied);
+        assert_eq!(error, "host inside.example: address 10.0.0.1 is refused by '--deny-net private'");
     }
 
     #[test]

@@ -910,9 +910,14 @@ fn addresses_are_refused_also_behind_names_and_redirects() {
     let port = server.addr.port();
     let guard = Guard::new(&[], &["loopback".to_string()], &[]).unwrap();
     let strict = Poster::new(Options { guard, ..options() }).unwrap();
-    for host in ["127.0.0.1", "localhost", "0x7f.1", "2130706433", "[::ffff:127.0.0.1]"] {
+    for host in ["127.0.0.1", "[::ffff:127.0.0.1]"] {
         let attempt = post(&strict, &format!("http://{host}:{port}/"));
         assert_refused(attempt, "is refused by '--deny-net loopback'");
+    }
+    // Names may stand for something else tomorrow; an envelope's odd numbers are literals by then.
+    for host in ["localhost", "0x7f.1", "2130706433"] {
+        let attempt = post(&strict, &format!("http://{host}:{port}/"));
+        assert_failed(attempt, Failure::Denied, "is refused by '--deny-net loopback'");
     }
     assert_eq!(server.n_accepted(), 0);
 

@@ -509,7 +509,11 @@ fn check_endpoint(config: &Config, guard: Option<&Guard>, endpoint: &str, report
     }
     match (allowed.is_empty(), refusals.is_empty()) {
         (true, _) => {
-            return report.mend(WHAT, format!("messages for it become dead letters: {}", refusals.join("; ")));
+            let fate = match bare.parse::<std::net::IpAddr>() {
+                Ok(_) => "become dead letters",
+                Err(_) => "are put off, and are dead after '--give-up-after'",
+            };
+            return report.mend(WHAT, format!("messages for it {fate}: {}", refusals.join("; ")));
         }
         (false, false) => {
             report.note(WHAT, format!("not all of its addresses are allowed: {}", refusals.join("; ")))?

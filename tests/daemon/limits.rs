@@ -149,6 +149,46 @@ fn a_name_that_changes_its_address_is_followed() {
     assert_eq!(new.copies().get("to the new address"), Some(&1));
 }
 
+#[test]
+fn a_name_that_stands_for_a_refused_address_for_a_while_costs_no_message() {
+    let names = Names::start(Says::Nothing).expect("this test needs root, for a name server of its own");
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok());
+    let denied = Ipv4Addr::from(u32::from(v4(&sink)) ^ 0x0020_0000);
+    names.say(Says::Address(denied));
+    let url = format!("http://recipient.test:{}", sink.address().port());
+    redis.push_all(numbered(&url, 10));
+    // A literal stays what it is: nothing else is to be hoped for.
+    redis.push(&envelope(&format!("http://{denied}/"), b"literal"));
+    let denied = denied.to_string();
+    let mut agent = names.agent(&redis, &["--deny-net", &denied, "--retry-first", "200ms", "--retry-max", "1s"]);
+    eventually_eq("the literal one is dead", SOON, 1, || redis.counts().dead);
+    eventually("the others are attempted", SOON, || redis.put_off().iter().any(|held| !held.history.is_empty()));
+    for held in redis.put_off().iter().filter(|held| !held.history.is_empty()) {
+        assert!(held.history.contains(&format!("recipient.test: address {denied}")), "{}", held.history);
+        assert!(held.history.contains(&format!("'--deny-net {denied}'")), "{}", held.history);
+    }
+    names.say(Says::Address(v4(&sink)));
+    // An answer about a name is used for half a minute.
+    eventually_eq("all others arrive", ms(60_000), 10, || sink.n_delivered());
+    assert_eq!(redis.counts().dead, 1);
+    assert!(agent.is_running());
+}
+
+#[test]
+fn a_name_that_stands_for_a_refused_address_is_given_up_like_one_that_never_answers() {
+    let names = Names::start(Says::Address(Ipv4Addr::LOCALHOST)).expect("this test needs root, for a name server");
+    let redis = Redis::start();
+    redis.push(&envelope("http://recipient.test/", b"x"));
+    let options = ["--deny-net", "loopback", "--retry-first", "200ms", "--retry-max", "400ms", "--give-up-after", "1s"];
+    let _agent = names.agent(&redis, &options);
+    eventually_eq("it is dead", SOON, 1, || redis.counts().dead);
+    let reason = redis.dead()[0].history.clone();
+    for part in ["gave up after 1s", "address 127.0.0.1", "'--deny-net loopback'"] {
+        assert!(reason.contains(part), "{part} is not in {reason}");
+    }
+}
+
 /// In a machine's memory an envelope is copied by Redis, its scripts and its replies, and by the
 /// test; this size is above the agent's bound and below what hurts.
 const OVERSIZED: usize = 100 << 20;
