@@ -38,6 +38,11 @@ const MAX_REDIRECTS: usize = 5;
 /// again. ACA-Py answers with nothing, or with up to a few kB.
 const MAX_BODY: u64 = 64 * 1024;
 
+/// How long it is waited for the rest of a body, once the status is known. It can
+/// spare a new connection and no more, so it is worth less than one: a body that
+/// drips would else keep a worker from others for as long as an attempt may take.
+const BODY_PATIENCE: Duration = Duration::from_millis(250);
+
 /// Files that are open besides connections: Redis, status, log, look-ups.
 const OTHER_DESCRIPTORS: u64 = 64;
 
@@ -136,6 +141,7 @@ impl Poster {
             .timeout_resolve(Some(options.connect_timeout))
             .timeout_connect(Some(options.connect_timeout))
             .timeout_global(Some(options.timeout))
+            .timeout_recv_body(Some(BODY_PATIENCE))
             .max_response_header_size(MAX_HEADERS)
             // ureq's own pool stays empty. The idle age is for our connector,
             // and has no meaning but that it is not nothing.
@@ -370,8 +376,8 @@ fn answered(response: Response<Body>, note: Option<String>) -> Attempt {
     Attempt::Answered { status, retry_after, note }
 }
 
-/// Reads the body to its end if that is near, so that the connection can be
-/// used again; otherwise the connection is closed. How the body ends (too
+/// Reads the body to its end if that is near, in bytes and in time, so that the
+/// connection can be used again; otherwise the connection is closed. How the body ends (too
 /// late, broken off, not at all) changes nothing: the recipient has said what it
 /// did with the message, and sending it again because the rest of its words
 /// did not arrive would only make copies.

@@ -378,6 +378,50 @@ fn trickled_body_counts_by_its_status_within_the_deadline() {
 }
 
 #[test]
+fn body_that_does_not_come_is_not_waited_for_once_the_status_is_known() {
+    let patient = Options { connect_timeout: Duration::from_secs(60), timeout: Duration::from_secs(60), ..options() };
+    let poster = Poster::new(patient).unwrap();
+    for head in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "HTTP/1.1 200 OK\r\n\r\n",
+    ] {
+        for bytes in ["", "1\r\nx\r\n"] {
+            let server = Server::start(move |mut stream, _| {
+                read_request(&mut stream);
+                stream.write_all(head.as_bytes()).unwrap();
+                trickle(&mut stream, bytes.as_bytes());
+                let _ = stream.read(&mut [0]);
+            });
+            let started = Instant::now();
+            assert_status(post(&poster, &server.url("/")), 200);
+            let took = started.elapsed();
+            assert!(took < Duration::from_secs(3), "{took:?} for {head:?} and {bytes:?}");
+            assert_eq!(poster.n_idle(), 0);
+        }
+    }
+}
+
+#[test]
+fn body_that_comes_a_moment_after_its_status_is_read_and_the_connection_used_again() {
+    let server = Server::start(|mut stream, _| {
+        while read_request(&mut stream).is_some() {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n").unwrap();
+            std::thread::sleep(Duration::from_millis(20));
+            if stream.write_all(b"hello").is_err() {
+                return;
+            }
+        }
+    });
+    let poster = poster();
+    for _ in 0..10 {
+        assert_status(post(&poster, &server.url("/")), 200);
+    }
+    // Not one only: a machine that is busy may be late by a quarter of a second.
+    assert!(server.n_accepted() <= 5, "{}", server.n_accepted());
+}
+
+#[test]
 fn trickled_headers_end_at_the_deadline() {
     let server = Server::start(|mut stream, _| {
         read_request(&mut stream);

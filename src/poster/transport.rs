@@ -42,6 +42,10 @@ const MAX_RECEIVED: usize = 512 * 1024;
 /// so that both leave in one write and one packet.
 const HOLD: usize = 8 * 1024;
 
+/// What timeouts shorter than a tick are rounded up to a multiple of: a tick may be
+/// of seconds, and a body is waited for a quarter of one.
+const SHORT: Duration = Duration::from_millis(50);
+
 /// What ureq is offered to write into; also the longest header line that can be sent.
 pub(super) const OUTPUT_WINDOW: usize = 32 * 1024;
 
@@ -355,8 +359,7 @@ impl Write for Carrier {
 /// A TCP connection that minds the time.
 pub(super) struct Socket {
     stream: TcpStream,
-    /// Timeouts are rounded up to a multiple of this. With exact ones, each
-    /// request would cost two system calls to set them.
+    /// Timeouts are rounded up to a multiple of this, or of `SHORT` if they are less. With exact ones, each request would cost two system calls to set them.
     tick: Duration,
     read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
@@ -437,6 +440,7 @@ fn round_up(within: Duration, tick: Duration) -> io::Result<Duration> {
     if within.is_zero() {
         return Err(io::ErrorKind::TimedOut.into());
     }
+    let tick = if within < tick { tick.min(SHORT) } else { tick };
     let ticks = within.as_nanos().div_ceil(tick.as_nanos());
     Ok(tick.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX)))
 }
@@ -589,9 +593,19 @@ mod tests {
     #[test]
     fn timeouts_are_rounded_up_to_a_tick_and_no_time_is_too_late() {
         let millis = Duration::from_millis;
-        for (within, expected) in [(1, 250), (250, 250), (251, 500), (3999, 4000)] {
-            let rounded = round_up(millis(within), millis(250)).unwrap();
-            assert_eq!(rounded, millis(expected), "{within}");
+        for (within, tick, expected) in [
+            (1, 25, 25),
+            (25, 25, 25),
+            (26, 25, 50),
+            (1, 250, 50),
+            (60, 250, 100),
+            (249, 2000, 250),
+            (250, 250, 250),
+            (251, 250, 500),
+            (3999, 250, 4000),
+        ] {
+            let rounded = round_up(millis(within), millis(tick)).unwrap();
+            assert_eq!(rounded, millis(expected), "{within} in ticks of {tick}");
         }
         let error = round_up(Duration::ZERO, millis(250)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);

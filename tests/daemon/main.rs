@@ -5,6 +5,7 @@
 //! | file | holds tests of |
 //! |---|---|
 //! | `delivery.rs` | what arrives when nothing fails: bytes, headers, sharing, waiting, sizes, redirects |
+//! | `answers.rs` | recipients that answer oddly, late, twice or not at all: what counts as an answer |
 //! | `retry.rs` | what is attempted again, when, and when no more |
 //! | `lanes.rs` | a bad endpoint delays nobody else; messages that nobody survives |
 //! | `order.rs` | `--ordered`: order through failures, restarts, standby, a switch of modes |
@@ -20,6 +21,7 @@
 //! format cannot drift unseen. It waits for conditions with `eventually`; a pause stands only
 //! where its length is what is tested. A name is a sentence.
 
+mod answers;
 mod dead;
 mod delivery;
 mod lanes;
