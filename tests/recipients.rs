@@ -1079,6 +1079,15 @@ impl Ca {
 
     /// For these names; valid until the first day of the given year.
     fn certificate(&self, names: &[&str], until: Option<i32>) -> rustls::ServerConfig {
+        self.certificate_with(names, until, rustls::ALL_VERSIONS)
+    }
+
+    fn certificate_with(
+        &self,
+        names: &[&str],
+        until: Option<i32>,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> rustls::ServerConfig {
         let key = rcgen::KeyPair::generate().unwrap();
         let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
         let mut params = rcgen::CertificateParams::new(names).unwrap();
@@ -1088,7 +1097,7 @@ impl Ca {
         let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .unwrap()
             .with_no_client_auth()
             .with_single_cert(vec![certificate.der().clone()], key.into())
@@ -1266,4 +1275,147 @@ fn tls_truncated_in_the_headers_is_broken_and_in_the_body_counts() {
             assert_failed(attempt, Failure::Broken, "connection closed before an answer");
         }
     }
+}
+
+// ---- answers that were not given to this request
+
+/// How a recipient sends what it has to say after its first answer.
+#[derive(Clone, Copy, Debug)]
+enum Forged {
+    SameRecord,
+    NextRecord,
+    /// The record's beginning before the next request, its end after it.
+    TwoParts,
+}
+
+/// Of this many bytes, as the buffer is that answers are read into.
+fn answer_of(size: usize, with_body: bool) -> Vec<u8> {
+    let empty = |n: usize| format!("HTTP/1.1 200 OK\r\nContent-Length: {n:05}\r\nX: ").into_bytes();
+    let mut answer = empty(0);
+    if with_body {
+        let n = size - answer.len() - 4;
+        answer = empty(n);
+        answer.extend(b"\r\n\r\n");
+        answer.resize(size, b'b');
+    } else {
+        answer.resize(size - 4, b'v');
+        answer.extend(b"\r\n\r\n");
+    }
+    answer
+}
+
+/// Sends its answer and the forged one; a second connection gets an honest 503.
+fn forge(stream: &mut ServerTls, is_first: bool, answer: &[u8], forged: Forged) {
+    const FORGED: &[u8] = b"HTTP/1.1 200 Never asked\r\nContent-Length: 0\r\n\r\n";
+    let Some(_) = read_request(stream) else { return };
+    if !is_first {
+        stream.write_all(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n").unwrap();
+        return;
+    }
+    let mut records = Vec::new();
+    match forged {
+        Forged::SameRecord => stream.conn.writer().write_all(&[answer, FORGED].concat()).unwrap(),
+        Forged::NextRecord | Forged::TwoParts => {
+            stream.conn.writer().write_all(answer).unwrap();
+            stream.conn.writer().write_all(FORGED).unwrap();
+        }
+    }
+    while stream.conn.wants_write() {
+        stream.conn.write_tls(&mut records).unwrap();
+    }
+    let now = match forged {
+        Forged::TwoParts => records.len() - 20,
+        _ => records.len(),
+    };
+    stream.sock.write_all(&records[..now]).unwrap();
+    if read_request(stream).is_some() {
+        let _ = stream.sock.write_all(&records[now..]);
+        let _ = read_request(stream);
+    }
+}
+
+#[test]
+fn what_tls_holds_already_is_no_answer_to_the_next_request() {
+    let versions: [&[&rustls::SupportedProtocolVersion]; 2] = [&[&rustls::version::TLS12], &[&rustls::version::TLS13]];
+    let ca = Ca::new();
+    for version in versions {
+        for through_proxy in [false, true] {
+            for size in [60, 4096, 8191, 8192, 8193, 16384 - 60] {
+                for with_body in [false, true] {
+                    for forged in [Forged::SameRecord, Forged::NextRecord, Forged::TwoParts] {
+                        let config = ca.certificate_with(&["localhost", "inside.example"], None, version);
+                        let n = AtomicUsize::new(0);
+                        let server = ca.server(config, move |stream| {
+                            let is_first = n.fetch_add(1, SeqCst) == 0;
+                            forge(stream, is_first, &answer_of(size, with_body), forged);
+                        });
+                        let (send, _asked) = mpsc::channel();
+                        let proxy = through_proxy.then(|| proxy_to(server.addr, send));
+                        let poster = Poster::new(Options {
+                            proxy: proxy.as_ref().map(|proxy| Proxy::new(&proxy.url("")).unwrap()),
+                            ca_file: Some(ca.file.clone()),
+                            ..options()
+                        })
+                        .unwrap();
+                        let url = match through_proxy {
+                            true => "https://inside.example/".to_string(),
+                            false => tls_url(&server),
+                        };
+                        assert_status(post(&poster, &url), 200);
+                        let second = post(&poster, &url);
+                        assert!(
+                            matches!(second, Attempt::Answered { status: 503, .. }),
+                            "{version:?}, proxy {through_proxy}, {size} bytes, body {with_body}, {forged:?}: {second:?}"
+                        );
+                        assert_eq!(server.n_accepted(), 2);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_plain_connection_or_tunnel_holds_already_is_no_answer_to_the_next_request() {
+    for through_proxy in [false, true] {
+        for size in [60, 8191, 8192, 8193, 16384] {
+            let server = Server::start(move |mut stream, number| {
+                if through_proxy {
+                    // Proxy and recipient in one, so that nothing comes late.
+                    read_head(&mut stream);
+                    stream.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").unwrap();
+                }
+                read_request(&mut stream);
+                match number {
+                    0 => {
+                        let forged = b"HTTP/1.1 200 Never asked\r\nContent-Length: 0\r\n\r\n";
+                        let _ = stream.write_all(&[&answer_of(size, true), &forged[..]].concat());
+                        let _ = read_request(&mut stream);
+                    }
+                    _ => stream.write_all(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n").unwrap(),
+                }
+            });
+            let proxy = through_proxy.then(|| Proxy::new(&server.url("")).unwrap());
+            let poster = Poster::new(Options { proxy, ..options() }).unwrap();
+            let url = match through_proxy {
+                true => "http://inside.example/".to_string(),
+                false => server.url("/"),
+            };
+            assert_status(post(&poster, &url), 200);
+            assert_status(post(&poster, &url), 503);
+            assert_eq!(server.n_accepted(), 2, "proxy {through_proxy}, {size} bytes");
+        }
+    }
+}
+
+#[test]
+fn what_a_proxy_says_after_its_own_answer_is_nobodys() {
+    let proxy = Server::start(|mut stream, _| {
+        read_head(&mut stream);
+        let _ = stream.write_all(b"HTTP/1.1 200 Connected\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        let _ = read_request(&mut stream);
+    });
+    let poster = Poster::new(Options { proxy: Some(Proxy::new(&proxy.url("")).unwrap()), ..options() }).unwrap();
+    let attempt = post(&poster, "http://inside.example/");
+    assert_failed(attempt, Failure::Connect, "followed by what nobody asked for (inside.example)");
 }

@@ -15,7 +15,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use ureq::unversioned::transport::time::Instant as UreqInstant;
 use ureq::unversioned::transport::{
-    ConnectProxyConnector, ConnectionDetails, Connector as UreqConnector, Either, TransportAdapter,
+    ConnectProxyConnector, ConnectionDetails, Connector as UreqConnector, Either, Transport, TransportAdapter,
 };
 use ureq::{Error, Timeout};
 
@@ -48,7 +48,7 @@ impl Connector {
     fn open(&self, details: &ConnectionDetails, to_proxy: bool) -> Result<Wire, Error> {
         let tunnel = match &self.proxy {
             Some(proxy) if !to_proxy => match proxy.connect(details, None::<()>)? {
-                Some(Either::B(tunnel)) => Some(tunnel),
+                Some(Either::B(tunnel)) => Some(unused(tunnel, details)?),
                 _ => None, // NO_PROXY names this host
             },
             _ => None,
@@ -59,7 +59,7 @@ impl Connector {
             (None, true) => self.agree(details, Carrier::socket(self.dial(details)?)),
             (Some(tunnel), true) => {
                 let adapter = TransportAdapter::new(tunnel, details.current_time.clone());
-                self.agree(details, Carrier::Tunnel(adapter))
+                self.agree(details, Carrier::tunnel(adapter))
             }
         }
     }
@@ -143,6 +143,17 @@ impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connector").finish_non_exhaustive()
     }
+}
+
+/// A tunnel out of which nothing has come yet: what follows the proxy's own answer
+/// at once cannot be the recipient's, who has not been asked.
+fn unused(mut tunnel: Box<dyn Transport>, details: &ConnectionDetails) -> Result<Box<dyn Transport>, Error> {
+    if tunnel.buffers().input().is_empty() {
+        return Ok(tunnel);
+    }
+    let host = details.uri.host().unwrap_or_default();
+    let words = format!("the proxy's answer is followed by what nobody asked for ({host})");
+    Err(Trouble::failed(Failure::Connect, words).into())
 }
 
 fn spell_dial_error(addr: SocketAddr, error: &io::Error) -> Trouble {

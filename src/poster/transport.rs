@@ -4,8 +4,10 @@
 //! sixteenth of the smaller timeout), that an answer's headers and all other
 //! bytes received for one request are bounded, that the headers of a request and
 //! a small body leave in one write, that an answer is read even if the recipient
-//! sent it without reading the request, and that a connection goes back to the
-//! pool only if ureq has finished with it cleanly. It leaves HTTP to ureq.
+//! sent it without reading the request, that a connection goes back to the pool
+//! only if ureq has finished with it cleanly, and that it serves another request
+//! only if nothing at all is left of the last one: in the socket, in TLS or in a
+//! buffer. It leaves HTTP to ureq.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -244,11 +246,8 @@ impl Wire {
     pub(super) fn is_quiet(&mut self) -> bool {
         match self {
             Wire::Plain(plain) => plain.socket.is_quiet(),
-            Wire::Tunnel(transport) => transport.is_open(),
-            Wire::Tls(tls) => match &mut tls.stream.sock {
-                Carrier::Socket { socket, .. } => socket.is_quiet(),
-                Carrier::Tunnel(adapter) => adapter.get_mut().is_open(),
-            },
+            Wire::Tunnel(transport) => is_quiet_tunnel(&mut **transport),
+            Wire::Tls(tls) => tls.is_quiet(),
         }
     }
 
@@ -296,6 +295,15 @@ pub(super) struct Tls {
 }
 
 impl Tls {
+    /// What rustls has decrypted already, or has a part of, is not in the socket any more.
+    fn is_quiet(&mut self) -> bool {
+        self.stream.sock.is_quiet()
+            && matches!(
+                self.stream.conn.process_new_packets(),
+                Ok(state) if state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed()
+            )
+    }
+
     fn flush(&mut self, timeout: NextTimeout) -> Result<(), Error> {
         self.stream.sock.set_timeout(timeout);
         let pending = mem::take(&mut self.buffers.pending);
@@ -307,52 +315,114 @@ impl Tls {
     }
 }
 
+fn is_quiet_tunnel(tunnel: &mut dyn Transport) -> bool {
+    tunnel.buffers().input().is_empty() && tunnel.is_open()
+}
+
 /// What TLS runs on.
-pub(super) enum Carrier {
+pub(super) struct Carrier {
+    way: Way,
+    received: Records,
+}
+
+enum Way {
     Socket { socket: Socket, deadline: Instant, reason: Timeout },
     Tunnel(TransportAdapter),
 }
 
 impl Carrier {
     pub(super) fn socket(socket: Socket) -> Carrier {
-        Carrier::Socket { socket, deadline: Instant::now(), reason: Timeout::Global }
+        let way = Way::Socket { socket, deadline: Instant::now(), reason: Timeout::Global };
+        Carrier { way, received: Records::default() }
+    }
+
+    pub(super) fn tunnel(adapter: TransportAdapter) -> Carrier {
+        Carrier { way: Way::Tunnel(adapter), received: Records::default() }
     }
 
     fn set_timeout(&mut self, timeout: NextTimeout) {
-        match self {
-            Carrier::Socket { deadline, reason, .. } => {
+        match &mut self.way {
+            Way::Socket { deadline, reason, .. } => {
                 *deadline = Instant::now() + span(timeout);
                 *reason = timeout.reason;
             }
-            Carrier::Tunnel(adapter) => adapter.set_timeout(timeout),
+            Way::Tunnel(adapter) => adapter.set_timeout(timeout),
         }
+    }
+
+    fn is_quiet(&mut self) -> bool {
+        self.received.is_between()
+            && match &mut self.way {
+                Way::Socket { socket, .. } => socket.is_quiet(),
+                Way::Tunnel(adapter) => is_quiet_tunnel(adapter.get_mut()),
+            }
     }
 }
 
 impl Read for Carrier {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Carrier::Socket { socket, deadline, reason } => socket
+        let amount = match &mut self.way {
+            Way::Socket { socket, deadline, reason } => socket
                 .receive(buf, deadline.saturating_duration_since(Instant::now()))
                 .map_err(|error| wrap_timeout(error, *reason)),
-            Carrier::Tunnel(adapter) => adapter.read(buf),
-        }
+            Way::Tunnel(adapter) => adapter.read(buf),
+        }?;
+        self.received.pass(&buf[..amount]);
+        Ok(amount)
     }
 }
 
 impl Write for Carrier {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        match self {
-            Carrier::Socket { socket, deadline, reason } => socket
+        match &mut self.way {
+            Way::Socket { socket, deadline, reason } => socket
                 .send(buf, deadline.saturating_duration_since(Instant::now()))
                 .map_err(|error| wrap_timeout(error, *reason))
                 .map(|()| buf.len()),
-            Carrier::Tunnel(adapter) => adapter.write(buf),
+            Way::Tunnel(adapter) => adapter.write(buf),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Where among the TLS records a stream is: rustls does not tell whether it holds
+/// the beginning of one, and such a record was begun before the next request was sent.
+#[derive(Default)]
+struct Records {
+    /// Bytes seen of the header that is being read: kind, version (2), length (2).
+    n_header: usize,
+    length: usize,
+    /// Bytes still to come of the record's content.
+    left: usize,
+}
+
+impl Records {
+    fn pass(&mut self, mut bytes: &[u8]) {
+        while let [first, rest @ ..] = bytes {
+            if self.left > 0 {
+                let amount = self.left.min(bytes.len());
+                self.left -= amount;
+                bytes = &bytes[amount..];
+                continue;
+            }
+            self.n_header += 1;
+            match self.n_header {
+                4 => self.length = usize::from(*first) << 8,
+                5 => {
+                    self.left = self.length | usize::from(*first);
+                    self.n_header = 0;
+                }
+                _ => {}
+            }
+            bytes = rest;
+        }
+    }
+
+    fn is_between(&self) -> bool {
+        self.n_header == 0 && self.left == 0
     }
 }
 
@@ -632,6 +702,22 @@ mod tests {
         assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
         drop(socket);
         reader.join().unwrap();
+    }
+
+    #[test]
+    fn ends_of_records_are_found_however_they_come() {
+        let stream = [&[23, 3, 3, 0, 3, 1, 2, 3][..], &[22, 3, 3, 0, 0], &[23, 3, 3, 1, 2], &[9; 258]].concat();
+        let ends = [0, 8, 13, stream.len()];
+        for step in [1, 2, 3, 7, 300] {
+            let mut records = Records::default();
+            let mut at = 0;
+            for part in stream.chunks(step) {
+                assert_eq!(records.is_between(), ends.contains(&at), "at {at} in steps of {step}");
+                records.pass(part);
+                at += part.len();
+            }
+            assert!(records.is_between());
+        }
     }
 
     #[test]

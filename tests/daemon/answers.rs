@@ -4,13 +4,13 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use crate::support::wire::numbered;
-use crate::support::{Agent, Redis, SOON};
+use crate::support::{Agent, Redis, SOON, TempDir};
 
 /// A recipient that gives each connection, with its number from 0, to a function in its own thread.
 struct Recipient {
@@ -76,4 +76,68 @@ fn a_message_counts_as_delivered_at_its_status_however_slowly_the_body_follows()
     let _agent = Agent::start(&redis, &["--endpoint-concurrency", "1"]);
     redis.wait_empty(SOON);
     assert_eq!(redis.counts().dead, 0);
+}
+
+#[test]
+fn no_message_is_delivered_by_an_answer_that_came_before_it_was_asked_for() {
+    let redis = Redis::start();
+    let (dir, config) = authority("localhost");
+    let answered = Arc::new(Mutex::new(Vec::new()));
+    let (noted, n_unanswered) = (answered.clone(), Arc::new(AtomicUsize::new(0)));
+    let unanswered = n_unanswered.clone();
+    let recipient = Recipient::new(move |stream, number| {
+        let conn = rustls::ServerConnection::new(config.clone()).unwrap();
+        let mut stream = rustls::StreamOwned::new(conn, stream);
+        let mut answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX: ".to_vec();
+        if number == 0 {
+            // As much as is read at once, and answers to three requests more.
+            answer.resize(8188, b'x');
+            answer.extend(b"\r\n\r\n");
+            answer.extend(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".repeat(3));
+        } else {
+            answer.extend(b"y\r\n\r\n");
+        }
+        let mut n = 0;
+        while let Some(body) = read_request(&mut stream) {
+            if number == 0 && n > 0 {
+                unanswered.fetch_add(1, Ordering::SeqCst);
+            } else {
+                noted.lock().unwrap().push(String::from_utf8(body).unwrap());
+                if stream.write_all(&answer).is_err() {
+                    return;
+                }
+            }
+            n += 1;
+        }
+    });
+    let url = format!("https://localhost:{}/", recipient.address.port());
+    redis.push_all(numbered(&url, 4));
+    let ca_file = dir.path().join("ca.pem").display().to_string();
+    let _agent = Agent::start(&redis, &["--ca-file", &ca_file, "--endpoint-concurrency", "1"]);
+    redis.wait_empty(SOON);
+    let mut answered = answered.lock().unwrap().clone();
+    answered.sort();
+    assert_eq!(answered, ["message 0", "message 1", "message 2", "message 3"]);
+    assert_eq!(n_unanswered.load(Ordering::SeqCst), 0);
+}
+
+/// A certificate for this name, and a directory with the one of its authority in `ca.pem`.
+fn authority(name: &str) -> (TempDir, Arc<rustls::ServerConfig>) {
+    let dir = TempDir::new("authority");
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new([]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    std::fs::write(dir.path().join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+    let issuer = rcgen::Issuer::new(params, key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new([name.to_string()]).unwrap();
+    let certificate = params.signed_by(&key, &issuer).unwrap();
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key.into())
+        .unwrap();
+    (dir, Arc::new(config))
 }
