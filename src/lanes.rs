@@ -256,8 +256,8 @@ impl Lane {
 /// which put it there is confirmed.
 #[derive(Clone, Copy, Debug, Default)]
 struct Hold {
-    /// In a lane or out.
-    is_here: bool,
+    /// In a lane or out, claimed under this number.
+    here: Option<AgentNumber>,
     /// Settlements on their way.
     leaving: u32,
 }
@@ -298,6 +298,9 @@ pub struct Lanes {
     wanting: VecDeque<usize>,
     /// Every claim not yet confirmed settled.
     held: HashMap<Id, Hold, BuildHasherDefault<IdHasher>>,
+    /// Claims that were discarded while they were out, until they come back. They take room as before;
+    /// the same message may be held anew meanwhile, claimed under another number.
+    discarded: HashSet<(Id, AgentNumber)>,
     /// Bytes of the claims not yet attempted to an end.
     held_bytes: usize,
     /// Claims out in all, of lanes not proven, and of these of failed ones.
@@ -330,6 +333,7 @@ impl Lanes {
             failed_without_slot: VecDeque::new(),
             wanting: VecDeque::new(),
             held: HashMap::default(),
+            discarded: HashSet::new(),
             held_bytes: 0,
             out: 0,
             out_unproven: 0,
@@ -360,7 +364,7 @@ impl Lanes {
             }
         }
         let limit = self.held_at_most();
-        let messages = (limit - self.held.len()).min(CLAIM_MESSAGES);
+        let messages = (limit - self.n_held()).min(CLAIM_MESSAGES);
         self.round_up = !self.round_up;
         let unproven = self.most_unproven().saturating_sub(self.out_unproven + self.without_slot());
         let failed = self.most_failed().saturating_sub(self.out_failed + self.failed_without_slot.len());
@@ -383,7 +387,11 @@ impl Lanes {
     pub fn has_room(&self) -> bool {
         let limit = self.held_at_most();
         let worth_it = (CLAIM_MESSAGES / 2).min(limit / 4).max(1);
-        self.filing.is_empty() && self.held.len() + worth_it <= limit && self.held_bytes < self.limits.bytes
+        self.filing.is_empty() && self.n_held() + worth_it <= limit && self.held_bytes < self.limits.bytes
+    }
+
+    fn n_held(&self) -> usize {
+        self.held.len() + self.discarded.len()
     }
 
     fn held_at_most(&self) -> usize {
@@ -407,10 +415,11 @@ impl Lanes {
     /// Takes in a claim: it goes out, is held, or is put to wait or off.
     pub fn admit(&mut self, mut claim: Box<Claim>, now: Instant, effects: &mut Effects) {
         let hold = self.held.entry(claim.id).or_default();
-        if std::mem::replace(&mut hold.is_here, true) {
+        if hold.here.is_some() {
             // A rolled-back Redis gave out again what is still held: the one held counts.
             return;
         }
+        hold.here = Some(claim.agent);
         let at = self.lane_of(claim.envelope.origin(), now);
         claim.lane = at;
         claim.origin = self.lanes[at].origin.clone();
@@ -546,7 +555,9 @@ impl Lanes {
     pub fn abandon(&mut self, claim: Box<Claim>, effects: &mut Effects) {
         let at = claim.lane;
         self.came_back(&claim);
-        self.held.remove(&claim.id);
+        if !self.discarded.remove(&(claim.id, claim.agent)) {
+            self.held.remove(&claim.id);
+        }
         self.let_out(at, effects);
         self.fill_slots(effects);
     }
@@ -556,7 +567,7 @@ impl Lanes {
         for settlement in settlements {
             if let Some(hold) = self.held.get_mut(&settlement.id) {
                 hold.leaving = hold.leaving.saturating_sub(1);
-                if !hold.is_here && hold.leaving == 0 {
+                if hold.here.is_none() && hold.leaving == 0 {
                     self.held.remove(&settlement.id);
                 }
             }
@@ -626,24 +637,36 @@ impl Lanes {
         self.held.keys().copied().collect()
     }
 
-    /// Forgets claims that another agent has now; those that workers have are told apart by [`Lanes::holds`].
-    pub fn discard(&mut self, ids: &HashSet<Id>, effects: &mut Effects) {
-        for id in ids {
-            self.held.remove(id);
-            self.filing.remove(id);
+    /// Forgets claims that another agent has now, these or all; those that workers have are told apart by
+    /// [`Lanes::is_discarded`]. What is being settled stays noted until that is confirmed.
+    pub fn discard(&mut self, ids: Option<&HashSet<Id>>, effects: &mut Effects) {
+        let is_theirs = |id: &Id| ids.is_none_or(|ids| ids.contains(id));
+        let mut dropped = Vec::new();
+        for lane in &mut self.lanes {
+            let (theirs, kept): (VecDeque<_>, _) = lane.held.drain(..).partition(|claim| is_theirs(&claim.id));
+            lane.held = kept;
+            dropped.extend(theirs);
         }
-        for at in 0..self.lanes.len() {
-            let dropped: VecDeque<Box<Claim>> = {
-                let lane = &mut self.lanes[at];
-                let (dropped, kept) = lane.held.drain(..).partition(|claim| ids.contains(&claim.id));
-                lane.held = kept;
-                dropped
-            };
-            for claim in dropped {
-                self.forget_bytes(&claim);
+        for claim in dropped {
+            self.forget_bytes(&claim);
+            self.held.remove(&claim.id);
+        }
+        let discarded = &mut self.discarded;
+        self.held.retain(|id, hold| {
+            if is_theirs(id)
+                && let Some(agent) = hold.here.take()
+            {
+                discarded.insert((*id, agent));
             }
-        }
+            hold.here.is_some() || hold.leaving > 0
+        });
+        self.filing.retain(|id| !is_theirs(id));
         self.fill_slots(effects);
+    }
+
+    /// Whether this claim, which is out, was discarded since.
+    pub fn is_discarded(&self, claim: &Claim) -> bool {
+        self.discarded.contains(&(claim.id, claim.agent))
     }
 
     /// Empties the lanes at a stop: what was never attempted is dropped here, and
@@ -902,10 +925,11 @@ impl Lanes {
     }
 
     fn settle(&mut self, claim: &Claim, place: Place, history: History, effects: &mut Effects) {
-        // Absent if it was discarded meanwhile: then nobody waits for the confirmation.
-        if let Some(hold) = self.held.get_mut(&claim.id) {
-            hold.is_here = false;
-            hold.leaving += 1;
+        let hold = self.held.entry(claim.id).or_default();
+        hold.leaving += 1;
+        // One that was discarded while it was attempted is not the one that may be held now.
+        if !self.discarded.remove(&(claim.id, claim.agent)) {
+            hold.here = None;
         }
         effects.settlements.push(Settlement { id: claim.id, origin: claim.origin.clone(), place, history });
     }

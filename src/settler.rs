@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use log::{debug, info, warn};
+use log::{debug, error, info, warn};
 
 use crate::journal::{Speaker, spell};
 use crate::metrics::add;
@@ -26,6 +26,13 @@ const LINGER: Duration = Duration::from_millis(1);
 const RECOVER_AT_ONCE: usize = 512;
 /// How often dead letters past their keeping are looked for.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
+
+/// A reader that has not turned for two leases, and not for this long, is stuck: while it waits for
+/// Redis (to connect, for an answer, until the next try) it may take as long.
+const READER_WAITS: Duration = Duration::from_secs(16);
+
+/// So often it is looked whether such a reader turns again.
+const BEAT_OF_THE_STUCK: Duration = Duration::from_secs(1);
 
 /// What the settler goes by.
 #[derive(Clone, Debug)]
@@ -56,6 +63,7 @@ pub fn run(queue: &mut dyn Queue, shared: &Shared, reports: &Receiver<Report>, o
         next_forget: Instant::now(),
         looks: HashMap::new(),
         leaving: false,
+        said_stuck: false,
     };
     let mut patience = Patience::default();
     loop {
@@ -130,6 +138,7 @@ struct Settler<'a> {
     next_forget: Instant,
     looks: HashMap<AgentNumber, Look>,
     leaving: bool,
+    said_stuck: bool,
 }
 
 impl Settler<'_> {
@@ -140,7 +149,11 @@ impl Settler<'_> {
         }
         self.settle(queue)?;
         if Instant::now() >= self.next_beat && !self.leaving {
-            self.beat(queue)?;
+            if self.reader_is_stuck() {
+                self.next_beat = Instant::now() + BEAT_OF_THE_STUCK.min(self.options.lease / 3);
+            } else {
+                self.beat(queue)?;
+            }
         }
         if let Some(age) = self.options.keep_dead
             && Instant::now() >= self.next_forget
@@ -158,6 +171,23 @@ impl Settler<'_> {
             return Ok(true);
         }
         Ok(false)
+    }
+
+    /// An agent that cannot claim must not keep what it holds from the others: its lease is not renewed,
+    /// until the reader turns again.
+    fn reader_is_stuck(&mut self) -> bool {
+        let since = self.shared.since_turn(0);
+        let stuck = since > (self.options.lease * 2).max(READER_WAITS);
+        if stuck && !self.said_stuck {
+            error!(
+                "the reader has not turned for {}: this agent lets its lease run out, so that others take over",
+                spell(since)
+            );
+        } else if !stuck && self.said_stuck {
+            info!("the reader turns again: the lease is renewed");
+        }
+        self.said_stuck = stuck;
+        stuck
     }
 
     /// Takes in reports: waits for the first until `until`, then a moment for more.

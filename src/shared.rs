@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::journal::Journal;
 use crate::lanes::{Claim, Effects, LaneCounts, Lanes, Limits};
@@ -84,8 +84,10 @@ struct Inner {
 impl Shared {
     /// Returns it with the receiving ends for workers and settler.
     pub fn new(limits: Limits, lease: Duration, seed: u64) -> (Shared, Receiver<Box<Claim>>, Receiver<Report>) {
-        // At most this many claims are held, so a channel as large never blocks who sends to it.
-        let (ready_sender, ready) = bounded(limits.messages + 1);
+        // Those who send here (the reader, and the workers themselves) are all who could ever make room, so a
+        // bound would be a way to stand still for good. What bounds it are the lanes: each lets out as many as
+        // its window, and together no more than they may hold (`--in-flight`), discarded ones included.
+        let (ready_sender, ready) = unbounded();
         // Bounded by the same number of claims (two reports each at most); unbounded only in name.
         let (reports, reports_receiver) = unbounded();
         let attempting = (0..limits.workers).map(|_| Mutex::new(None)).collect();
@@ -194,7 +196,7 @@ impl Shared {
             if self.is_stopping() {
                 return Begin::Never;
             }
-            if self.number() != Some(claim.agent) && !self.inner().lanes.holds(claim.id) {
+            if self.number() != Some(claim.agent) && self.inner().lanes.is_discarded(claim) {
                 add(&self.metrics.taken_over, 1);
                 return Begin::Never;
             }
@@ -256,7 +258,7 @@ impl Shared {
     pub fn registered(&self, number: AgentNumber, sent: Instant, others: &HashSet<Id>) {
         let mut effects = Effects::default();
         let mut inner = self.inner();
-        inner.lanes.discard(others, &mut effects);
+        inner.lanes.discard(Some(others), &mut effects);
         self.number.store(number.0, Ordering::SeqCst);
         self.perform(inner, effects);
         self.beat_confirmed(sent);

@@ -840,17 +840,53 @@ fn claims_of_another_agent_now_are_discarded_and_the_counts_stay_right() {
     scene.admit_many(A, 20);
     let ids: HashSet<Id> = scene.lanes.held().into_iter().collect();
     let mut effects = Effects::default();
-    scene.lanes.discard(&ids, &mut effects);
+    scene.lanes.discard(Some(&ids), &mut effects);
     scene.perform(effects);
     assert_eq!(scene.lanes.held.len(), 0);
     while let Some((claim, _)) = scene.out.pop_front() {
-        assert!(!scene.lanes.holds(claim.id));
+        assert!(!scene.lanes.holds(claim.id) && scene.lanes.is_discarded(&claim));
         let mut effects = Effects::default();
         scene.lanes.abandon(claim, &mut effects);
         scene.perform(effects);
     }
     let lanes = &scene.lanes;
     assert_eq!((lanes.out, lanes.held_bytes, lanes.out_unproven, lanes.held_unproven), (0, 0, 0, 0));
+    assert!(lanes.discarded.is_empty());
+}
+
+#[test]
+fn what_is_discarded_while_it_is_out_takes_room_until_it_comes_back() {
+    // [Else as much again was claimed at every discarding, and more was out than there is room for.]
+    let mut scene = Scene::new(limits());
+    scene.widen(A);
+    scene.lanes.limits.messages = 16;
+    scene.admit_many(A, 16);
+    assert!(!scene.lanes.has_room());
+    let n_out = scene.out.len();
+    assert!(n_out > 4, "{n_out} are out");
+    let mut effects = Effects::default();
+    scene.lanes.discard(None, &mut effects);
+    scene.perform(effects);
+    let room = scene.appetite().map_or(0, |bounds| bounds.messages);
+    assert!(room <= 16 - n_out, "room for {room} beside {n_out} that are out");
+}
+
+#[test]
+fn a_discarded_claim_that_ends_leaves_the_same_message_held_anew_alone() {
+    let mut scene = Scene::new(limits());
+    scene.admit(A);
+    let (old, _) = scene.out.pop_front().unwrap();
+    let mut effects = Effects::default();
+    scene.lanes.discard(None, &mut effects);
+    let (id, envelope) = (old.id, Envelope::decode(old.envelope.raw().to_vec()).unwrap());
+    let anew = Claim::new(id, envelope, History::default(), 1, Source::Retry, AgentNumber(99), scene.now);
+    scene.lanes.admit(Box::new(anew), scene.now, &mut effects);
+    let now = scene.now;
+    scene.lanes.finish(old, Outcome::Delivered, now, now, &mut effects);
+    let settled: Vec<_> = effects.settlements.drain(..).collect();
+    scene.lanes.confirmed(&settled, now);
+    assert!(scene.lanes.holds(id));
+    assert!(scene.lanes.discarded.is_empty());
 }
 
 // ---- ordered ----

@@ -1,6 +1,8 @@
 //! An agent that ends or freezes: what it holds is finished, given back, or taken back by another.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -197,4 +199,45 @@ fn an_agent_alone_that_was_frozen_goes_on() {
     redis.wait_empty(ms(30_000));
     assert_all_arrived(&sink, 300, 2);
     assert!(agent.is_running());
+}
+
+#[test]
+fn frozen_with_all_workers_busy_and_little_room_it_delivers_again() {
+    // Proven endpoints whose windows together are wider than there is room, and every worker at one
+    // that does not answer for as long as the agent is frozen, taken for dead, and back.
+    let redis = Redis::start();
+    let sink = Sink::origins(10, |_| Answer::ok().after(ms(20)));
+    let urls = sink.urls();
+    let push = |name: &str, n: usize| {
+        redis.push_all((0..n).map(|i| envelope(&urls[i % 10], format!("{name} {i}").as_bytes())));
+    };
+    let options = ["--lease", "3s", "--timeout", "100s", "--workers", "8", "--in-flight", "64"];
+    let mut frozen = Agent::start(&redis, &options);
+    push("first", 2400);
+    redis.wait_empty(SOON);
+    let (held, answers) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let (n_held, may_answer) = (held.clone(), answers.clone());
+    sink.behave(move |_| {
+        n_held.fetch_add(1, Ordering::SeqCst);
+        let deadline = Instant::now() + Duration::from_secs(90);
+        while !may_answer.load(Ordering::SeqCst) && Instant::now() < deadline {
+            thread::sleep(ms(5));
+        }
+        Answer::ok()
+    });
+    push("held", 400);
+    eventually("every worker is at one that hangs", SOON, || held.load(Ordering::SeqCst) >= 8);
+    frozen.freeze();
+    let mut other = Agent::start(&redis, &["--lease", "3s", "--workers", "1", "--in-flight", "2"]);
+    eventually_eq("the frozen one is taken for dead", SOON, 1, || redis.agents().len());
+    let others = redis.agents();
+    other.kill9();
+    frozen.thaw();
+    eventually("it takes all over", SOON, || redis.agents().len() == 1 && redis.agents() != others);
+    answers.store(true, Ordering::SeqCst);
+    redis.wait_empty(ms(40_000));
+    assert!(frozen.is_running());
+    let copies = sink.copies();
+    let missing = (0..400).filter(|i| !copies.contains_key(&format!("held {i}"))).count();
+    assert_eq!(missing, 0, "are lost");
 }

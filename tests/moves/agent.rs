@@ -369,7 +369,7 @@ impl SimAgent {
             return Ok(());
         }
         let Some(claim) = self.ready.front() else { return Ok(()) };
-        if self.shared_number != Some(claim.agent) && !self.lanes.holds(claim.id) {
+        if self.shared_number != Some(claim.agent) && self.lanes.is_discarded(claim) {
             let claim = self.ready.pop_front().expect("just seen");
             let mut effects = Effects::default();
             self.lanes.abandon(claim, &mut effects);
@@ -432,7 +432,7 @@ impl SimAgent {
                 self.settler_number = Some(number);
                 self.looks.clear();
                 let mut effects = Effects::default();
-                self.lanes.discard(&others, &mut effects);
+                self.lanes.discard(Some(&others), &mut effects);
                 self.shared_number = Some(number);
                 self.perform(effects);
                 self.beat_sent = Some(sent);
