@@ -140,7 +140,8 @@ impl Agent {
         poster::raise_descriptor_limit();
         let poster = Arc::new(Poster::new(poster_options(config)?)?);
         let seed = seed();
-        let (shared, ready, reports) = Shared::new(limits(config), config.lease, seed);
+        let (mut shared, ready, reports) = Shared::new(limits(config), config.lease, seed);
+        shared.metrics.repeated = poster.repeated();
         let shared = Arc::new(shared);
         let retry = Arc::new(retry(config));
         // One message per thread.

@@ -2,6 +2,7 @@
 //! two readings. Turning them into text for a monitoring system is left to the
 //! status server.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub struct Metrics {
     pub taken_over: AtomicU64,
     /// Messages taken back from agents that died.
     pub recovered: AtomicU64,
+    /// Requests sent once more within their attempt; counted by the poster.
+    pub repeated: Arc<AtomicU64>,
     /// Calls of claim and settle.
     pub claims: AtomicU64,
     /// Calls of settle.

@@ -5,6 +5,21 @@
 //! never forgotten because of what followed it; and that no word of an error
 //! holds credentials or payload. It leaves to `policy` what an attempt means,
 //! and to the lanes when it is made.
+//!
+//! One attempt is one request, with one exception. Servers close connections that
+//! have been idle, and may do so while a request is under way to them: nothing is
+//! wrong then, and a failed attempt would close the lane of all for seconds. But
+//! from here a server that read the request and then closed looks the same, and a
+//! second copy within a second is known to have broken a handshake. So a request
+//! is sent once more at once, on a new connection, only
+//! * on a connection that was used before, from which not one byte came back, and
+//! * if it could not be written whole, so that nobody can have read it whole; or
+//! * if the connection closed within 100 ms (`RACE`) of the request's end: a close
+//!   that crossed it arrives within one way from there to here, and who had time to
+//!   work on a message takes longer as a rule.
+//!
+//! It is done once in an attempt, counted and logged. Whatever else breaks a
+//! connection is a failed attempt, as on a new connection, and has its backoff.
 
 mod connector;
 mod pool;
@@ -16,13 +31,16 @@ use std::fmt;
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant, SystemTime};
 
+use log::debug;
 use ureq::http::header::{self, HeaderName, HeaderValue};
 use ureq::http::{Request, Response, Uri};
 use ureq::{Agent, Body, Error, Proxy, Timeout};
 
 use crate::guard::Guard;
+use crate::metrics::add;
 use crate::policy::{Attempt, Failure, parse_retry_after};
 use crate::resolver::Resolver;
 use connector::Connector;
@@ -42,6 +60,10 @@ const MAX_BODY: u64 = 64 * 1024;
 /// spare a new connection and no more, so it is worth less than one: a body that
 /// drips would else keep a worker from others for as long as an attempt may take.
 const BODY_PATIENCE: Duration = Duration::from_millis(250);
+
+/// How soon after a request's end a connection that had been idle must have closed
+/// for both to have crossed on the way. Longer than the way to nearly all there is.
+const RACE: Duration = Duration::from_millis(100);
 
 /// Files that are open besides connections: Redis, status, log, look-ups.
 const OTHER_DESCRIPTORS: u64 = 64;
@@ -97,6 +119,7 @@ pub struct Poster {
     connect_timeout: Duration,
     timeout: Duration,
     id_header: Option<HeaderName>,
+    repeated: Arc<AtomicU64>,
 }
 
 /// What stays the same over the redirects and second tries of one attempt.
@@ -154,6 +177,7 @@ impl Poster {
             connect_timeout: options.connect_timeout,
             timeout: options.timeout,
             id_header,
+            repeated: Arc::default(),
         })
     }
 
@@ -172,6 +196,7 @@ impl Poster {
         let mut n_redirects = 0;
         let mut is_first = true;
         let mut wants_fresh = false;
+        let mut may_repeat = true;
         let mut left_origin = false;
         loop {
             let request = match self.request(&uri, &parcel, left_origin) {
@@ -199,14 +224,17 @@ impl Poster {
                     }
                 }
                 Err(error) => match (trouble_of(error), wants_fresh) {
-                    // Once, and on a fresh connection, where it says something about the endpoint.
-                    (Ok(Trouble::Stale), false) => wants_fresh = true,
+                    (Ok(Trouble::Stale), false) if may_repeat => {
+                        self.note_repeat(&uri);
+                        may_repeat = false;
+                        wants_fresh = true;
+                    }
                     (Ok(Trouble::Attempt(Attempt::Lacking { .. })), false) => {
                         self.pool.close_idle();
                         wants_fresh = true;
                     }
                     (Ok(Trouble::Attempt(attempt)), _) => return attempt,
-                    (Ok(Trouble::Stale), true) => {
+                    (Ok(Trouble::Stale), _) => {
                         return failed(Failure::Broken, "connection closed before an answer", &uri);
                     }
                     (Err(error), _) => return self.spell(error, &uri),
@@ -224,6 +252,11 @@ impl Poster {
     /// Closes all idle connections, when file descriptors are needed elsewhere.
     pub fn close_idle(&self) {
         self.pool.close_idle();
+    }
+
+    /// Counts requests that were sent once more within their attempt.
+    pub fn repeated(&self) -> Arc<AtomicU64> {
+        self.repeated.clone()
     }
 
     /// How many connections are idle now.
@@ -253,6 +286,15 @@ impl Poster {
             map.insert(name.clone(), value);
         }
         Ok(request)
+    }
+
+    fn note_repeat(&self, uri: &Uri) {
+        add(&self.repeated, 1);
+        let host = uri.host().unwrap_or_default();
+        debug!(
+            "an idle connection to {host}:{} closed as a request was sent on it: sent once more on a new one",
+            port(uri)
+        );
     }
 
     /// Within what is left of the attempt's time.

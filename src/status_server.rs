@@ -343,6 +343,7 @@ fn count_events(page: &mut Page, metrics: &Metrics) {
         ("undecodable_messages_total", "Of the dead, those that could not be decoded.", &metrics.undecodable),
         ("taken_over_messages_total", "Messages given up because another agent has them.", &metrics.taken_over),
         ("recovered_messages_total", "Messages taken back from agents that died.", &metrics.recovered),
+        ("repeated_total", "Requests sent once more, as an idle connection closed under them.", &metrics.repeated),
         ("claims_total", "Calls of claim.", &metrics.claims),
         ("settles_total", "Calls of settle.", &metrics.settles),
     ];

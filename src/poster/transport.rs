@@ -23,6 +23,7 @@ use ureq::unversioned::transport::time::Duration as UreqDuration;
 use ureq::unversioned::transport::{Buffers, NextTimeout, Transport, TransportAdapter};
 use ureq::{Error, Timeout};
 
+use super::RACE;
 use super::pool::{Key, Pool};
 use super::tls::spell_tls_error;
 use super::trouble::Trouble;
@@ -58,21 +59,32 @@ pub(super) struct Pooled {
     /// Where it goes; `None` for the connection to a proxy, which becomes part of another.
     home: Option<(Arc<Pool<Wire>>, Key)>,
     reused: bool,
+    /// When the request was written whole; noted on reused connections alone.
+    sent: Option<Instant>,
     answered: bool,
     finished: bool,
 }
 
 impl Pooled {
     pub(super) fn new(wire: Wire, home: Option<(Arc<Pool<Wire>>, Key)>, reused: bool) -> Pooled {
-        Pooled { wire: Some(wire), home, reused, answered: false, finished: false }
+        Pooled { wire: Some(wire), home, reused, sent: None, answered: false, finished: false }
     }
 
     fn wire(&mut self) -> &mut Wire {
         self.wire.as_mut().expect("taken only when dropped")
     }
 
-    fn may_be_stale(&self) -> bool {
-        self.reused && !self.answered
+    /// Whether this is the end of a connection that was closed for having been idle,
+    /// as far as that can be told: see the head of the poster.
+    fn is_stale(&mut self, result: &Result<bool, Error>) -> bool {
+        let is_end = match result {
+            Ok(progress) => !progress,
+            Err(error) => is_break(error),
+        };
+        is_end
+            && self.reused
+            && !self.answered
+            && (self.wire().is_cut() || self.sent.is_none_or(|sent| sent.elapsed() <= RACE))
     }
 }
 
@@ -82,22 +94,27 @@ impl Transport for Pooled {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
-        match self.wire().transmit_output(amount, timeout) {
-            Err(error) if self.may_be_stale() && is_break(&error) => Err(Trouble::Stale.into()),
-            result => result,
+        let result = self.wire().transmit_output(amount, timeout).map(|()| true);
+        if self.is_stale(&result) {
+            return Err(Trouble::Stale.into());
         }
+        result.map(|_| ())
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
-        match self.wire().await_input(timeout) {
-            Ok(true) => {
-                self.answered = true;
-                Ok(true)
+        let mut result = Ok(true);
+        if self.reused && self.sent.is_none() {
+            result = self.wire().flush(timeout).map(|()| true);
+            if result.is_ok() {
+                self.sent = Some(Instant::now());
             }
-            Ok(false) if self.may_be_stale() => Err(Trouble::Stale.into()),
-            Err(error) if self.may_be_stale() && is_break(&error) => Err(Trouble::Stale.into()),
-            result => result,
         }
+        let result = result.and_then(|_| self.wire().await_input(timeout));
+        if self.is_stale(&result) {
+            return Err(Trouble::Stale.into());
+        }
+        self.answered |= matches!(result, Ok(true));
+        result
     }
 
     /// ureq asks this when it has read an answer to its end and means to keep
@@ -216,6 +233,24 @@ impl Wire {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Writes what is held back. A tunnel does so by itself, when its answer is waited for.
+    fn flush(&mut self, timeout: NextTimeout) -> Result<(), Error> {
+        match self {
+            Wire::Plain(plain) => plain.flush(timeout),
+            Wire::Tunnel(_) => Ok(()),
+            Wire::Tls(tls) => tls.flush(timeout),
+        }
+    }
+
+    /// Whether the other side took no more while there was more to write.
+    fn is_cut(&self) -> bool {
+        match self {
+            Wire::Plain(plain) => plain.socket.deaf,
+            Wire::Tunnel(_) => false,
+            Wire::Tls(tls) => tls.stream.sock.is_cut(),
         }
     }
 
@@ -348,6 +383,10 @@ impl Carrier {
             }
             Way::Tunnel(adapter) => adapter.set_timeout(timeout),
         }
+    }
+
+    fn is_cut(&self) -> bool {
+        matches!(&self.way, Way::Socket { socket, .. } if socket.deaf)
     }
 
     fn is_quiet(&mut self) -> bool {

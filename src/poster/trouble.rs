@@ -12,8 +12,8 @@ use crate::policy::{Attempt, Failure};
 pub(crate) enum Trouble {
     /// The attempt came to this.
     Attempt(Attempt),
-    /// A connection that had been idle broke before any byte of an answer came:
-    /// almost always it was closed while our request was under way to it.
+    /// A connection that had been idle closed as the request was sent on it, so that
+    /// the request may be sent once more at once.
     Stale,
 }
 

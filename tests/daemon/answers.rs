@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::wire::numbered;
 use crate::support::{Agent, Redis, SOON, TempDir};
@@ -119,6 +119,79 @@ fn no_message_is_delivered_by_an_answer_that_came_before_it_was_asked_for() {
     answered.sort();
     assert_eq!(answered, ["message 0", "message 1", "message 2", "message 3"]);
     assert_eq!(n_unanswered.load(Ordering::SeqCst), 0);
+}
+
+/// The bodies of requests, and when they had come.
+type Seen = Arc<Mutex<Vec<(String, Instant)>>>;
+
+/// Answers the first request on each connection; reads the second, waits, and closes without a word.
+fn closing_at_the_second(after: Duration) -> (Recipient, Seen) {
+    let seen = Seen::default();
+    let noted = seen.clone();
+    let recipient = Recipient::new(move |mut stream, _| {
+        for is_answered in [true, false] {
+            let Some(body) = read_request(&mut stream) else { return };
+            noted.lock().unwrap().push((String::from_utf8(body).unwrap(), Instant::now()));
+            if is_answered {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+            } else {
+                thread::sleep(after);
+            }
+        }
+    });
+    (recipient, seen)
+}
+
+fn watched(redis: &Redis, options: &[&str]) -> Agent {
+    let mut command = Agent::command();
+    command.args(["-oq", &redis.url(), "--status-addr", "127.0.0.1:0"]).args(options).env("RUST_LOG", "debug");
+    Agent::spawn(command)
+}
+
+/// How often the agent says that it sent a request once more within its attempt.
+fn repeated(agent: &Agent) -> u64 {
+    agent.wait_log("status is served at http://");
+    let log = agent.log();
+    let address = log.split("served at http://").nth(1).unwrap().split('/').next().unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    let value = page.lines().find_map(|line| line.strip_prefix("acapy_deliver_repeated_total "));
+    value.expect("the counter is on the page").parse().unwrap()
+}
+
+#[test]
+fn a_message_that_was_read_before_its_connection_closed_comes_again_only_after_its_backoff() {
+    let redis = Redis::start();
+    let (recipient, seen) = closing_at_the_second(Duration::from_millis(500));
+    redis.push_all(numbered(&recipient.url(), 2));
+    let agent = watched(&redis, &["--retry-first", "3s", "--endpoint-concurrency", "1"]);
+    redis.wait_empty(SOON);
+    let copies: Vec<Instant> =
+        seen.lock().unwrap().iter().filter(|(body, _)| body == "message 1").map(|(_, at)| *at).collect();
+    assert_eq!(copies.len(), 2);
+    // Half a second of work, and 3 s that may be a fifth less.
+    let apart = copies[1] - copies[0];
+    assert!(apart >= Duration::from_millis(2800), "the second copy came after {apart:?}");
+    assert_eq!(repeated(&agent), 0);
+}
+
+#[test]
+fn a_request_under_which_an_idle_connection_closed_is_sent_once_more_counted_and_logged() {
+    let redis = Redis::start();
+    let (recipient, seen) = closing_at_the_second(Duration::ZERO);
+    // On a machine that is busy a close may come too late, and is a failed attempt then.
+    redis.push_all(numbered(&recipient.url(), 20));
+    let agent = watched(&redis, &["--retry-first", "100ms", "--endpoint-concurrency", "1"]);
+    redis.wait_empty(SOON);
+    let n = repeated(&agent);
+    let log = agent.log();
+    let n_lines = log.lines().filter(|line| line.contains("sent once more on a new one")).count();
+    let n_failed = log.lines().filter(|line| line.contains(": later: ")).count();
+    assert!(n >= 1, "{n_failed} failed");
+    assert_eq!(n_lines as u64, n);
+    assert_eq!(seen.lock().unwrap().len() as u64, 20 + n + n_failed as u64);
 }
 
 /// A certificate for this name, and a directory with the one of its authority in `ca.pem`.
