@@ -116,6 +116,7 @@ impl Default for Options {
 pub struct Poster {
     agent: Agent,
     pool: Arc<Pool<Wire>>,
+    resolver: Resolver,
     connect_timeout: Duration,
     timeout: Duration,
     id_header: Option<HeaderName>,
@@ -171,9 +172,11 @@ impl Poster {
             .max_idle_connections(0)
             .max_idle_age(options.idle_age.max(Duration::from_millis(1)))
             .build();
+        let resolver = Resolver::new(options.guard);
         Ok(Poster {
-            agent: Agent::with_parts(config, connector, Resolver::new(options.guard)),
+            agent: Agent::with_parts(config, connector, resolver.clone()),
             pool,
+            resolver,
             connect_timeout: options.connect_timeout,
             timeout: options.timeout,
             id_header,
@@ -243,10 +246,12 @@ impl Poster {
         }
     }
 
-    /// Closes connections that have been idle for too long. Posting does so by
-    /// itself; this is for times when nothing is posted.
+    /// Closes connections that have been idle for too long, which posting does by
+    /// itself, and forgets names that were looked up too long ago. This is for
+    /// times when nothing is posted.
     pub fn tidy(&self) {
         self.pool.tidy(Instant::now());
+        self.resolver.tidy();
     }
 
     /// Closes all idle connections, when file descriptors are needed elsewhere.

@@ -29,16 +29,34 @@ use crate::poster::{Trouble, what_we_lack};
 /// How many addresses ureq takes of one name.
 const MAX_ADDRESSES: usize = 16;
 
-/// Names remembered at most; a name costs a few hundred bytes.
+/// How many of an answer's addresses are kept, and judged: it is a stranger's,
+/// and may hold thousands.
+const KEPT_ADDRESSES: usize = 64;
+
+/// Names remembered at most. With all their addresses, and the longest names,
+/// that comes to 6 MB.
 const MAX_NAMES: usize = 4096;
 
-/// Look-ups under way at most. The system's resolver gives a dead name server
-/// up to half a minute, longer than any attempt waits, so that threads may pile
-/// up; a thread that waits costs some 10 kB.
+/// Look-ups under way at most. The system's resolver gives silent name servers
+/// up to minutes, longer than any attempt waits, so that threads may pile up; a
+/// thread that waits costs some 10 kB.
 const MAX_LOOKUPS: usize = 512;
+
+/// How many of them are for names that had an address before.
+const RESERVED_LOOKUPS: usize = 128;
+
+/// The look-ups of one domain leave this many times as many free for the others.
+/// So a domain whose name servers are silent takes a ninth, however many names it
+/// has; ten such domains leave a third; and one that has no look-up under way
+/// gets its first while there is any.
+const LEAVES_FREE: usize = 8;
 
 /// How long a look-up may be under way before an earlier good answer serves in its place.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A look-up that failed for want of an answer is not repeated for as long as it
+/// took, up to this: a silent name server has a name's look-up at most half of the time.
+const MAX_REST: Duration = Duration::from_secs(60);
 
 /// How long answers are used.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +72,7 @@ struct Ages {
 const AGES: Ages = Ages { good: Duration::from_secs(30), bad: Duration::from_secs(1), stale: Duration::from_secs(300) };
 
 /// The resolver that all workers share.
+#[derive(Clone)]
 pub struct Resolver {
     shared: Arc<Shared>,
     guard: Guard,
@@ -73,13 +92,22 @@ struct Shared {
 struct Names {
     by_name: HashMap<Box<str>, Name>,
     n_lookups: usize,
+    /// How many of them are for names of a domain.
+    by_domain: HashMap<Box<str>, usize>,
 }
 
 #[derive(Default)]
 struct Name {
     looking_since: Option<Instant>,
     good: Option<(Arc<[IpAddr]>, Instant)>,
-    bad: Option<(Trouble, Instant)>,
+    bad: Option<Bad>,
+}
+
+struct Bad {
+    trouble: Trouble,
+    at: Instant,
+    /// Until then it is not asked for again.
+    until: Instant,
 }
 
 impl Resolver {
@@ -90,6 +118,11 @@ impl Resolver {
 
     fn with(guard: Guard, ages: Ages, lookup: Box<Lookup>) -> Resolver {
         Resolver { shared: Arc::new(Shared { names: Mutex::default(), ended: Condvar::new(), lookup, ages }), guard }
+    }
+
+    /// Forgets what is too old to serve, so that names met once do not stay in memory.
+    pub fn tidy(&self) {
+        self.shared.lock().tidy(self.shared.ages.stale);
     }
 
     /// The addresses of a host name (or literal) that may be delivered to; there
@@ -193,27 +226,34 @@ fn find(shared: &Arc<Shared>, host: &str, within: Duration) -> Result<Arc<[IpAdd
                 }
                 stale = fresh(*at, ages.stale).then(|| ips.clone());
             }
-            if let (Some((trouble, at)), false) = (&name.bad, looking)
-                && (*at >= started || fresh(*at, ages.bad))
+            if let (Some(bad), false) = (&name.bad, looking)
+                && (bad.at >= started || now < bad.until)
             {
-                return stale.ok_or_else(|| trouble.clone());
+                return stale.ok_or_else(|| bad.trouble.clone());
             }
-            if let (Some(since), Some(_)) = (name.looking_since, &stale) {
-                let looked = now.saturating_duration_since(since);
-                patience = patience.min(PATIENCE.saturating_sub(looked));
+            if let Some(since) = name.looking_since {
+                // What has not been answered for that long is hardly answered now: no worker waits for it twice.
+                let allowed = if stale.is_some() { PATIENCE.min(within) } else { within };
+                patience = patience.min(allowed.saturating_sub(now.saturating_duration_since(since)));
             }
         }
         if patience.is_zero() {
             return stale.ok_or_else(|| {
-                let words = format!("no answer about host {host} from the name server in time");
+                let words = match looking {
+                    true => format!("no answer about host {host} from the name server in time"),
+                    false => format!("host {host} could not be looked up in time: too many names wait for an answer"),
+                };
                 Trouble::failed(Failure::Resolve, words)
             });
         }
-        if !looking && names.n_lookups < MAX_LOOKUPS {
+        if !looking && names.may_look_up(host) {
             match begin(shared, &mut names, host) {
                 Ok(()) => continue,
                 Err(trouble) => return stale.ok_or(trouble),
             }
+        }
+        if let (Some(stale), false) = (&stale, looking) {
+            return Ok(stale.clone());
         }
         names = shared.ended.wait_timeout(names, patience).expect("no code panics while it holds the names").0;
     }
@@ -230,6 +270,7 @@ fn begin(shared: &Arc<Shared>, names: &mut Names, host: &str) -> Result<(), Trou
         .spawn(move || look_up(&for_thread, name))
         .map_err(|error| Trouble::lacking(format!("no thread to look up {host}: {error}")))?;
     names.n_lookups += 1;
+    *names.by_domain.entry(domain(host).into()).or_default() += 1;
     names.by_name.entry(host.into()).or_default().looking_since = Some(Instant::now());
     Ok(())
 }
@@ -239,16 +280,22 @@ fn look_up(shared: &Shared, host: Box<str>) {
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (shared.lookup)(&host)))
         .unwrap_or_else(|_| Err(io::Error::other("the look-up panicked")));
     let mut names = shared.lock();
-    names.n_lookups -= 1;
+    names.end_lookup(domain(&host));
     let name = names.by_name.entry(host.clone()).or_default();
-    name.looking_since = None;
-    match result {
+    let now = Instant::now();
+    let took = name.looking_since.take().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+    let trouble = match result {
         Ok(ips) if !ips.is_empty() => {
-            name.good = Some((ips.into(), Instant::now()));
+            name.good = Some((ips.into(), now));
             name.bad = None;
+            None
         }
-        Ok(_) => name.bad = Some((no_address(&host, ""), Instant::now())),
-        Err(error) => name.bad = Some((spell_error(&host, &error), Instant::now())),
+        Ok(_) => Some(no_address(&host, "")),
+        Err(error) => Some(spell_error(&host, &error)),
+    };
+    if let Some(trouble) = trouble {
+        let rest = if took < PATIENCE { Duration::ZERO } else { took.min(MAX_REST) };
+        name.bad = Some(Bad { trouble, at: now, until: now + rest.max(shared.ages.bad) });
     }
     drop(names);
     shared.ended.notify_all();
@@ -273,7 +320,18 @@ fn no_address(host: &str, detail: &str) -> Trouble {
 
 fn ask_system(host: &str) -> io::Result<Vec<IpAddr>> {
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    Ok((host, 0).to_socket_addrs()?.map(|addr| addr.ip()).collect())
+    Ok((host, 0).to_socket_addrs()?.map(|addr| addr.ip()).take(KEPT_ADDRESSES).collect())
+}
+
+/// The part of a name that one owner has, most likely: the last two labels, three
+/// under a country's own order (`example.co.uk`).
+fn domain(host: &str) -> &str {
+    let mut dots = host.trim_end_matches('.').rmatch_indices('.').map(|(at, _)| at);
+    let (last, second, third) = (dots.next(), dots.next(), dots.next());
+    let (Some(last), Some(second)) = (last, second) else { return host };
+    let is_order = host.trim_end_matches('.').len() - last == 3 && last - second <= 4;
+    let start = if is_order { third.map_or(0, |at| at + 1) } else { second + 1 };
+    &host[start..]
 }
 
 impl Shared {
@@ -283,18 +341,47 @@ impl Shared {
 }
 
 impl Names {
+    /// Whether a look-up of this name may begin now: what is silent leaves room for the others.
+    fn may_look_up(&self, host: &str) -> bool {
+        let resolved_before = self.by_name.get(host).is_some_and(|name| name.good.is_some());
+        let most = if resolved_before { MAX_LOOKUPS } else { MAX_LOOKUPS - RESERVED_LOOKUPS };
+        let n_of_domain = self.by_domain.get(domain(host)).copied().unwrap_or(0);
+        n_of_domain * LEAVES_FREE < most.saturating_sub(self.n_lookups)
+    }
+
+    fn end_lookup(&mut self, domain: &str) {
+        self.n_lookups -= 1;
+        let n_left = self.by_domain.get_mut(domain).map(|n| {
+            *n -= 1;
+            *n
+        });
+        if n_left == Some(0) {
+            self.by_domain.remove(domain);
+        }
+    }
+
+    /// Forgets good answers older than `age`, and failures that are over.
+    fn tidy(&mut self, age: Duration) {
+        let now = Instant::now();
+        self.by_name.retain(|_, name| {
+            name.looking_since.is_some()
+                || name.good.as_ref().is_some_and(|(_, at)| now.saturating_duration_since(*at) < age)
+                || name.bad.as_ref().is_some_and(|bad| now < bad.until)
+        });
+        if self.by_name.capacity() > 4 * self.by_name.len() {
+            self.by_name.shrink_to(2 * self.by_name.len());
+        }
+    }
+
     fn make_room(&mut self, ages: Ages) {
         if self.by_name.len() < MAX_NAMES {
             return;
         }
-        let now = Instant::now();
-        let recent = |at: Instant, age: Duration| now.saturating_duration_since(at) < age;
-        self.by_name.retain(|_, name| {
-            name.looking_since.is_some()
-                || name.good.as_ref().is_some_and(|(_, at)| recent(*at, ages.good))
-                || name.bad.as_ref().is_some_and(|(_, at)| recent(*at, ages.bad))
-        });
-        // Thousands of names in half a minute: any of them may go.
+        self.tidy(ages.good);
+        // Thousands of names in half a minute: those that came to nothing go first, then any.
+        if self.by_name.len() >= MAX_NAMES {
+            self.by_name.retain(|_, name| name.looking_since.is_some() || name.good.is_some());
+        }
         while self.by_name.len() >= MAX_NAMES {
             let idle = self.by_name.iter().find(|(_, name)| name.looking_since.is_none());
             let Some(victim) = idle.map(|(host, _)| host.clone()) else {
@@ -472,5 +559,123 @@ mod tests {
         let names = resolver.shared.lock();
         assert!(names.by_name.len() <= MAX_NAMES, "{}", names.by_name.len());
         assert_eq!(names.n_lookups, 0);
+    }
+
+    #[test]
+    fn a_domain_is_what_one_owner_has() {
+        for (host, expected) in [
+            ("localhost", "localhost"),
+            ("example.com", "example.com"),
+            ("a.b.example.com", "example.com"),
+            ("a.b.example.com.", "example.com."),
+            ("a.example.co.uk", "example.co.uk"),
+            ("example.co.uk", "example.co.uk"),
+            ("co.uk", "co.uk"),
+            ("a.example.de", "example.de"),
+            ("a.b.test", "b.test"),
+            ("", ""),
+            (".", "."),
+            ("..", ".."),
+        ] {
+            assert_eq!(domain(host), expected, "{host}");
+        }
+    }
+
+    /// A resolver whose look-ups of names with "silent" in them hang until the sender is dropped.
+    fn half_silent(ages: Ages) -> (Resolver, mpsc::Sender<()>) {
+        let (hold, wait) = mpsc::channel::<()>();
+        let wait = Arc::new(Mutex::new(wait));
+        let lookup = move |host: &str| {
+            if host.contains("silent") {
+                let _ = wait.lock().unwrap().recv();
+                return Err(io::Error::other("no answer"));
+            }
+            Ok(vec![ip("192.0.2.1")])
+        };
+        (Resolver::with(guard(&[]), ages, Box::new(lookup)), hold)
+    }
+
+    #[test]
+    fn silent_domains_leave_look_ups_for_all_others() {
+        let (resolver, hold) = half_silent(AGES);
+        let moment = Duration::from_millis(1);
+        for domain in 0..10 {
+            for n in 0..200 {
+                let _ = resolver.addresses(&format!("{n}.silent-{domain}.example"), 80, moment);
+            }
+        }
+        // Each left eight ninths of what it found: a third of 384.
+        let n_lookups = resolver.shared.lock().n_lookups;
+        assert!((250..=275).contains(&n_lookups), "{n_lookups}");
+        for n in 0..200 {
+            resolver.addresses(&format!("{n}.good.example"), 80, LONG).unwrap();
+        }
+        drop(hold);
+    }
+
+    #[test]
+    fn a_name_that_resolved_before_is_served_although_no_look_up_is_free() {
+        let ages = Ages { good: Duration::ZERO, bad: LONG, stale: LONG };
+        let (resolver, hold) = half_silent(ages);
+        for n in 0..MAX_LOOKUPS {
+            resolver.addresses(&format!("proven.example-{n}.example"), 80, LONG).unwrap();
+        }
+        let take = |most: usize| {
+            let mut n = 0;
+            while resolver.shared.lock().n_lookups < most {
+                let _ = resolver.addresses(&format!("silent.domain-{n}.test"), 80, Duration::from_millis(1));
+                n += 1;
+                assert!(n < 2 * MAX_LOOKUPS);
+            }
+        };
+        take(MAX_LOOKUPS - RESERVED_LOOKUPS);
+        // Newcomers have nothing left, names that resolved before have their own.
+        let (failure, error) = failure_of(resolver.addresses("new.example", 80, Duration::from_millis(1)).unwrap_err());
+        assert_eq!(failure, Failure::Resolve);
+        assert!(error.contains("new.example could not be looked up in time"), "{error}");
+        let asked_at = || resolver.shared.lock().by_name["proven.example-0.example"].good.as_ref().unwrap().1;
+        let before = asked_at();
+        resolver.addresses("proven.example-0.example", 80, LONG).unwrap();
+        assert!(asked_at() > before);
+        // With none left at all, what is known serves at once.
+        resolver.shared.lock().n_lookups = MAX_LOOKUPS;
+        let before = asked_at();
+        resolver.addresses("proven.example-0.example", 80, LONG).unwrap();
+        assert_eq!(asked_at(), before);
+        resolver.shared.lock().n_lookups = MAX_LOOKUPS - RESERVED_LOOKUPS;
+        drop(hold);
+    }
+
+    #[test]
+    fn what_hung_lately_is_not_waited_for_again() {
+        let (resolver, hold) = half_silent(AGES);
+        let within = Duration::from_millis(20);
+        resolver.addresses("silent.example", 80, within).unwrap_err();
+        // Under way for longer than this one may wait: it does not wait at all.
+        let started = Instant::now();
+        std::thread::sleep(within);
+        resolver.addresses("silent.example", 80, within).unwrap_err();
+        // A look-up that took 1.2 s is over, and not repeated for as long.
+        std::thread::sleep(Duration::from_millis(1200).saturating_sub(started.elapsed()));
+        drop(hold);
+        let (_, error) = failure_of(resolver.addresses("silent.example", 80, LONG).unwrap_err());
+        assert_eq!(error, "host silent.example has no address: no answer");
+        let names = resolver.shared.lock();
+        let bad = names.by_name["silent.example"].bad.as_ref().unwrap();
+        assert!(bad.until - bad.at >= Duration::from_millis(1200), "{:?}", bad.until - bad.at);
+        assert_eq!((names.n_lookups, names.by_domain.len()), (0, 0));
+    }
+
+    #[test]
+    fn names_too_old_to_serve_are_forgotten() {
+        let ages = Ages { stale: Duration::ZERO, ..AGES };
+        let resolver = Resolver::with(guard(&[]), ages, Box::new(|_| Ok(vec![ip("192.0.2.1")])));
+        for n in 0..500 {
+            resolver.addresses(&format!("{n}.example"), 80, LONG).unwrap();
+        }
+        resolver.tidy();
+        let names = resolver.shared.lock();
+        assert_eq!(names.by_name.len(), 0);
+        assert!(names.by_name.capacity() < 500, "{}", names.by_name.capacity());
     }
 }

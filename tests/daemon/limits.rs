@@ -1,16 +1,18 @@
 //! What the machine refuses: file descriptors, threads, an answer about a name, memory for an
 //! envelope of any size. Nothing is lost by it, nobody is blamed for it, and it is said once.
 //!
-//! Some of it needs root (a resolver of one's own, a user of one's own); without, those tests say
-//! that they have tested nothing.
+//! Some of it needs root (a resolver of one's own, a user of one's own); without, those tests fail
+//! and say so, or test what is possible.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use crate::support::wire::{envelope, numbered};
 use crate::support::{Agent, Answer, Counts, Redis, SOON, Sink, TempDir, eventually, eventually_eq, ms};
@@ -81,7 +83,7 @@ fn an_agent_that_may_not_start_its_threads_says_which_option_and_leaves_all_in_t
 
 #[test]
 fn a_name_without_an_address_is_waited_for() {
-    let Some(names) = Names::start(Says::NoSuchName) else { return };
+    let names = Names::start(Says::NoSuchName);
     let redis = Redis::start();
     let sink = Sink::new(|_| Answer::ok());
     let url = format!("http://recipient.test:{}", sink.address().port());
@@ -103,7 +105,7 @@ fn a_name_without_an_address_is_waited_for() {
 
 #[test]
 fn a_resolver_that_does_not_answer_holds_up_nobody_else() {
-    let Some(names) = Names::start(Says::Nothing) else { return };
+    let names = Names::start(Says::Nothing);
     let redis = Redis::start();
     let unreachable = Sink::new(|_| Answer::ok());
     let healthy = Sink::origins(4, |_| Answer::ok());
@@ -129,7 +131,7 @@ fn a_resolver_that_does_not_answer_holds_up_nobody_else() {
 
 #[test]
 fn a_name_that_changes_its_address_is_followed() {
-    let Some(names) = Names::start(Says::Nothing) else { return };
+    let names = Names::start(Says::Nothing);
     let redis = Redis::start();
     let mut old = Sink::new(|_| Answer::ok());
     names.say(Says::Address(v4(&old)));
@@ -151,7 +153,7 @@ fn a_name_that_changes_its_address_is_followed() {
 
 #[test]
 fn a_name_that_stands_for_a_refused_address_for_a_while_costs_no_message() {
-    let names = Names::start(Says::Nothing).expect("this test needs root, for a name server of its own");
+    let names = Names::start(Says::Nothing);
     let redis = Redis::start();
     let sink = Sink::new(|_| Answer::ok());
     let denied = Ipv4Addr::from(u32::from(v4(&sink)) ^ 0x0020_0000);
@@ -177,7 +179,7 @@ fn a_name_that_stands_for_a_refused_address_for_a_while_costs_no_message() {
 
 #[test]
 fn a_name_that_stands_for_a_refused_address_is_given_up_like_one_that_never_answers() {
-    let names = Names::start(Says::Address(Ipv4Addr::LOCALHOST)).expect("this test needs root, for a name server");
+    let names = Names::start(Says::Address(Ipv4Addr::LOCALHOST));
     let redis = Redis::start();
     redis.push(&envelope("http://recipient.test/", b"x"));
     let options = ["--deny-net", "loopback", "--retry-first", "200ms", "--retry-max", "400ms", "--give-up-after", "1s"];
@@ -187,6 +189,58 @@ fn a_name_that_stands_for_a_refused_address_is_given_up_like_one_that_never_answ
     for part in ["gave up after 1s", "address 127.0.0.1", "'--deny-net loopback'"] {
         assert!(reason.contains(part), "{part} is not in {reason}");
     }
+}
+
+#[test]
+fn names_that_nobody_answers_about_leave_look_ups_for_new_ones() {
+    // As resolvers are set up: each such name keeps its look-up busy for a minute and a half.
+    let conf = "search one.invalid two.invalid";
+    let names = Names::start_some(3, conf, Says::Nothing);
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok());
+    names.say(Says::Holes(v4(&sink)));
+    let port = sink.address().port();
+    redis.push_all((0..2_000).map(|i| envelope(&format!("http://{i}.hole.test:{port}/"), b"hole")));
+    let mut agent = names.agent(&redis, &["--workers", "512"]);
+    // They come all the time that the first two hundred attempts at silent names take.
+    let n_newcomers = 90;
+    let mut pushed = Vec::new();
+    for i in 0..n_newcomers {
+        eventually("more silent names are asked for", SOON, || names.n_asked() > 3 * i);
+        redis.push(&envelope(&format!("http://{i}.newcomer.test:{port}/{i}"), b"newcomer"));
+        pushed.push(Instant::now());
+        thread::sleep(ms(200));
+    }
+    eventually_eq("all newcomers are delivered", SOON, n_newcomers as usize, || sink.n_delivered());
+    let delays = sink.requests().into_iter().map(|request| {
+        let i: usize = request.target.trim_start_matches('/').parse().expect("a newcomer's number");
+        request.at.saturating_duration_since(pushed[i])
+    });
+    let longest = delays.max().expect("newcomers were delivered");
+    eprintln!("the slowest newcomer was delivered after {longest:?}");
+    assert!(longest < SOON, "{longest:?}");
+    assert!(agent.is_running());
+}
+
+#[test]
+fn names_with_thousands_of_addresses_cost_no_more_memory_the_more_they_are() {
+    let nowhere = Ipv4Addr::new(127, 33, 0, 1);
+    let names = Names::start(Says::Many(nowhere, 4_000));
+    let redis = Redis::start();
+    let agent = names.agent(&redis, &["--retry-first", "60s"]);
+    let grown_to = |n: usize| {
+        let n_before = redis.counts().messages;
+        redis.push_all((n_before..n).map(|i| envelope(&format!("http://{i}.test:9/"), b"x")));
+        eventually("all are put off for the addresses' sake", ms(120_000), || {
+            thread::sleep(ms(200));
+            redis.put_off().iter().filter(|held| held.history.contains("127.33.")).count() == n
+        });
+        agent.resident_kib()
+    };
+    // What the system's own resolver takes for an answer while a look-up lasts is in the first.
+    let (few, many) = (grown_to(200), grown_to(600));
+    eprintln!("200 names with 4,000 addresses each: {few} KiB, 600: {many} KiB");
+    assert!(many < few + (12 << 10), "it grew from {few} to {many} KiB");
 }
 
 /// In a machine's memory an envelope is copied by Redis, its scripts and its replies, and by the
@@ -272,51 +326,72 @@ enum Says {
     Failure,
     /// It does not answer.
     Nothing,
+    /// This address about names without "hole" in them; about the others it does not answer.
+    Holes(Ipv4Addr),
+    /// So many addresses from this one on, which takes an answer over TCP.
+    Many(Ipv4Addr, u16),
 }
 
-/// A name server of the test's own, which the agents that it starts ask, and nobody else.
+/// Name servers of the test's own, which the agents that it starts ask, and nobody else.
 struct Names {
-    address: Ipv4Addr,
+    addresses: Vec<Ipv4Addr>,
     dir: TempDir,
     says: Arc<Mutex<Says>>,
     n_asked: Arc<AtomicU32>,
     ended: Arc<AtomicBool>,
-    server: Option<JoinHandle<()>>,
+    servers: Vec<JoinHandle<()>>,
 }
 
 impl Names {
-    /// `None`, and a word about it, where that cannot be: it takes port 53 and a mount of one's own.
-    fn start(says: Says) -> Option<Names> {
+    /// It takes port 53 and a mount of one's own.
+    fn start(says: Says) -> Names {
+        Names::start_some(1, "options timeout:1 attempts:2", says)
+    }
+
+    /// So many servers that say the same, and further lines of the resolver's configuration.
+    fn start_some(n_servers: usize, conf: &str, says: Says) -> Names {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let address = Ipv4Addr::from(0x7f40_0000 | (std::process::id() & 0xffff) << 6 | n & 0x3f);
+        let mut servers = Vec::new();
+        let (said, n_asked, ended) =
+            (Arc::new(Mutex::new(says)), Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
         let can_mount = Command::new("unshare").args(["--mount", "true"]).status();
-        let socket = UdpSocket::bind((address, 53));
-        let (true, Ok(socket)) = (can_mount.is_ok_and(|status| status.success()), socket) else {
-            eprintln!("not tested: a name server of one's own needs root");
-            return None;
-        };
-        let dir = TempDir::new("names");
-        let conf = format!("nameserver {address}\noptions timeout:1 attempts:2\n");
-        fs::write(dir.path().join("resolv.conf"), conf).unwrap();
-        let says = Arc::new(Mutex::new(says));
-        let (n_asked, ended) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
-        socket.set_read_timeout(Some(ms(100))).unwrap();
-        let server = {
-            let (says, n_asked, ended) = (says.clone(), n_asked.clone(), ended.clone());
-            thread::spawn(move || {
-                while !ended.load(Ordering::SeqCst) {
+        let mut addresses = Vec::new();
+        for _ in 0..n_servers {
+            let n = NEXT.fetch_add(1, Ordering::Relaxed);
+            let address = Ipv4Addr::from(0x7f40_0000 | (std::process::id() & 0xffff) << 6 | n & 0x3f);
+            let sockets = (UdpSocket::bind((address, 53)), TcpListener::bind((address, 53)));
+            let (Ok(true), (Ok(socket), Ok(listener))) = (can_mount.as_ref().map(ExitStatus::success), sockets) else {
+                panic!("a name server of one's own at {address}:53, and a mount of one's own for it, need root");
+            };
+            addresses.push(address);
+            socket.set_read_timeout(Some(ms(100))).unwrap();
+            let (says, asked, at_end) = (said.clone(), n_asked.clone(), ended.clone());
+            servers.push(thread::spawn(move || {
+                while !at_end.load(Ordering::SeqCst) {
                     let mut question = [0; 512];
                     let Ok((n, from)) = socket.recv_from(&mut question) else { continue };
-                    n_asked.fetch_add(1, Ordering::SeqCst);
+                    asked.fetch_add(1, Ordering::SeqCst);
                     let says = *says.lock().unwrap();
-                    if let Some(answer) = answer_about(&question[..n], says) {
+                    if let Some(answer) = answer_about(&question[..n], says, false) {
                         let _ = socket.send_to(&answer, from);
                     }
                 }
-            })
-        };
-        Some(Names { address, dir, says, n_asked, ended, server: Some(server) })
+            }));
+            let (says, at_end) = (said.clone(), ended.clone());
+            servers.push(thread::spawn(move || {
+                for stream in listener.incoming() {
+                    if at_end.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    let says = *says.lock().unwrap();
+                    let _ = stream.and_then(|stream| answer_over_tcp(stream, says));
+                }
+            }));
+        }
+        let dir = TempDir::new("names");
+        let lines: String = addresses.iter().map(|address| format!("nameserver {address}\n")).collect();
+        fs::write(dir.path().join("resolv.conf"), format!("{lines}{conf}\n")).unwrap();
+        Names { addresses, dir, says: said, n_asked, ended, servers }
     }
 
     fn say(&self, says: Says) {
@@ -334,7 +409,7 @@ impl Names {
         let args = ["--mount", "--propagation", "private", "sh", "-c", mount, "sh", path(&conf)];
         let mut agent = Agent::spawn(under("unshare", &args, &redis.url(), options));
         eventually("the agent registers in Redis", SOON, || {
-            assert!(agent.is_running(), "the agent on the name server {} ended: {}", self.address, agent.log());
+            assert!(agent.is_running(), "the agent on the name servers {:?} ended: {}", self.addresses, agent.log());
             !redis.agents().is_empty()
         });
         agent
@@ -344,7 +419,11 @@ impl Names {
 impl Drop for Names {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::SeqCst);
-        if let Some(server) = self.server.take() {
+        for address in &self.addresses {
+            // It waits for a connection: so it gets one.
+            let _ = TcpStream::connect((*address, 53));
+        }
+        for server in self.servers.drain(..) {
             let _ = server.join();
         }
     }
@@ -361,24 +440,45 @@ fn path(path: &Path) -> &str {
     path.to_str().expect("a path of letters")
 }
 
-/// One answer of DNS to a question; an address for A, none for anything else.
-fn answer_about(question: &[u8], says: Says) -> Option<Vec<u8>> {
+/// One answer of DNS to a question; addresses for A, none for anything else. What is too long for
+/// a packet is said over TCP.
+fn answer_about(question: &[u8], says: Says, over_tcp: bool) -> Option<Vec<u8>> {
     let end_of_name = 12 + question.get(12..)?.iter().position(|byte| *byte == 0)? + 1;
     let is_a = question.get(end_of_name..end_of_name + 2)? == [0, 1];
-    let (code, address) = match says {
+    let is_hole = question[12..end_of_name].windows(4).any(|part| part == b"hole");
+    let (code, address, n) = match says {
         Says::Nothing => return None,
-        Says::NoSuchName => (3, None),
-        Says::Failure => (2, None),
-        Says::Address(address) => (0, Some(address).filter(|_| is_a)),
+        Says::Holes(_) if is_hole => return None,
+        Says::NoSuchName => (3, Ipv4Addr::UNSPECIFIED, 0),
+        Says::Failure => (2, Ipv4Addr::UNSPECIFIED, 0),
+        Says::Address(address) | Says::Holes(address) => (0, address, 1),
+        Says::Many(address, n) => (0, address, n),
     };
+    let is_cut = is_a && n > 1 && !over_tcp;
+    let n = if is_a && !is_cut { n } else { 0 };
     let mut answer = question[..2].to_vec();
-    // A response, recursion wanted and had; one question, perhaps one answer.
-    answer.extend([0x81, 0x80 | code, 0, 1, 0, u8::from(address.is_some()), 0, 0, 0, 0]);
+    // A response, perhaps cut, recursion wanted and had; one question, so many answers.
+    answer.extend([0x81 | u8::from(is_cut) << 1, 0x80 | code, 0, 1]);
+    answer.extend(n.to_be_bytes());
+    answer.extend([0, 0, 0, 0]);
     answer.extend(question.get(12..end_of_name + 4)?);
-    if let Some(address) = address {
+    for i in 0..n {
         // The name as in the question, A, IN, for no time at all, four bytes.
         answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
-        answer.extend(address.octets());
+        answer.extend(Ipv4Addr::from(u32::from(address) + u32::from(i)).octets());
     }
     Some(answer)
+}
+
+/// The same over TCP, where a length goes before each message, until the asker closes.
+fn answer_over_tcp(mut stream: TcpStream, says: Says) -> std::io::Result<()> {
+    loop {
+        let mut length = [0; 2];
+        stream.read_exact(&mut length)?;
+        let mut question = vec![0; usize::from(u16::from_be_bytes(length))];
+        stream.read_exact(&mut question)?;
+        let answer = answer_about(&question, says, true).expect("only what has an answer is asked over TCP");
+        stream.write_all(&u16::try_from(answer.len()).expect("an answer of DNS").to_be_bytes())?;
+        stream.write_all(&answer)?;
+    }
 }
