@@ -414,7 +414,13 @@ impl HeaderEntries {
                 let name = bounded(name);
                 return Err(format!("value of header {name} has byte {byte:#04x}, not allowed"));
             }
-            has_authorization |= name.eq_ignore_ascii_case("Authorization");
+            if name.eq_ignore_ascii_case("Authorization") {
+                has_authorization = true;
+                // The HTTP client reads this one, and sends nothing if it cannot.
+                if let Some(byte) = raw[value.clone()].iter().find(|byte| !byte.is_ascii()) {
+                    return Err(format!("value of header {name} has byte {byte:#04x}, only ASCII is allowed"));
+                }
+            }
             n_bytes += name.len() + value.len();
         }
         if n_bytes > MAX_HEADERS {
@@ -822,6 +828,8 @@ mod tests {
         check_headers(&[("a", "1\n")], Err("value of header a has byte 0x0a, not allowed"));
         check_headers(&[("a", "\0")], Err("value of header a has byte 0x00, not allowed"));
         check_headers(&[("a", "\x7f")], Err("value of header a has byte 0x7f, not allowed"));
+        let only_ascii = "value of header authorization has byte 0xc3, only ASCII is allowed";
+        check_headers(&[("a", "\u{e4}"), ("authorization", "Bearer \u{e4}")], Err(only_ascii));
         check_headers(&[("Host", "\r\n")], Err("value of header Host has byte 0x0d, not allowed"));
         check_headers(&[("a", &"b".repeat(MAX_HEADERS))], Err("headers of 65537 bytes, 65536 are allowed"));
         let value = "b".repeat(MAX_HEADERS - 1);

@@ -22,6 +22,7 @@
 //! connection is a failed attempt, as on a new connection, and has its backoff.
 
 mod connector;
+mod exchange;
 mod pool;
 mod tls;
 mod transport;
@@ -44,8 +45,9 @@ use crate::metrics::add;
 use crate::policy::{Attempt, Failure, parse_retry_after};
 use crate::resolver::Resolver;
 use connector::Connector;
+use exchange::{MAX_HEADERS, OUTPUT_WINDOW};
 use pool::Pool;
-use transport::{MAX_HEADERS, OUTPUT_WINDOW, Wire, tls_error};
+use transport::{Stage, Wire, tls_error};
 
 pub(crate) use trouble::{Trouble, what_we_lack};
 
@@ -206,9 +208,13 @@ impl Poster {
                 Ok(request) => request,
                 Err(reason) => return Attempt::Refused { reason },
             };
+            Stage::forget();
             let result =
                 if is_first { self.agent.run(request) } else { self.run_again(request, deadline, wants_fresh) };
             is_first = false;
+            if let Some(attempt) = result.as_ref().err().and_then(answered_unreadably) {
+                return attempt;
+            }
             match result {
                 Ok(response) => {
                     let status = response.status().as_u16();
@@ -283,6 +289,10 @@ impl Poster {
             if is_framing(&name) || (left_origin && is_credential(&name)) {
                 continue;
             }
+            // ureq wants to read this one, and would say so when the connection has been made.
+            if name == header::AUTHORIZATION && value.to_str().is_err() {
+                return Err("value of header authorization is not plain ASCII, which it must be".to_string());
+            }
             map.append(name, value);
         }
         if let (Some(name), Some(id)) = (&self.id_header, parcel.id) {
@@ -340,6 +350,14 @@ impl Poster {
                 // Known by its words alone: the type is not ours to name.
                 words if words == "output too small to write output" => {
                     Attempt::Refused { reason: format!("a header is over {} kB", OUTPUT_WINDOW / 1024) }
+                }
+                // ureq itself would not send it, so the endpoint has no part in it.
+                words if Stage::reached() == Stage::Unsent => {
+                    Attempt::Refused { reason: format!("the request cannot be sent: {}", shorten(&words)) }
+                }
+                words if Stage::reached() == Stage::Unconnected => {
+                    let words = format!("the proxy's answer is not valid HTTP: {}", shorten(&words));
+                    failed(Failure::Connect, &words, uri)
                 }
                 words => failed(Failure::Broken, &format!("answer is not valid HTTP: {}", shorten(&words)), uri),
             },
@@ -421,6 +439,24 @@ fn answered(response: Response<Body>, note: Option<String>) -> Attempt {
         .and_then(|value| parse_retry_after(value, SystemTime::now()));
     throw_away(response);
     Attempt::Answered { status, retry_after, note }
+}
+
+/// An answer whose status came whole and whose headers cannot be read: too many,
+/// malformed, of two lengths. The recipient has said what it did with the message;
+/// to send it again for what followed would only make copies. The connection is gone.
+fn answered_unreadably(error: &Error) -> Option<Attempt> {
+    let words = match error {
+        Error::Protocol(error) => error.to_string(),
+        Error::LargeResponseHeader(..) => format!("they are over {} kB", MAX_HEADERS / 1024),
+        Error::Other(inner) => match inner.downcast_ref() {
+            Some(Trouble::Attempt(Attempt::Failed { failure: Failure::Broken, error })) => error.clone(),
+            _ => return None,
+        },
+        _ => return None,
+    };
+    let Stage::Sent(Some(status)) = Stage::reached() else { return None };
+    let note = format!("the answer's headers cannot be read: {}", shorten(&words));
+    Some(Attempt::Answered { status, retry_after: None, note: Some(note) })
 }
 
 /// Reads the body to its end if that is near, in bytes and in time, so that the

@@ -320,6 +320,16 @@ fn what_http_does_not_allow_is_refused_and_not_sent() {
     assert_eq!(server.n_accepted(), 0);
 }
 
+#[test]
+fn header_that_cannot_be_sent_is_the_messages_own_fault_and_nothing_is_sent() {
+    let server = Server::answering(OK);
+    for name in ["Authorization", "authorization"] {
+        let attempt = post_with(&poster(), &server.url("/"), &[(name, "Bearer caf\u{e9}")], PAYLOAD);
+        assert_refused(attempt, "header authorization");
+    }
+    assert_eq!(server.n_accepted(), 0);
+}
+
 // ---- answers
 
 #[test]
@@ -483,10 +493,9 @@ fn headers_without_end_are_bounded() {
             let _ = send.send(flood(&mut stream, again.as_bytes()));
         });
         match post(&poster(), &server.url("/")) {
-            Attempt::Failed { failure, error } => {
-                assert_eq!(failure, Failure::Broken);
-                let known = ["headers are over 64 kB", "too many headers"];
-                assert!(known.iter().any(|words| error.contains(words)), "{error}");
+            Attempt::Answered { status: 200, note: Some(note), .. } => {
+                let known = ["over 64 kB", "too many headers"];
+                assert!(known.iter().any(|words| note.contains(words)), "{note}");
             }
             other => panic!("{other:?}"),
         }
@@ -529,8 +538,7 @@ fn garbage_is_not_an_answer() {
         b"HTTP/1.1 abc OK\r\n\r\n",
         b"HTTP/1.1 000 Zero\r\n\r\n",
         b"HTTP/3.7 200 OK\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nbad header line\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: nonsense\r\n\r\n",
+        b"HTTP/1.1 101 Switching\r\nbad header line\r\n\r\n",
         b"<html>hello</html>\r\n\r\n",
     ] {
         let server = Server::start(move |mut stream, _| {
@@ -539,6 +547,61 @@ fn garbage_is_not_an_answer() {
         });
         assert_failed(post(&poster(), &server.url("/")), Failure::Broken, "answer is not valid HTTP");
     }
+}
+
+#[test]
+fn answer_with_a_status_and_unreadable_headers_counts_by_its_status() {
+    let many = format!("HTTP/1.1 202 Accepted\r\n{}\r\n", "X: y\r\n".repeat(200));
+    for (answer, status, words) in [
+        ("HTTP/1.1 200 OK\r\nbad header line\r\n\r\n", 200, "header"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: nonsense\r\n\r\n", 200, "content-length"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", 200, "content-length"),
+        ("HTTP/1.0 204 No Content\r\nX\0: y\r\n\r\n", 204, "header"),
+        (&many, 202, "too many headers"),
+        ("HTTP/1.1 410 Gone\r\nbad header line\r\n\r\n", 410, "header"),
+        ("HTTP/1.1 307 There\r\nLocation: /x\r\nbad header line\r\n\r\n", 307, "header"),
+        ("HTTP/1.1 100 Continue\r\nX: y\r\n\r\nHTTP/1.1 500 Oops\r\nbad header line\r\n\r\n", 500, "header"),
+    ] {
+        let server = Server::answering(answer.to_string());
+        let poster = poster();
+        for n in 1..=2 {
+            assert_note(post(&poster, &server.url("/")), status, words);
+            assert_eq!((server.n_accepted(), poster.n_idle()), (n, 0), "{answer}");
+        }
+    }
+}
+
+#[test]
+fn status_line_that_is_not_whole_is_no_answer() {
+    for answer in ["HTTP/1.1 200 OK", "HTTP/1.1 20", "HTTP/1.1 200 OK\r\nX: y\r\n"] {
+        let server = Server::start(move |mut stream, _| {
+            read_request(&mut stream);
+            stream.write_all(answer.as_bytes()).unwrap();
+        });
+        assert_failed(post(&poster(), &server.url("/")), Failure::Broken, "connection closed before an answer");
+    }
+}
+
+#[test]
+fn interim_answers_may_have_headers_and_come_at_any_time() {
+    let server = Server::start(|mut stream, _| {
+        while read_request(&mut stream).is_some() {
+            for part in [
+                "HTTP/1.1 100 Continue\r\nX: y\r\n\r\n",
+                "HTTP/1.1 100 Continue\r\nContent-Length: 5\r\n",
+                "\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\n",
+                "Content-Length: 0\r\n\r\n",
+            ] {
+                stream.write_all(part.as_bytes()).unwrap();
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    });
+    let poster = poster();
+    for _ in 0..3 {
+        assert_status(post(&poster, &server.url("/")), 200);
+    }
+    assert_eq!(server.n_accepted(), 1);
 }
 
 #[test]
@@ -631,6 +694,64 @@ fn answer_given_before_the_request_is_read_is_heard() {
         assert_status(post_with(&poster, &server.url("/"), &[], &payload), 413);
     }
     assert_eq!(server.n_accepted(), 3);
+}
+
+/// Reads no more than a request's head, says this, and neither reads on nor closes.
+fn refuse_unread(stream: &mut (impl Read + Write), answer: &[u8]) {
+    read_head(stream);
+    stream.write_all(answer).unwrap();
+    stream.flush().unwrap();
+    // Until the test has ended, or nearly: the test's payload does not fit into any buffer.
+    std::thread::sleep(Duration::from_secs(4));
+}
+
+const TOO_LARGE: &[u8] = b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n";
+
+#[test]
+fn answer_of_a_recipient_that_neither_reads_on_nor_closes_is_heard() {
+    let payload = vec![b'x'; 32 << 20];
+    let plain = Server::start(|mut stream, _| refuse_unread(&mut stream, TOO_LARGE));
+    let started = Instant::now();
+    assert_status(post_with(&poster(), &plain.url("/"), &[], &payload), 413);
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+
+    let ca = Ca::new();
+    let secure = ca.server(ca.certificate(&["localhost"], None), |stream| refuse_unread(stream, TOO_LARGE));
+    let started = Instant::now();
+    assert_status(post_with(&ca.poster(), &tls_url(&secure), &[], &payload), 413);
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+
+    let (send, _asked) = mpsc::channel();
+    let proxy = proxy_to(plain.addr, send);
+    let poster = Poster::new(Options { proxy: Some(Proxy::new(&proxy.url("")).unwrap()), ..options() }).unwrap();
+    let started = Instant::now();
+    assert_status(post_with(&poster, "http://inside.example/", &[], &payload), 413);
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+}
+
+#[test]
+fn recipient_that_pauses_after_an_interim_answer_gets_the_whole_payload() {
+    fn pause(stream: &mut (impl Read + Write)) {
+        let head = read_head(stream).unwrap();
+        stream.write_all(b"HTTP/1.1 100 Continue\r\nX: y\r\n\r\nHTTP/1.1 1").unwrap();
+        stream.flush().unwrap();
+        // Longer than it is waited before it is looked for an answer.
+        std::thread::sleep(Duration::from_millis(700));
+        let line = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let mut body = vec![0; line.unwrap().parse().unwrap()];
+        stream.read_exact(&mut body).unwrap();
+        stream.write_all(b"02 Processing\r\n\r\n").unwrap();
+        let status = if body.iter().all(|byte| *byte == b'x') { "200 OK" } else { "400 Bad Request" };
+        stream.write_all(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").as_bytes()).unwrap();
+        stream.flush().unwrap();
+        let _ = stream.read(&mut [0]);
+    }
+    let payload = vec![b'x'; 32 << 20];
+    let plain = Server::start(|mut stream, _| pause(&mut stream));
+    assert_status(post_with(&poster(), &plain.url("/"), &[], &payload), 200);
+    let ca = Ca::new();
+    let secure = ca.server(ca.certificate(&["localhost"], None), pause);
+    assert_status(post_with(&ca.poster(), &tls_url(&secure), &[], &payload), 200);
 }
 
 #[test]

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::wire::numbered;
-use crate::support::{Agent, Redis, SOON, TempDir};
+use crate::support::wire::{envelope, envelope_with, numbered};
+use crate::support::{Agent, Redis, SOON, TempDir, eventually};
 
 /// A recipient that gives each connection, with its number from 0, to a function in its own thread.
 struct Recipient {
@@ -192,6 +192,78 @@ fn a_request_under_which_an_idle_connection_closed_is_sent_once_more_counted_and
     assert!(n >= 1, "{n_failed} failed");
     assert_eq!(n_lines as u64, n);
     assert_eq!(seen.lock().unwrap().len() as u64, 20 + n + n_failed as u64);
+}
+
+#[test]
+fn a_status_counts_though_the_headers_around_it_cannot_be_read() {
+    let redis = Redis::start();
+    let n_requests = Arc::new(AtomicUsize::new(0));
+    let counter = n_requests.clone();
+    let recipient = Recipient::new(move |mut stream, _| {
+        while read_request(&mut stream).is_some() {
+            let answer = match counter.fetch_add(1, Ordering::SeqCst) % 4 {
+                0 => "HTTP/1.1 100 Continue\r\nX: y\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_string(),
+                1 => format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: y\r\n".repeat(200)),
+                2 => "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nok".to_string(),
+                _ => "HTTP/1.1 200 OK\r\nno header\r\n\r\n".to_string(),
+            };
+            if stream.write_all(answer.as_bytes()).is_err() {
+                return;
+            }
+        }
+    });
+    redis.push_all(numbered(&recipient.url(), 40));
+    let _agent = Agent::start(&redis, &[]);
+    redis.wait_empty(SOON);
+    assert_eq!(n_requests.load(Ordering::SeqCst), 40, "none came twice");
+}
+
+#[test]
+fn a_recipient_that_refuses_a_large_message_without_reading_it_is_heard_at_once() {
+    let redis = Redis::start();
+    let recipient = Recipient::new(|mut stream, _| {
+        let mut part = [0; 64 * 1024];
+        let n = stream.read(&mut part).unwrap();
+        let small = part[..n].ends_with(b"small");
+        let answer: &[u8] = match small {
+            true => b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            false => b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n",
+        };
+        stream.write_all(answer).unwrap();
+        if !small {
+            // Neither read on nor closed before the test has ended.
+            thread::sleep(SOON);
+        }
+    });
+    redis.push(&envelope(&recipient.url(), &vec![b'x'; 16 << 20]));
+    let agent = Agent::start(&redis, &[]);
+    eventually("the large one is dead", Duration::from_secs(10), || redis.counts().dead == 1);
+    let letter = &redis.dead()[0];
+    assert!(letter.history.contains("413 Payload Too Large"), "{}", letter.history);
+    redis.push(&envelope(&recipient.url(), b"small"));
+    redis.wait_empty_but_dead(SOON);
+    assert!(!agent.log().contains("is down"), "its lane stayed open");
+}
+
+#[test]
+fn a_header_that_cannot_be_sent_costs_its_message_alone() {
+    let redis = Redis::start();
+    let n_requests = Arc::new(AtomicUsize::new(0));
+    let counter = n_requests.clone();
+    let recipient = Recipient::new(move |mut stream, _| {
+        while read_request(&mut stream).is_some() {
+            counter.fetch_add(1, Ordering::SeqCst);
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
+        }
+    });
+    redis.push(&envelope_with(&recipient.url(), &[("Authorization", "Bearer caf\u{e9}")], b"x"));
+    redis.push_all(numbered(&recipient.url(), 5));
+    let agent = Agent::start(&redis, &[]);
+    redis.wait_empty_but_dead(SOON);
+    assert_eq!(n_requests.load(Ordering::SeqCst), 5);
+    let letter = &redis.dead()[0];
+    assert!(letter.history.contains("header Authorization has byte 0xc3"), "{}", letter.history);
+    assert!(!agent.log().contains("is down"), "its lane stayed open");
 }
 
 /// A certificate for this name, and a directory with the one of its authority in `ca.pem`.
