@@ -30,6 +30,7 @@ mod trouble;
 
 use std::fmt;
 use std::io::{self, Read};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -123,6 +124,9 @@ pub struct Poster {
     timeout: Duration,
     id_header: Option<HeaderName>,
     repeated: Arc<AtomicU64>,
+    /// For addresses that are not resolved here, and so would not be judged: with a
+    /// proxy alone.
+    literals: Option<Guard>,
 }
 
 /// What stays the same over the redirects and second tries of one attempt.
@@ -156,6 +160,7 @@ impl Poster {
             options.connect_timeout,
             options.timeout.min(options.connect_timeout) / 16,
         );
+        let literals = options.proxy.is_some().then(|| options.guard.clone());
         let config = Agent::config_builder()
             .http_status_as_error(false)
             // Redirects are followed here: ureq does not send a body twice.
@@ -183,6 +188,7 @@ impl Poster {
             timeout: options.timeout,
             id_header,
             repeated: Arc::default(),
+            literals,
         })
     }
 
@@ -276,6 +282,7 @@ impl Poster {
     }
 
     fn request<'a>(&self, uri: &Uri, parcel: &Parcel<'a>, left_origin: bool) -> Result<Request<&'a [u8]>, String> {
+        self.check_literal(uri)?;
         let mut request = Request::post(uri.clone())
             .body(parcel.payload)
             .map_err(|error| format!("endpoint cannot be posted to: {error}"))?;
@@ -301,6 +308,20 @@ impl Poster {
             map.insert(name.clone(), value);
         }
         Ok(request)
+    }
+
+    /// A proxy resolves names and judges what they come to. But an address is an
+    /// address, in whatever spelling, and a proxy may stand where we do.
+    fn check_literal(&self, uri: &Uri) -> Result<(), String> {
+        let Some(guard) = &self.literals else { return Ok(()) };
+        let host = uri.host().unwrap_or_default();
+        let ip = match url::Host::parse(host) {
+            Ok(url::Host::Domain(_)) => return Ok(()),
+            Ok(url::Host::Ipv4(ip)) => IpAddr::V4(ip),
+            Ok(url::Host::Ipv6(ip)) => IpAddr::V6(ip),
+            Err(why) => return Err(format!("endpoint cannot be posted to: its host is not readable ({why})")),
+        };
+        guard.check(SocketAddr::new(ip, port(uri)))
     }
 
     fn note_repeat(&self, uri: &Uri) {

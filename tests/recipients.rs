@@ -1209,7 +1209,7 @@ fn proxy_to(target: SocketAddr, asked: mpsc::Sender<String>) -> Server {
 }
 
 #[test]
-fn proxy_is_used_and_decides_about_addresses() {
+fn proxy_is_used_and_decides_about_names() {
     let server = Server::answering(OK);
     let (send, asked) = mpsc::channel();
     let proxy = proxy_to(server.addr, send);
@@ -1217,10 +1217,10 @@ fn proxy_is_used_and_decides_about_addresses() {
     let guard = Guard::new(&[], &["loopback".to_string()], &[]).unwrap();
     let poster = Poster::new(Options { proxy: Some(Proxy::new(&url).unwrap()), guard, ..options() }).unwrap();
     for _ in 0..5 {
-        assert_status(post(&poster, "http://169.254.169.254:8020/x"), 200);
+        assert_status(post(&poster, "http://inside.example:8020/x"), 200);
     }
     let head = asked.recv().unwrap();
-    assert!(head.starts_with("CONNECT 169.254.169.254:8020 HTTP/1.1\r\n"), "{head}");
+    assert!(head.starts_with("CONNECT inside.example:8020 HTTP/1.1\r\n"), "{head}");
     assert_eq!((proxy.n_accepted(), server.n_accepted()), (1, 1));
     assert_status(post(&poster, "http://other.example/x"), 200);
     assert_eq!((proxy.n_accepted(), server.n_accepted()), (2, 2));
@@ -1229,6 +1229,39 @@ fn proxy_is_used_and_decides_about_addresses() {
     let poster = Poster::new(Options { proxy: Some(Proxy::new(&refusing.url("")).unwrap()), ..options() }).unwrap();
     let attempt = post(&poster, "http://other.example/x");
     assert_failed(attempt, Failure::Connect, "proxy server responded 403");
+}
+
+#[test]
+fn addresses_are_judged_through_a_proxy_too_in_all_spellings_and_behind_redirects() {
+    let location = Arc::new(Mutex::new(String::new()));
+    let told = location.clone();
+    let server = Server::start(move |mut stream, _| {
+        while read_request(&mut stream).is_some() {
+            let location = told.lock().unwrap().clone();
+            let answer = format!("HTTP/1.1 307 There\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    let own = "127.9.9.9:7201".parse().unwrap();
+    for (deny, own, port, words) in [
+        (vec!["loopback".to_string()], vec![], 80, "is refused by '--deny-net loopback'"),
+        (vec![], vec![(own, "Redis")], 7201, "is the agent's own Redis"),
+    ] {
+        let (send, asked) = mpsc::channel();
+        let proxy = proxy_to(server.addr, send);
+        let guard = Guard::new(&[], &deny, &own).unwrap();
+        let proxy = Some(Proxy::new(&proxy.url("")).unwrap());
+        let poster = Poster::new(Options { proxy, guard, ..options() }).unwrap();
+        for host in ["127.9.9.9", "0x7f.0x9.0x9.9", "0177.9.2313", "2131298569", "127.9.9.9.", "[::ffff:127.9.9.9]"] {
+            let url = format!("http://{host}:{port}/");
+            assert_refused(post(&poster, &url), words);
+            *location.lock().unwrap() = url;
+            assert_refused(post(&poster, "http://inside.example/"), words);
+            let mut heads = asked.try_iter();
+            let other = heads.find(|head| !head.starts_with("CONNECT inside.example:80 "));
+            assert_eq!(other, None, "the proxy was asked for {host}");
+        }
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `delivery.rs` | what arrives when nothing fails: bytes, headers, sharing, waiting, sizes, redirects |
 //! | `answers.rs` | recipients that answer oddly, late, twice or not at all: what counts as an answer |
+//! | `proxies.rs` | what goes through a proxy, and what does not even so |
 //! | `retry.rs` | what is attempted again, when, and when no more |
 //! | `lanes.rs` | a bad endpoint delays nobody else; messages that nobody survives |
 //! | `order.rs` | `--ordered`: order through failures, restarts, standby, a switch of modes |
@@ -30,6 +31,7 @@ mod makeup;
 mod operator;
 mod order;
 mod outage;
+mod proxies;
 mod retry;
 mod shutdown;
 mod support;
