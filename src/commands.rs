@@ -77,17 +77,28 @@ pub fn print(text: &str) -> Result<Exit, Error> {
     Ok(Exit::Done)
 }
 
-/// A text in one line that cannot move the cursor: control characters are written as escapes.
+/// A text in one line that cannot move the cursor, nor show itself in another order than it has:
+/// control characters and those like them are written as escapes.
 pub fn visible(text: &str) -> String {
     let mut visible = String::with_capacity(text.len());
     for character in text.chars() {
-        if character.is_control() {
+        if is_moving(character) {
             visible.extend(character.escape_default());
         } else {
             visible.push(character);
         }
     }
     visible
+}
+
+/// Whether a character acts on those around it: control characters, separators of lines and
+/// paragraphs, and those that turn the direction of writing.
+fn is_moving(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
 }
 
 /// A time as `2026-01-31T23:59:59.999Z`.
@@ -157,6 +168,22 @@ mod tests {
         ];
         for (milliseconds, text) in table {
             assert_eq!(utc(UNIX_EPOCH + Duration::from_millis(milliseconds)), text);
+        }
+    }
+
+    #[test]
+    fn what_would_move_the_cursor_or_turn_the_text_is_escaped() {
+        for (text, expected) in [
+            ("plain \u{e4} \u{1f600}", "plain \u{e4} \u{1f600}"),
+            ("a\u{1b}[31m\nb\u{9b}c", "a\\u{1b}[31m\\nb\\u{9b}c"),
+            ("\u{202e}gpj.exe", "\\u{202e}gpj.exe"),
+            ("a\u{2028}b\u{2029}c", "a\\u{2028}b\\u{2029}c"),
+            (
+                "\u{61c}\u{200e}\u{200f}\u{202a}\u{2066}\u{2069}",
+                "\\u{61c}\\u{200e}\\u{200f}\\u{202a}\\u{2066}\\u{2069}",
+            ),
+        ] {
+            assert_eq!(visible(text), expected);
         }
     }
 

@@ -397,9 +397,8 @@ pub fn redacted(text: &str) -> String {
             let (user, host) = rest.split_at(at);
             match user.find(':') {
                 Some(colon) => format!("{}:***{host}", &user[..colon]),
-                // A lone word before the '@' is a user's name in a URL, but who knows what without a scheme.
-                None if scheme.is_empty() => format!("***{host}"),
-                None => rest.to_owned(),
+                // A lone word before the '@' should be a user's name, but a password is as easily put there.
+                None => format!("***{host}"),
             }
         }
         // `redis://user:password` with the host forgotten: only a port may follow a colon.
@@ -430,6 +429,14 @@ pub fn redacted(text: &str) -> String {
         }
     }
     shown
+}
+
+/// Whether all that [`redacted`] hides of a URL is what stands there for a user's name.
+fn is_user_alone(url: &str) -> bool {
+    url::Url::parse(url).is_ok_and(|mut url| {
+        let has_user = !url.username().is_empty() && url.password().is_none();
+        has_user && url.set_username("").is_ok() && redacted(url.as_str()) == url.as_str()
+    })
 }
 
 /// All commands, as typed; `dead` also with its actions.
@@ -590,7 +597,9 @@ fn check_redis(redis: &RedisAddress) -> Result<(), Error> {
                 .to_owned(),
         ));
     }
-    if redis.password()?.is_some() && redacted(&redis.url) != redis.url {
+    // A user's name alone goes with a password from a file.
+    let hides_password = |url: &str| redacted(url) != url && !is_user_alone(url);
+    if redis.password()?.is_some() && hides_password(&redis.url) {
         return Err(Error(
             "a password is in both '--outbound-queue' and '--redis-password-file'; leave it in one".to_owned(),
         ));

@@ -24,6 +24,8 @@ use rmp::encode::{self, ByteBuf};
 use ureq::http::Uri;
 use url::Url;
 
+use crate::headers::{belongs_to_connection, is_token};
+
 /// Longest endpoint accepted, in bytes. The HTTP server of ACA-Py itself takes
 /// request lines of up to 8190 bytes, other servers' defaults are like it, and a
 /// bound keeps what parsing allocates small.
@@ -120,9 +122,10 @@ impl Envelope {
     }
 
     /// The endpoint as it may be shown and logged: canonical, hence printable
-    /// ASCII, without user and password, and cut after 200 characters.
+    /// ASCII, without user and password, `***` for its query, which may be one,
+    /// and cut after 200 characters.
     pub fn endpoint_for_people(&self) -> String {
-        let mut shown = self.target.uri.to_string();
+        let mut shown = without_query(&self.target.uri.to_string());
         if shown.len() > 200 {
             shown.truncate(200);
             shown.push_str("...");
@@ -361,11 +364,19 @@ fn basic(user: &str, password: &str) -> String {
 
 /// An endpoint that could not be understood, for a reason. Where user and
 /// password end is then unknown, so all up to the last `@` is left out, and with
-/// it more than need be rather than less.
+/// it more than need be rather than less; and the query.
 fn quoted(endpoint: &str) -> String {
     match endpoint.rfind('@') {
-        Some(at) => format!("\"***{}\"", bounded(&endpoint[at..])),
-        None => format!("\"{}\"", bounded(endpoint)),
+        Some(at) => format!("\"***{}\"", bounded(&without_query(&endpoint[at..]))),
+        None => format!("\"{}\"", bounded(&without_query(endpoint))),
+    }
+}
+
+/// The query of an endpoint often is what lets people in.
+fn without_query(endpoint: &str) -> String {
+    match endpoint.split_once('?') {
+        Some((before, _)) => format!("{before}?***"),
+        None => endpoint.to_owned(),
     }
 }
 
@@ -444,34 +455,10 @@ fn header_name(name: &[u8]) -> Result<&str, String> {
     }
 }
 
-/// A character of a header's name (RFC 9110, section 5.6.2).
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
 /// A character of a header's value (RFC 9110, section 5.5), which control
 /// characters are not, CR, LF and NUL above all.
 fn is_field_content(byte: u8) -> bool {
     byte == b'\t' || (byte >= b' ' && byte != 0x7f)
-}
-
-/// Whether a header says something about the connection or about how the body
-/// is framed on it, which the HTTP client alone knows.
-fn belongs_to_connection(name: &[u8]) -> bool {
-    const NAMES: [&[u8]; 9] = [
-        b"Host",
-        b"Content-Length",
-        b"Transfer-Encoding",
-        b"Connection",
-        b"Keep-Alive",
-        b"TE",
-        b"Trailer",
-        b"Upgrade",
-        b"Expect",
-    ];
-    const PREFIX: &[u8] = b"Proxy-";
-    NAMES.iter().any(|other| name.eq_ignore_ascii_case(other))
-        || name.get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
 }
 
 /// One MessagePack value, as far as envelopes need to know it.
@@ -742,6 +729,12 @@ mod tests {
         let own = [("authorization", "Bearer t")];
         let raw = Envelope::encode(own, "http://user:secret@h/p#f", b"payload");
         check(&raw, Ok("http://h/p http://h:80\nauthorization: Bearer t\npayload 0"));
+        let queried = Envelope::decode(Envelope::encode([], "http://h/p?code=secret", b"")).unwrap();
+        assert_eq!(queried.endpoint_for_people(), "http://h/p?***");
+        check_endpoint(
+            "http://h:port/?code=secret",
+            Err("endpoint \"http://h:port/?***\" is not a URL: invalid port number"),
+        );
         let envelope = Envelope::decode(raw).unwrap();
         assert_eq!(envelope.endpoint(), "http://user:secret@h/p#f");
         assert_eq!(envelope.endpoint_for_people(), "http://h/p");

@@ -497,7 +497,7 @@ impl Lanes {
                 self.delivered(at, &claim, was_full, begun, now, effects);
             }
             Outcome::Dead { reason, fault } => {
-                history.attempts += 1;
+                history.attempts = history.attempts.saturating_add(1);
                 history.last_error = reason;
                 self.settle(&claim, Place::Dead, history.clone(), effects);
                 match fault {
@@ -521,10 +521,10 @@ impl Lanes {
                 }
             }
             Outcome::Later { fault, retry_after, error } => {
-                history.attempts += 1;
+                history.attempts = history.attempts.saturating_add(1);
                 history.last_error = error;
                 if fault == Fault::Message && !self.limits.ordered {
-                    history.own_failures += 1;
+                    history.own_failures = history.own_failures.saturating_add(1);
                     let jitter = self.jitter();
                     let delay = retry_after.unwrap_or_else(|| {
                         policy::message_backoff(history.own_failures, self.limits.retry_first, jitter)

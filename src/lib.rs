@@ -28,6 +28,7 @@ pub mod commands;
 pub mod config;
 pub mod envelope;
 pub mod guard;
+mod headers;
 pub mod journal;
 pub mod lanes;
 pub mod metrics;

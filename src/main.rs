@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use acapy_deliver::agent;
 use acapy_deliver::commands::{self, Error, Exit};
 use acapy_deliver::config::{self, Command, LogFormat};
-use log::LevelFilter;
+use log::{LevelFilter, Metadata, Record};
 
 fn main() -> ExitCode {
     let command = match config::parse(std::env::args_os().skip(1).collect(), &config::environment()) {
@@ -45,7 +45,7 @@ fn obey(command: Command) -> Result<Exit, Error> {
 }
 
 /// `info` unless `RUST_LOG` says otherwise; what the crates below us have to say begins at
-/// `warn` unless it names them. One line a record, whatever a stranger's text in it holds.
+/// `warn` unless it names them, and ends where secrets would. One line a record, whatever a stranger's text in it holds.
 fn set_up_log(format: LogFormat) {
     let mut builder = env_logger::Builder::new();
     builder.filter_level(LevelFilter::Info);
@@ -62,11 +62,39 @@ fn set_up_log(format: LogFormat) {
         let message = commands::visible(&record.args().to_string());
         writeln!(line, "{:<5} {message}", record.level())
     });
-    builder.init();
+    let logger = builder.build();
+    log::set_max_level(logger.filter());
+    log::set_boxed_logger(Box::new(Discreet(logger))).expect("this is the only logger");
 }
 
-/// Standard error may be closed: then the exit code alone has to tell.
+/// What the crates below us say beyond `info` may be a request with all its headers, or an answer:
+/// it is not to be had, whatever `RUST_LOG` asks for. TLS says no such thing.
+struct Discreet(env_logger::Logger);
+
+impl log::Log for Discreet {
+    fn enabled(&self, metadata: &Metadata) -> bool {
+        let most = match metadata.target().split("::").next() {
+            Some("acapy_deliver") => LevelFilter::Trace,
+            Some("rustls") => LevelFilter::Debug,
+            _ => LevelFilter::Info,
+        };
+        metadata.level() <= most && self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record) {
+        if self.enabled(record.metadata()) {
+            self.0.log(record);
+        }
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+    }
+}
+
+/// Standard error may be closed: then the exit code alone has to tell. The words may be those of
+/// a Redis that is none of ours.
 fn fail(code: u8, why: &str) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "acapy-deliver: {why}");
+    let _ = writeln!(std::io::stderr(), "acapy-deliver: {}", commands::visible(why));
     ExitCode::from(code)
 }

@@ -42,6 +42,7 @@ use ureq::http::{Request, Response, Uri};
 use ureq::{Agent, Body, Error, Proxy, Timeout};
 
 use crate::guard::Guard;
+use crate::headers::goes_elsewhere;
 use crate::metrics::add;
 use crate::policy::{Attempt, Failure, parse_retry_after};
 use crate::resolver::Resolver;
@@ -293,7 +294,7 @@ impl Poster {
             let (Ok(name), Ok(value)) = (parsed, value) else {
                 return Err(format!("header {name:?} is not allowed by HTTP"));
             };
-            if is_framing(&name) || (left_origin && is_credential(&name)) {
+            if is_framing(&name) || (left_origin && !goes_elsewhere(name.as_str())) {
                 continue;
             }
             // ureq wants to read this one, and would say so when the connection has been made.
@@ -444,11 +445,6 @@ fn is_framing(name: &HeaderName) -> bool {
             | header::EXPECT
     ) || matches!(name.as_str(), "keep-alive")
         || name.as_str().starts_with("proxy-")
-}
-
-/// What was meant for one origin and is nobody else's business.
-fn is_credential(name: &HeaderName) -> bool {
-    matches!(*name, header::AUTHORIZATION | header::COOKIE)
 }
 
 fn answered(response: Response<Body>, note: Option<String>) -> Attempt {

@@ -17,6 +17,7 @@ use super::table::Table;
 use super::{Error, Exit, ago, at_ms, claimed_at, n_of, utc, visible};
 use crate::config::{Dead, DeadAction, Filter, RedisAddress, Selection, redacted};
 use crate::envelope::{Envelope, Malformed};
+use crate::headers::is_credential;
 use crate::queue::connection::Server;
 use crate::queue::operator::{Entry, Operator, PAGE, Schedule, Whereabouts};
 use crate::queue::redis_list::{Pop, RedisList};
@@ -383,10 +384,9 @@ fn shown_headers(envelope: &Envelope) -> Vec<(String, String)> {
         .collect()
 }
 
-/// A header's value, unless it is one that lets people in.
+/// A header's value, unless it may be one that lets people in.
 fn shown_value(name: &str, value: &[u8]) -> String {
-    const SECRET: [&str; 3] = ["authorization", "proxy-authorization", "cookie"];
-    match SECRET.iter().any(|secret| name.eq_ignore_ascii_case(secret)) {
+    match is_credential(name) {
         true => "***".to_string(),
         false => String::from_utf8_lossy(value).into_owned(),
     }
@@ -420,5 +420,5 @@ fn ending(found: u64, filter: &Filter) -> Exit {
 
 /// Beside what was asked for; standard error may be closed.
 fn say(words: &str) {
-    let _ = writeln!(io::stderr(), "acapy-deliver: {words}");
+    let _ = writeln!(io::stderr(), "acapy-deliver: {}", visible(words));
 }

@@ -5,7 +5,7 @@
 use std::fmt::{Display, Write};
 use std::time::SystemTime;
 
-use super::utc;
+use super::{is_moving, utc};
 
 /// An object under construction.
 pub struct Object(String);
@@ -92,9 +92,9 @@ fn write_text(out: &mut String, text: &str) {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
-            // Control characters of both kinds: those beyond ASCII are allowed, but move a terminal's cursor.
-            control if control.is_control() => {
-                write!(out, "\\u{:04x}", u32::from(control)).expect("memory takes all writes");
+            // Beyond ASCII they are allowed, but move a terminal's cursor or turn its text.
+            moving if is_moving(moving) => {
+                write!(out, "\\u{:04x}", u32::from(moving)).expect("memory takes all writes");
             }
             other => out.push(other),
         }

@@ -220,7 +220,8 @@ fn queue_urls_are_judged_early_and_never_with_their_password() {
 fn redaction_hides_what_may_be_a_password_and_nothing_else() {
     let table = [
         ("redis://host:6379/0", "redis://host:6379/0"),
-        ("redis://user@host", "redis://user@host"),
+        ("redis://user@host", "redis://***@host"),
+        ("redis://pw@host:6379/0", "redis://***@host:6379/0"),
         ("redis://user:pw@host:6379", "redis://user:***@host:6379"),
         ("redis://:p@s/s@host", "redis://:***@host"),
         ("redis://user:pw", "redis://user:***"),

@@ -15,6 +15,7 @@
 //! | `outage.rs` | a Redis that is away, full, read-only, loading, or refuses us |
 //! | `operator.rs` | what people type: `check`, `status`, `dead`, `enqueue`, `listen`, wrong options |
 //! | `limits.rs` | what the machine refuses: descriptors, threads, names, memory for an envelope |
+//! | `secrets.rs` | what must not be shown: credentials in logs, letters and redirects; escapes on a terminal |
 //! | `makeup.rs` | what the program and the scripts are made of: dependencies, `scripts/run` |
 //! | `support.rs`, `support/` | the fixtures, and tests of the fixtures themselves |
 //!
@@ -33,5 +34,6 @@ mod order;
 mod outage;
 mod proxies;
 mod retry;
+mod secrets;
 mod shutdown;
 mod support;

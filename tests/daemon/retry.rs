@@ -159,3 +159,18 @@ fn gaps(sink: &Sink) -> Vec<Duration> {
     let requests = sink.requests();
     requests.windows(2).map(|pair| pair[1].at - pair[0].at).collect()
 }
+
+#[test]
+fn a_count_of_attempts_ends_at_the_largest_number_and_does_not_begin_again() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::status(500));
+    // One key more than ACA-Py's three, as another program left it.
+    let mut bytes = envelope(&sink.url(), b"x");
+    bytes[0] = 0x84;
+    bytes.extend(b"\xa7retries\xce\xff\xff\xff\xff");
+    redis.push(&bytes);
+    let mut agent = Agent::start(&redis, &["--retry-first", "100ms"]);
+    eventually("it is attempted again", SOON, || sink.n_requests() >= 2);
+    eventually("that is recorded", SOON, || redis.put_off().iter().any(|held| held.history.starts_with("4294967295 ")));
+    assert!(agent.is_running());
+}
