@@ -2,7 +2,6 @@
 //! stop, stops and joins them. Every thread's end is learned through one channel,
 //! so that one that ends early stops the agent and does not leave it half alive.
 
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -18,6 +17,7 @@ use crate::metrics::{Metrics, read};
 use crate::policy::{Attempt, Retry};
 use crate::poster::{self, Poster};
 use crate::queue::connection::Server;
+use crate::queue::locate::Names;
 use crate::queue::redis_list::{Pop, RedisList};
 use crate::queue::{self, History, LaneChange, Place, Queue, Settlement};
 use crate::settler;
@@ -89,6 +89,8 @@ pub struct Agent {
     ordered: bool,
     /// Answers until everything else has stopped.
     status: Option<StatusServer>,
+    /// Looks up the name of Redis.
+    names: Names,
 }
 
 /// A thread that has ended, and how.
@@ -108,11 +110,22 @@ impl Agent {
             config::Pop::Peek => Pop::Peek,
             config::Pop::Blpop => Pop::Blpop,
         };
-        let queue = RedisList::new(Server::from(&config.redis), &config.redis.prefix, pop, config.ordered);
+        let guard = Guard::new(&config.allow_net, &config.deny_net, &[])?;
+        for line in guard.advice() {
+            warn!("{line}");
+        }
+        // Nothing is looked up here: each connection says where it led, before anything is claimed on it.
+        let server = Server { own: Some(guard.own().clone()), ..Server::from(&config.redis) };
+        let names = server.names.clone();
+        let queue = RedisList::new(server, &config.redis.prefix, pop, config.ordered);
         let other = queue.another();
         // First, since a port that is taken is a reason not to start.
         let status = config.status_addr.as_deref().map(status_server::bind).transpose()?;
-        let mut agent = Agent::start_on(config, Box::new(queue), Box::new(other))?;
+        if let Some(status) = &status {
+            guard.own().add(status.address(), "status server");
+        }
+        let mut agent = Agent::start_with(config, guard, Box::new(queue), Box::new(other))?;
+        agent.names = names;
         if let Some(status) = status {
             let served = Watcher::start(Server::from(&config.redis), &config.redis.prefix)
                 .and_then(|watcher| status.serve(agent.shared.clone(), watcher, config.lease, config.workers));
@@ -134,11 +147,21 @@ impl Agent {
     /// If an option cannot be used, or a thread cannot be started.
     pub fn start_on(
         config: &Config,
+        reader_queue: Box<dyn Queue>,
+        settler_queue: Box<dyn Queue>,
+    ) -> Result<Agent, String> {
+        let guard = Guard::new(&config.allow_net, &config.deny_net, &[])?;
+        Agent::start_with(config, guard, reader_queue, settler_queue)
+    }
+
+    fn start_with(
+        config: &Config,
+        guard: Guard,
         mut reader_queue: Box<dyn Queue>,
         mut settler_queue: Box<dyn Queue>,
     ) -> Result<Agent, String> {
         poster::raise_descriptor_limit();
-        let poster = Arc::new(Poster::new(poster_options(config)?)?);
+        let poster = Arc::new(Poster::new(poster_options(config, guard))?);
         let seed = seed();
         let (mut shared, ready, reports) = Shared::new(limits(config), config.lease, seed);
         shared.metrics.repeated = poster.repeated();
@@ -178,7 +201,18 @@ impl Agent {
             })?
         };
         let (retry_first, ordered) = (config.retry_first, config.ordered);
-        Ok(Agent { shared, poster, ends, reader, workers, settler, retry_first, ordered, status: None })
+        Ok(Agent {
+            shared,
+            poster,
+            ends,
+            reader,
+            workers,
+            settler,
+            retry_first,
+            ordered,
+            status: None,
+            names: Names::default(),
+        })
     }
 
     /// What its threads share, for those who watch it.
@@ -192,6 +226,7 @@ impl Agent {
         let begun = Instant::now();
         let deadline = begun + drain;
         self.shared.stop();
+        self.names.hurry();
         let unattempted = self.shared.close();
         let at_work = || !self.reader.is_finished() || self.workers.iter().any(|worker| !worker.is_finished());
         let mut hurry = hurry.clone();
@@ -323,36 +358,18 @@ fn settler_options(config: &Config) -> settler::Options {
     settler::Options { lease: config.lease, give_up_after: config.give_up_after, keep_dead: config.keep_dead }
 }
 
-fn poster_options(config: &Config) -> Result<poster::Options, String> {
-    let own = own_addresses(config);
-    let own: Vec<(SocketAddr, &str)> = own.iter().map(|(address, name)| (*address, *name)).collect();
-    Ok(poster::Options {
+fn poster_options(config: &Config, guard: Guard) -> poster::Options {
+    poster::Options {
         connect_timeout: config.connect_timeout,
         timeout: config.timeout,
         workers: config.workers,
         endpoint_concurrency: config.endpoint_concurrency,
         ca_file: config.ca_file.clone(),
         id_header: config.id_header.clone(),
-        guard: Guard::new(&config.allow_net, &config.deny_net, &own)?,
+        guard,
         proxy: ureq::Proxy::try_from_env(),
         ..poster::Options::default()
-    })
-}
-
-/// The addresses that no message may be delivered to: our own Redis and status server.
-pub(crate) fn own_addresses(config: &Config) -> Vec<(SocketAddr, &'static str)> {
-    let mut own = Vec::new();
-    if let Ok(url) = url::Url::parse(&config.redis.url)
-        && let Some(host) = url.host_str()
-    {
-        let host = host.trim_matches(['[', ']']);
-        let found = (host, url.port().unwrap_or(6379)).to_socket_addrs();
-        own.extend(found.into_iter().flatten().map(|address| (address, "Redis")));
     }
-    if let Some(status) = &config.status_addr {
-        own.extend(status.to_socket_addrs().into_iter().flatten().map(|address| (address, "status")));
-    }
-    own
 }
 
 /// Different for agents started in the same moment.

@@ -22,6 +22,8 @@ use std::time::Duration;
 
 use reader::Reader;
 
+use crate::guard::WORDS;
+
 /// Environment variables by name; [`environment`] takes those of this process that concern us.
 pub type Environment = BTreeMap<String, OsString>;
 
@@ -73,7 +75,7 @@ pub struct Config {
     pub final_statuses: Vec<u16>,
     /// Statuses (300 to 599) after which a message is tried again, whatever the table says.
     pub retryable_statuses: Vec<u16>,
-    /// Age at which dead letters are removed for good; `None`, the default: never.
+    /// Age at which dead letters are removed for good; 30 days. `None` (`forever`): never.
     pub keep_dead: Option<Duration>,
     /// After a signal, how long attempts may go on; 5 s.
     pub drain_timeout: Duration,
@@ -81,7 +83,7 @@ pub struct Config {
     pub lease: Duration,
     /// How the reader waits on an empty queue.
     pub pop: Pop,
-    /// What may be delivered to: `private`, `loopback`, `public`, an address or a CIDR each.
+    /// What may be delivered to: an address, a CIDR, or one of [`crate::guard::WORDS`] each.
     pub allow_net: Vec<String>,
     /// What may not be delivered to, in the same words.
     pub deny_net: Vec<String>,
@@ -326,7 +328,7 @@ impl Config {
             give_up_after: Duration::from_secs(24 * 60 * 60),
             final_statuses: Vec::new(),
             retryable_statuses: Vec::new(),
-            keep_dead: None,
+            keep_dead: Some(30 * DAY),
             drain_timeout: Duration::from_secs(5),
             lease: Duration::from_secs(15),
             pop: Pop::Peek,
@@ -514,7 +516,7 @@ fn read_config(reader: &mut Reader) -> Result<Config, Error> {
     let give_up_after = reader.value("--give-up-after", |text| duration_within(text, MILLISECOND, 10 * YEAR))?;
     let final_statuses = reader.value("--final", statuses)?;
     let retryable_statuses = reader.value("--retryable", statuses)?;
-    config.keep_dead = reader.value("--keep-dead", |text| duration_within(text, SECOND, 10 * YEAR))?;
+    let keep_dead = reader.value("--keep-dead", duration_or_forever)?;
     let drain_timeout = reader.value("--drain-timeout", |text| duration_within(text, Duration::ZERO, HOUR))?;
     let lease = reader.value("--lease", |text| duration_within(text, 3 * SECOND, HOUR))?;
     let pop = reader.value("--pop", |text| one_of(text, &[("peek", Pop::Peek), ("blpop", Pop::Blpop)]))?;
@@ -547,6 +549,7 @@ fn read_config(reader: &mut Reader) -> Result<Config, Error> {
     .0;
     config.in_flight_bytes = in_flight_bytes.unwrap_or(config.in_flight_bytes);
     config.give_up_after = give_up_after.unwrap_or(config.give_up_after);
+    config.keep_dead = keep_dead.unwrap_or(config.keep_dead);
     config.final_statuses = final_statuses.unwrap_or_default();
     config.retryable_statuses = retryable_statuses.unwrap_or_default();
     config.drain_timeout = drain_timeout.unwrap_or(config.drain_timeout);
@@ -567,6 +570,12 @@ fn complete(config: Config) -> Result<Config, Error> {
             "'--pop blpop' takes a message before it is this agent's turn, and so cannot keep the order of '--ordered'; leave out one"
                 .to_owned(),
         ));
+    }
+    if let (Some(net), true) = (config.allow_net.first(), config.deny_net.is_empty()) {
+        return Err(Error(format!(
+            "'--allow-net {net}' restricts nothing: all that no '--deny-net' holds is allowed; to allow that alone, \
+             give '--deny-net all' as well"
+        )));
     }
     if let Some(net) = config.allow_net.iter().find(|net| config.deny_net.contains(net)) {
         return Err(Error(format!("'{net}' is in both '--allow-net' and '--deny-net'; leave it in one")));
@@ -822,6 +831,13 @@ fn duration_within(text: &str, least: Duration, most: Duration) -> Result<Durati
     }
 }
 
+fn duration_or_forever(text: &str) -> Result<Option<Duration>, String> {
+    if text == "forever" {
+        return Ok(None);
+    }
+    duration_within(text, SECOND, 10 * YEAR).map(Some).map_err(|why| format!("{why}, or forever"))
+}
+
 /// Bytes. `KiB`, `MiB`, `GiB` are powers of 1024, `kB`, `MB`, `GB` of 1000, in any case of
 /// letters; a lone `k` or `M` could be either, and is refused.
 fn size(text: &str) -> Result<u64, String> {
@@ -911,9 +927,9 @@ fn nets(text: &str) -> Result<Vec<String>, String> {
 }
 
 fn net(text: &str) -> Result<String, String> {
-    let wanted =
-        || "is not private, loopback, public, an address, or a network as in 10.0.0.0/8 or fd00::/8".to_owned();
-    if ["private", "loopback", "public"].contains(&text) {
+    let words = WORDS.join(", ");
+    let wanted = || format!("is not one of {words}, nor an address, or a network as in 10.0.0.0/8 or fd00::/8");
+    if WORDS.contains(&text) {
         return Ok(text.to_owned());
     }
     let (address, length) = text.split_once('/').map_or((text, None), |(address, length)| (address, Some(length)));

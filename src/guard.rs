@@ -3,44 +3,64 @@
 //!
 //! It promises to judge the address that is connected to, whatever it was
 //! spelled as: IPv6 forms that carry an IPv4 address (mapped, compatible,
-//! translated, NAT64, 6to4) are judged by the address they carry. It leaves to
+//! translated, NAT64, 6to4) are judged by the address they carry, and those of
+//! tunnels (Teredo, ISATAP) by the addresses inside as well. It leaves to
 //! the resolver to ask about every address of a name at every look-up, and to a
 //! configured proxy to judge what goes through that proxy.
 
+use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// The address policy. The default allows everything that is not always refused.
+/// Its clones share the agent's own addresses, which change while it runs.
 #[derive(Clone, Debug, Default)]
 pub struct Guard {
     rules: Vec<Rule>,
-    own: Vec<(SocketAddr, String)>,
+    own: Own,
+    machine: Arc<Machine>,
 }
 
 /// One network of one `--allow-net` or `--deny-net`.
 #[derive(Clone, Debug)]
 struct Rule {
-    net: IpNet,
-    /// `public`: all but loopback and private addresses.
-    public_only: bool,
+    reach: Reach,
+    /// Of several networks: then none of them counts as one address.
+    is_word: bool,
     allow: bool,
     /// The option as it was given.
     option: String,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Reach {
+    Net(IpNet),
+    /// Of this whole address family, all but loopback and private addresses.
+    Public(IpNet),
+    /// The addresses of this machine.
+    Myself,
+}
+
+/// The words that stand for networks in `--allow-net` and `--deny-net`.
+pub const WORDS: [&str; 5] = ["private", "loopback", "public", "self", "all"];
+
 impl Guard {
     /// A guard with the values of `--allow-net` and `--deny-net` (a CIDR, a single
-    /// address, `private`, `loopback` or `public`), and the agent's own addresses
+    /// address, or one of [`WORDS`]), and the agent's own addresses
     /// with the name of what answers there ("Redis").
     ///
     /// The most specific network decides, and of two as specific the denying one.
+    /// `self` is less specific than one address and more so than any network.
     /// What no network holds is allowed. The error names option and value.
     pub fn new(allow: &[String], deny: &[String], own_addresses: &[(SocketAddr, &str)]) -> Result<Guard, String> {
-        let mut guard = Guard {
-            rules: Vec::new(),
-            own: own_addresses.iter().map(|(addr, name)| (*addr, name.to_string())).collect(),
-        };
+        let mut guard = Guard::default();
+        for (address, name) in own_addresses {
+            guard.own.add(*address, name);
+        }
         for value in allow {
             guard.add("--allow-net", value, true)?;
         }
@@ -52,19 +72,23 @@ impl Guard {
 
     fn add(&mut self, option: &str, value: &str, allow: bool) -> Result<(), String> {
         let value = value.trim();
-        let nets = parse_nets(value).ok_or_else(|| {
+        let reaches = parse(value).ok_or_else(|| {
             format!(
                 "option '{option}': '{value}' is neither a network such as 10.0.0.0/8, \
-                 nor an address, 'private', 'loopback' or 'public'"
+                 nor an address, nor one of {}",
+                WORDS.join(", ")
             )
         })?;
-        self.rules.extend(nets.into_iter().map(|net| Rule {
-            net,
-            public_only: value == "public",
-            allow,
-            option: format!("'{option} {value}'"),
-        }));
+        let option = format!("'{option} {value}'");
+        let is_word = WORDS.contains(&value);
+        let rule = |reach| Rule { reach, is_word, allow, option: option.clone() };
+        self.rules.extend(reaches.into_iter().map(rule));
         Ok(())
+    }
+
+    /// The agent's own addresses, to be told where its services are.
+    pub fn own(&self) -> &Own {
+        &self.own
     }
 
     /// Whether a message may go to this address; if not, the reason names the
@@ -72,12 +96,22 @@ impl Guard {
     pub fn check(&self, addr: SocketAddr) -> Result<(), String> {
         let ip = addr.ip();
         let judged = carried_ipv4(ip).map_or(ip, IpAddr::V4);
+        self.judge(addr, judged)?;
+        for inside in tunnelled(ip).into_iter().flatten() {
+            self.judge(addr, inside.into())?;
+        }
+        Ok(())
+    }
+
+    /// Judges an address by another one that it stands for.
+    fn judge(&self, addr: SocketAddr, judged: IpAddr) -> Result<(), String> {
+        let ip = addr.ip();
         for ip in [ip, judged] {
             if let Some(kind) = always_refused(ip) {
                 return Err(format!("address {} is {kind}, which is always refused", spell(addr.ip(), judged)));
             }
         }
-        if let Some(name) = self.own_service(judged, addr.port()) {
+        if let Some(name) = self.own.holds(judged, addr.port()) {
             return Err(format!(
                 "address {} port {} is the agent's own {name}, which is always refused",
                 spell(ip, judged),
@@ -93,27 +127,202 @@ impl Guard {
     fn deciding_rule(&self, ip: IpAddr, judged: IpAddr) -> Option<&Rule> {
         self.rules
             .iter()
-            .filter(|rule| rule.holds(judged) || rule.holds(ip))
-            .min_by_key(|rule| (rule.net.max_prefix_len() - rule.net.prefix_len(), rule.allow))
+            .filter(|rule| match rule.reach {
+                Reach::Myself => self.machine.has(judged),
+                Reach::Net(net) => net.contains(&judged) || net.contains(&ip),
+                Reach::Public(net) => [judged, ip].iter().any(|ip| net.contains(ip) && is_public(*ip)),
+            })
+            .min_by_key(|rule| (rule.width(), rule.allow))
     }
 
-    fn own_service(&self, ip: IpAddr, port: u16) -> Option<&str> {
-        self.own
-            .iter()
-            .filter(|(own, _)| own.port() == port)
-            .find(|(own, _)| {
-                let own = carried_ipv4(own.ip()).map_or(own.ip(), IpAddr::V4);
-                own == ip
-                    // What listens on loopback here often listens on every address.
-                    || ((own.is_loopback() || own.is_unspecified()) && is_of_this_machine(ip))
+    /// What this policy leaves open though it may not be meant to, a line each, with what closes it.
+    pub fn advice(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let nobody_speaks_of = |ip: &str| {
+            let ip: IpAddr = ip.parse().expect("an address");
+            self.deciding_rule(ip, ip).is_none()
+        };
+        let loopback = nobody_speaks_of("127.0.0.1") && nobody_speaks_of("::1");
+        let private = ["10.0.0.1", "172.16.0.1", "192.168.0.1", "fd00::1"].into_iter().all(nobody_speaks_of);
+        if loopback || private {
+            let open = match (loopback, private) {
+                (true, true) => "loopback and private addresses",
+                (true, false) => "loopback addresses",
+                _ => "private addresses",
+            };
+            lines.push(format!(
+                "endpoints come from strangers and may lead to {open} here: close them with \
+                 '--deny-net private --deny-net loopback --deny-net self', and open what is meant with '--allow-net'"
+            ));
+        }
+        let denied = |ips: &[&str]| {
+            ips.iter().all(|ip| {
+                let ip: IpAddr = ip.parse().expect("an address");
+                self.deciding_rule(ip, ip).is_some_and(|rule| !rule.allow)
             })
-            .map(|(_, name)| name.as_str())
+        };
+        // Some addresses far apart stand for a whole family.
+        let whole = [denied(&["1.0.0.1", "100.0.0.1", "203.0.113.1"]), denied(&["2001:db8::1", "2600::1", "2a00::1"])];
+        let own = [denied(&["127.0.0.1"]), denied(&["::1"])];
+        let one_family = match (whole, own) {
+            ([true, false], _) => Some(("IPv4", "IPv6", "::/0")),
+            ([false, true], _) => Some(("IPv6", "IPv4", "0.0.0.0/0")),
+            (_, [true, false]) => Some(("IPv4", "IPv6", "::1")),
+            (_, [false, true]) => Some(("IPv6", "IPv4", "127.0.0.0/8")),
+            _ => None,
+        };
+        if let Some((closed, open, missing)) = one_family {
+            lines.push(format!(
+                "'--deny-net' closes {closed} and leaves {open} open: add '--deny-net {missing}', or say 'all' or 'loopback', \
+                 which hold both"
+            ));
+        }
+        lines
     }
 }
 
 impl Rule {
-    fn holds(&self, ip: IpAddr) -> bool {
-        self.net.contains(&ip) && !(self.public_only && (ip.is_loopback() || is_private(ip)))
+    /// The wider, the less specific; twice the bits that are free, so that words find room between.
+    fn width(&self) -> u16 {
+        let free = |net: IpNet| 2 * u16::from(net.max_prefix_len() - net.prefix_len());
+        match self.reach {
+            Reach::Net(net) => free(net).max(2 * u16::from(self.is_word)),
+            Reach::Public(net) => free(net) - 1,
+            Reach::Myself => 1,
+        }
+    }
+}
+
+/// Where the agent's own services are, by port and address: no message may be delivered there.
+/// Clones are the same. Known from the live connections, not from names, which may change.
+#[derive(Clone, Debug, Default)]
+pub struct Own(Arc<RwLock<Services>>);
+
+#[derive(Debug, Default)]
+struct Services {
+    /// For as long as the agent runs.
+    fixed: Vec<(SocketAddr, String)>,
+    redis: Vec<RedisEnd>,
+}
+
+/// Where one connection to Redis leads, or led until it was lost.
+#[derive(Debug)]
+struct RedisEnd {
+    connection: u64,
+    is_live: bool,
+    addresses: Vec<SocketAddr>,
+}
+
+impl Own {
+    /// Something of ours answers here; `name` says what.
+    pub fn add(&self, address: SocketAddr, name: &str) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).fixed.push((address, name.to_string()));
+    }
+
+    /// A connection to Redis has been opened, and these are its addresses. What only lost connections
+    /// led to is nobody's any more: until now Redis might have come back there.
+    pub fn connected(&self, connection: u64, addresses: Vec<SocketAddr>) {
+        let mut services = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        services.redis.retain(|end| end.is_live && end.connection != connection);
+        services.redis.push(RedisEnd { connection, is_live: true, addresses });
+    }
+
+    /// A connection to Redis is gone.
+    pub fn lost(&self, connection: u64) {
+        let mut services = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for end in services.redis.iter_mut().filter(|end| end.connection == connection) {
+            end.is_live = false;
+        }
+    }
+
+    /// What of ours answers there.
+    fn holds(&self, ip: IpAddr, port: u16) -> Option<String> {
+        let services = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let fixed = services.fixed.iter().map(|(own, name)| (own, name.as_str()));
+        let redis = services.redis.iter().flat_map(|end| end.addresses.iter().map(|own| (own, "Redis")));
+        fixed
+            .chain(redis)
+            .filter(|(own, _)| own.port() == port)
+            .find(|(own, _)| {
+                let own = carried_ipv4(own.ip()).map_or(own.ip(), IpAddr::V4);
+                // What listens on one address of a machine often listens on all of them.
+                own == ip || ((own.is_unspecified() || is_of_this_machine(own)) && is_of_this_machine(ip))
+            })
+            .map(|(_, name)| name.to_string())
+    }
+}
+
+/// Whether this machine has the address. Where the machine lacks the means to tell, it is taken for
+/// its own: asked only where the port is one of ours, so nobody else is hurt.
+pub fn is_of_this_machine(ip: IpAddr) -> bool {
+    ask_machine(ip).unwrap_or(true)
+}
+
+/// Binding to an address works only on the machine that has it, unless it is set up to take over
+/// others' addresses; then the way to an address begins with that address only if it is its own.
+fn ask_machine(ip: IpAddr) -> io::Result<bool> {
+    if ip.is_loopback() {
+        return Ok(true);
+    }
+    match UdpSocket::bind((ip, 0)) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported) => Ok(false),
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(false),
+        Err(error) => Err(error),
+        Ok(_) if !binds_others_addresses(ip) => Ok(true),
+        Ok(_) => {
+            let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            let socket = UdpSocket::bind((any, 0))?;
+            Ok(socket.connect((ip, 9)).is_ok() && socket.local_addr()?.ip() == ip)
+        }
+    }
+}
+
+fn binds_others_addresses(ip: IpAddr) -> bool {
+    let family = if ip.is_ipv4() { "ipv4" } else { "ipv6" };
+    let setting = std::fs::read_to_string(format!("/proc/sys/net/{family}/ip_nonlocal_bind"));
+    setting.is_ok_and(|value| value.trim() != "0")
+}
+
+/// What is known of this machine's addresses, for the word `self`: it is asked for every message.
+#[derive(Debug, Default)]
+struct Machine(Mutex<HashMap<IpAddr, (bool, Instant)>>);
+
+/// Addresses come and go: asked again after this long.
+const MACHINE_AGE: Duration = Duration::from_secs(5);
+/// Answers remembered at most.
+const MACHINE_ANSWERS: usize = 4096;
+
+impl Machine {
+    fn has(&self, ip: IpAddr) -> bool {
+        let known = self.lock().get(&ip).copied();
+        if let Some((answer, at)) = known
+            && at.elapsed() < MACHINE_AGE
+        {
+            return answer;
+        }
+        let begun = Instant::now();
+        let mut asked = ask_machine(ip);
+        // Without file descriptors it cannot be told; mostly one is free again soon.
+        while asked.is_err() && known.is_none() && begun.elapsed() < Duration::from_secs(1) {
+            std::thread::sleep(Duration::from_millis(5));
+            asked = ask_machine(ip);
+        }
+        let mut answers = self.lock();
+        match (asked, known) {
+            (Ok(answer), _) => {
+                if answers.len() >= MACHINE_ANSWERS {
+                    answers.clear();
+                }
+                answers.insert(ip, (answer, Instant::now()));
+                answer
+            }
+            (Err(_), Some((answer, _))) => answer,
+            (Err(_), None) => true,
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<IpAddr, (bool, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -141,25 +350,39 @@ fn private_nets() -> impl Iterator<Item = IpNet> {
     v4.chain(v6)
 }
 
-fn is_private(ip: IpAddr) -> bool {
-    private_nets().any(|net| net.contains(&ip))
+fn is_public(ip: IpAddr) -> bool {
+    !ip.is_loopback() && !private_nets().any(|net| net.contains(&ip))
 }
 
-fn parse_nets(value: &str) -> Option<Vec<IpNet>> {
+fn parse(value: &str) -> Option<Vec<Reach>> {
     let v4 = |ip: Ipv4Addr, len| IpNet::V4(Ipv4Net::new_assert(ip, len));
     let v6 = |ip: Ipv6Addr, len| IpNet::V6(Ipv6Net::new_assert(ip, len));
+    let all = [v4(Ipv4Addr::UNSPECIFIED, 0), v6(Ipv6Addr::UNSPECIFIED, 0)];
     Some(match value {
-        "private" => private_nets().collect(),
-        "loopback" => vec![v4(Ipv4Addr::new(127, 0, 0, 0), 8), v6(Ipv6Addr::LOCALHOST, 128)],
-        "public" => vec![v4(Ipv4Addr::UNSPECIFIED, 0), v6(Ipv6Addr::UNSPECIFIED, 0)],
-        _ => vec![value.parse::<IpNet>().or_else(|_| value.parse::<IpAddr>().map(IpNet::from)).ok()?],
+        "private" => private_nets().map(Reach::Net).collect(),
+        "loopback" => [v4(Ipv4Addr::new(127, 0, 0, 0), 8), v6(Ipv6Addr::LOCALHOST, 128)].map(Reach::Net).to_vec(),
+        "public" => all.map(Reach::Public).to_vec(),
+        "all" => all.map(Reach::Net).to_vec(),
+        "self" => vec![Reach::Myself],
+        _ => vec![Reach::Net(value.parse::<IpNet>().or_else(|_| value.parse::<IpAddr>().map(IpNet::from)).ok()?)],
     })
 }
 
+/// Where clouds give out secrets to whoever asks, beside the link-local addresses: AWS, Google,
+/// Alibaba, Oracle, Azure.
+const METADATA: [IpAddr; 5] = [
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+];
+
 /// Never a recipient, whatever the options say: cloud metadata lives on
-/// link-local addresses, and the others are not one machine's.
+/// link-local addresses and some others, and the rest are not one machine's.
 fn always_refused(ip: IpAddr) -> Option<&'static str> {
     match ip {
+        ip if METADATA.contains(&ip) => Some("a cloud's metadata service"),
         IpAddr::V4(ip) if ip.is_unspecified() => Some("unspecified"),
         IpAddr::V4(ip) if ip.octets()[0] == 0 => Some("of this network (0.0.0.0/8)"),
         IpAddr::V4(ip) if ip.is_link_local() => Some("link-local"),
@@ -192,10 +415,17 @@ fn carried_ipv4(ip: IpAddr) -> Option<Ipv4Addr> {
     }
 }
 
-/// Binding to an address works only on the machine that has it. Asked only when
-/// the port is one of ours, so it costs ordinary deliveries nothing.
-fn is_of_this_machine(ip: IpAddr) -> bool {
-    ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
+/// The IPv4 addresses inside an address of a tunnel, which it reaches if this machine has that tunnel.
+fn tunnelled(ip: IpAddr) -> [Option<Ipv4Addr>; 2] {
+    let IpAddr::V6(ip) = ip else { return [None; 2] };
+    let of = |high: u16, low: u16| Some(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
+    match ip.segments() {
+        // Teredo: the server, and the client with its bits turned.
+        [0x2001, 0, server_high, server_low, _, _, high, low] => [of(server_high, server_low), of(!high, !low)],
+        // ISATAP, below whatever prefix
+        [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => [of(high, low), None],
+        _ => [None; 2],
+    }
 }
 
 fn spell(ip: IpAddr, judged: IpAddr) -> String {
@@ -247,6 +477,17 @@ mod tests {
                 ("::ffff:0.0.0.0", "unspecified"),
                 ("64:ff9b::ffff:ffff", "broadcast"),
                 ("::2", "this network"),
+                ("fd00:ec2::254", "metadata"),
+                ("fd20:ce::254", "metadata"),
+                ("100.100.100.200", "metadata"),
+                ("192.0.0.192", "metadata"),
+                ("168.63.129.16", "metadata"),
+                ("::ffff:168.63.129.16", "metadata"),
+                // Teredo: client and server; ISATAP, local and global
+                ("2001:0:4136:e378:8000:63bf:5601:5601", "link-local"),
+                ("2001:0:a9fe:a9fe:8000:63bf:3fff:fdd2", "link-local"),
+                ("2001:db8::5efe:a9fe:a9fe", "link-local"),
+                ("2001:db8::200:5efe:a83f:8110", "metadata"),
             ] {
                 check(&guard, ip, kind);
             }
@@ -265,6 +506,9 @@ mod tests {
             "fd00::1",
             "::ffff:10.0.0.1",
             "64:ff9b::c000:201",
+            "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+            "2001:db8::5efe:192.0.2.1",
+            "168.63.129.15",
         ] {
             check(&guard, ip, "");
         }
@@ -280,12 +524,14 @@ mod tests {
             "100.64.0.1",
             "198.19.0.1",
             "240.0.0.1",
-            "fd00:ec2::254",
+            "fd00:ec2::253",
             "fec0::1",
             "64:ff9b:1::a00:1",
             "::ffff:10.1.2.3",
             "64:ff9b::a01:203",
             "2002:a01:203::",
+            "2001:0:4136:e378:8000:63bf:f5fe:fdfc",
+            "2001:db8::5efe:a01:203",
         ] {
             check(&guard, ip, "'--deny-net private'");
         }
@@ -338,6 +584,58 @@ mod tests {
     }
 
     #[test]
+    fn all_holds_both_families_and_public_is_more_specific() {
+        for ip in ["192.0.2.1", "127.0.0.1", "10.0.0.1", "2001:db8::1", "::1"] {
+            check(&guard(&[], &["all"]), ip, "'--deny-net all'");
+        }
+        let guard = guard(&["public"], &["all"]);
+        check(&guard, "192.0.2.1", "");
+        check(&guard, "2001:db8::1", "");
+        check(&guard, "10.0.0.1", "'--deny-net all'");
+        check(&guard, "::1", "'--deny-net all'");
+    }
+
+    #[test]
+    fn self_is_this_machine_and_yields_to_one_address_only() {
+        // What else this machine has is seen in a namespace, with the real binary.
+        let strict = guard(&["loopback"], &["self"]);
+        for ip in ["127.0.0.1", "127.3.2.1", "::1", "::ffff:127.0.0.1"] {
+            check(&strict, ip, "'--deny-net self'");
+        }
+        for ip in ["192.0.2.1", "2001:db8::1", "10.254.253.252"] {
+            check(&strict, ip, "");
+        }
+        check(&guard(&["127.0.0.1"], &["self"]), "127.0.0.1", "");
+        check(&guard(&["127.0.0.1"], &["self"]), "127.0.0.2", "'--deny-net self'");
+        check(&guard(&["self"], &["all"]), "127.0.0.1", "");
+    }
+
+    #[test]
+    fn advice_names_what_is_left_open_and_what_closes_it() {
+        let (strangers, family) = ("--deny-net private --deny-net loopback --deny-net self", "leaves");
+        let cases: [(&[&str], &[&str], &[&str]); 12] = [
+            (&[], &[], &[strangers]),
+            (&[], &["192.0.2.0/24"], &[strangers]),
+            (&[], &["private"], &[strangers]),
+            (&[], &["loopback"], &[strangers]),
+            (&[], &["private", "loopback"], &[]),
+            (&[], &["all"], &[]),
+            (&["loopback", "private"], &["all"], &[]),
+            (&["loopback"], &["private"], &[]),
+            (&[], &["0.0.0.0/0"], &["IPv6 open"]),
+            (&[], &["0.0.0.0/1", "128.0.0.0/1"], &["IPv6 open"]),
+            (&["loopback", "private"], &["::/0"], &["0.0.0.0/0"]),
+            (&[], &["private", "127.0.0.0/8"], &["'--deny-net ::1'"]),
+        ];
+        for (allow, deny, expected) in cases {
+            let lines = guard(allow, deny).advice();
+            assert_eq!(lines.len(), expected.len(), "{allow:?} {deny:?}: {lines:?}");
+            assert!(lines.iter().zip(expected).all(|(line, part)| line.contains(part)), "{lines:?}");
+        }
+        assert!(guard(&[], &["0.0.0.0/0"]).advice()[0].contains(family));
+    }
+
+    #[test]
     fn the_agents_own_services_are_refused_at_their_port_only() {
         let own = [
             ("127.0.0.1:6379".parse().unwrap(), "Redis"),
@@ -352,17 +650,47 @@ mod tests {
             ("[::ffff:127.0.0.1]:6379", Some("Redis")),
             ("192.0.2.7:6380", Some("Redis")),
             ("[64:ff9b::c000:207]:6380", Some("Redis")),
+            ("[2001:db8::5efe:192.0.2.7]:6380", Some("Redis")),
             ("192.0.2.8:6380", None),
             ("127.0.0.1:9090", Some("status address")),
             ("127.0.0.1:80", None),
             ("198.51.100.1:6379", None),
         ] {
-            let result = guard.check(addr.parse().unwrap());
-            match expected {
-                None => assert_eq!(result, Ok(()), "{addr}"),
-                Some(name) => assert!(result.unwrap_err().contains(name), "{addr}"),
-            }
+            check_own(&guard, addr, expected);
         }
+    }
+
+    fn check_own(guard: &Guard, addr: &str, expected: Option<&str>) {
+        let result = guard.check(addr.parse().unwrap());
+        match expected {
+            None => assert_eq!(result, Ok(()), "{addr}"),
+            Some(name) => assert!(result.unwrap_err().contains(name), "{addr}"),
+        }
+    }
+
+    #[test]
+    fn where_redis_was_is_refused_until_another_connection_leads_elsewhere() {
+        let guard = guard(&[], &[]);
+        let (own, old, new) = (guard.clone().own().clone(), "192.0.2.7:6379", "192.0.2.8:6379");
+        let at = |addr: &str| vec![addr.parse().unwrap()];
+        own.connected(1, at(old));
+        own.connected(2, at(old));
+        check_own(&guard, old, Some("Redis"));
+        check_own(&guard, new, None);
+        // Lost, and perhaps soon back at the same address.
+        own.lost(1);
+        own.lost(2);
+        check_own(&guard, old, Some("Redis"));
+        own.connected(1, at(new));
+        check_own(&guard, old, None);
+        check_own(&guard, new, Some("Redis"));
+        // One that still lives where Redis was keeps it refused.
+        own.connected(2, at(old));
+        own.connected(1, at(new));
+        check_own(&guard, old, Some("Redis"));
+        own.lost(2);
+        own.connected(2, at(new));
+        check_own(&guard, old, None);
     }
 
     #[test]

@@ -12,9 +12,11 @@ use std::time::Duration;
 
 pub mod advice;
 pub mod connection;
+pub mod locate;
 pub mod memory;
 pub mod operator;
 pub mod redis_list;
+pub mod stream;
 
 /// What the threads need of a queue. Each thread has one of its own, so that a
 /// blocking wait holds up nobody's settlement.

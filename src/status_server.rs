@@ -40,8 +40,8 @@ const HEADERS: usize = 64;
 const STACK: usize = 128 << 10;
 /// Alive means that reader and settler have turned within this time, beyond what they wait on purpose.
 const ALIVE_WITHIN: Duration = Duration::from_secs(10);
-/// While Redis is away they wait for it: to connect, for an answer (5 s each), and up to 6 s until the next try.
-const REDIS_AWAY: Duration = Duration::from_secs(16);
+/// While Redis is away they wait for it: for its name, to connect, for an answer (5 s each), and up to 6 s until the next try.
+const REDIS_AWAY: Duration = Duration::from_secs(21);
 
 /// A status server that listens, and does not answer yet.
 pub struct Bound {
@@ -96,6 +96,11 @@ struct Seat {
 }
 
 impl Bound {
+    /// Where it listens; the port is the real one, also if 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Begins to answer. `lease` and `workers` as the agent has them.
     ///
     /// # Errors
@@ -277,17 +282,15 @@ impl Server {
     }
 
     /// Why the agent cannot deliver now.
-    fn unready(&self) -> Option<&'static str> {
-        if self.shared.is_stopping() {
-            return Some("stopping");
-        }
-        if !self.shared.journal.redis_is_up() {
-            return Some("Redis cannot be used");
-        }
-        if self.shared.number().is_none() {
-            return Some("not yet registered in Redis");
-        }
-        (!self.shared.is_beat_fresh()).then_some("Redis has not confirmed a beat for most of the lease")
+    fn unready(&self) -> Option<String> {
+        let shared = &self.shared;
+        let lacks = [
+            (shared.is_stopping(), "stopping"),
+            (!shared.journal.redis_is_up(), "Redis cannot be used"),
+            (shared.number().is_none(), "not yet registered in Redis"),
+            (!shared.is_beat_fresh(), "Redis has not confirmed a beat for most of the lease"),
+        ];
+        unready(lacks, self.unwell())
     }
 
     fn metrics(&self, figures: Option<&Figures>) -> String {
@@ -320,6 +323,11 @@ impl Server {
         of_the_process(&mut page, self.started);
         page.text
     }
+}
+
+/// What is lacking first; an agent that is not alive delivers nothing either.
+fn unready(lacks: [(bool, &str); 4], unwell: Option<String>) -> Option<String> {
+    lacks.into_iter().find_map(|(lacks, what)| lacks.then(|| what.to_owned())).or(unwell)
 }
 
 /// Why the agent is not alive, from how long ago reader and settler turned last.
@@ -604,9 +612,20 @@ mod tests {
         check(10, 15, true, None);
         check(11, 0, true, Some("the reader has not turned for 11 s"));
         check(0, 16, true, Some("the settler has not turned for 16 s"));
-        check(26, 31, false, None);
-        check(27, 0, false, Some("the reader has not turned for 27 s"));
-        check(0, 32, false, Some("the settler has not turned for 32 s"));
+        check(31, 36, false, None);
+        check(32, 0, false, Some("the reader has not turned for 32 s"));
+        check(0, 37, false, Some("the settler has not turned for 37 s"));
+    }
+
+    #[test]
+    fn who_is_not_alive_is_not_ready() {
+        let all_is_well = [(false, "stopping"), (false, "Redis"), (false, "registered"), (false, "beat")];
+        assert_eq!(unready(all_is_well, None), None);
+        let hangs = Some("the reader has not turned for 11 s".to_owned());
+        assert_eq!(unready(all_is_well, hangs.clone()), hangs);
+        let mut one_lacks = all_is_well;
+        one_lacks[2].0 = true;
+        assert_eq!(unready(one_lacks, hangs).as_deref(), Some("registered"));
     }
 
     #[test]

@@ -17,7 +17,6 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use super::{Error, Exit, ago, at_ms, n_of, utc, visible};
-use crate::agent;
 use crate::config::{self, Check, Config};
 use crate::envelope::Envelope;
 use crate::guard::Guard;
@@ -43,7 +42,7 @@ pub fn run(options: &Check) -> Result<Exit, Error> {
     let mut report = Report::default();
     let config = &options.config;
     let guard = check_options(config, &mut report)?;
-    if let Err(error) = check_redis(config, &mut report)? {
+    if let Err(error) = check_redis(config, guard.as_ref(), &mut report)? {
         report.mend("Redis", error)?;
     }
     if let Some(endpoint) = &options.endpoint {
@@ -82,9 +81,7 @@ impl Report {
 
 /// What only an agent would find out when it starts.
 fn check_options(config: &Config, report: &mut Report) -> Result<Option<Guard>, Error> {
-    let own = agent::own_addresses(config);
-    let own: Vec<(SocketAddr, &str)> = own.iter().map(|(address, name)| (*address, *name)).collect();
-    let guard = match Guard::new(&config.allow_net, &config.deny_net, &own) {
+    let guard = match Guard::new(&config.allow_net, &config.deny_net, &[]) {
         Ok(guard) => guard,
         Err(why) => {
             report.mend("options", why)?;
@@ -105,14 +102,30 @@ fn check_options(config: &Config, report: &mut Report) -> Result<Option<Guard>, 
     for warning in config::unknown_variables(&config::environment()) {
         report.note("options", warning)?;
     }
+    for line in guard.advice() {
+        report.note("endpoints", line)?;
+    }
+    match config.keep_dead {
+        Some(age) => report.ok("dead letters", format!("are removed for good after {} ('--keep-dead')", spell(age)))?,
+        None => {
+            report.note("dead letters", "are kept for ever, as '--keep-dead forever' says; strangers can make some")?
+        }
+    }
+    if let Some(status) = &config.status_addr {
+        for address in status.to_socket_addrs().into_iter().flatten().filter(|address| address.port() != 0) {
+            guard.own().add(address, "status server");
+        }
+    }
     Ok(Some(guard))
 }
 
 /// The inner error is why Redis could not be asked any further.
-fn check_redis(config: &Config, report: &mut Report) -> Result<Result<(), queue::Error>, Error> {
+/// The policy learns from the connection where Redis is.
+fn check_redis(config: &Config, guard: Option<&Guard>, report: &mut Report) -> Result<Result<(), queue::Error>, Error> {
     let address = &config.redis;
-    let name = Server::from(address).name();
-    let mut operator = Operator::new(address);
+    let server = Server { own: guard.map(|guard| guard.own().clone()), ..Server::from(address) };
+    let name = server.name();
+    let mut operator = Operator::on(server, &address.prefix);
     macro_rules! ask {
         ($asked:expr) => {
             match $asked {

@@ -4,12 +4,11 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 
-use redis::Connection;
-
 use super::{Error, Exit};
 use crate::config::{Enqueue, Payload, redacted};
 use crate::envelope::Envelope;
 use crate::queue::connection::Server;
+use crate::queue::stream::Connection;
 
 /// What ACA-Py sends with a packed message.
 const CONTENT_TYPE: (&str, &str) = ("Content-Type", "application/ssi-agent-wire");

@@ -71,8 +71,8 @@ How long and how often
                              [none]                  ACAPY_DELIVER_FINAL
   --retryable STATUS,…       answers after which it is retried even so
                              [none]                  ACAPY_DELIVER_RETRYABLE
-  --keep-dead TIME           age at which dead letters are removed for good
-                             [never]                 ACAPY_DELIVER_KEEP_DEAD
+  --keep-dead TIME           age at which dead letters are removed for good, or forever
+                             [30d]                   ACAPY_DELIVER_KEEP_DEAD
   --drain-timeout TIME       when told to stop: for attempts under way, at most 1h
                              [5s]                    ACAPY_DELIVER_DRAIN_TIMEOUT
   --lease TIME               silence after which others take over what an agent had;
@@ -82,12 +82,13 @@ How long and how often
                              [peek]                  ACAPY_DELIVER_POP
 
 Where to
-  --allow-net NET            where messages may go: private, loopback, public, or a
-                             network as in 10.0.0.0/8; repeatable (commas in the
-                             variable); the most specific of both lists wins
-                             [everywhere]            ACAPY_DELIVER_ALLOW_NET
-  --deny-net NET             where they may not go, in the same words; repeatable
+  --deny-net NET             where messages may not go: private, loopback, self (all
+                             addresses of this machine), public, all, or a network as
+                             in 10.0.0.0/8; repeatable (commas in the variable)
                              [none]                  ACAPY_DELIVER_DENY_NET
+  --allow-net NET            where they may go all the same, in the same words; the
+                             most specific of both lists wins; needs a --deny-net
+                             [none]                  ACAPY_DELIVER_ALLOW_NET
   --ca-file PEM              more roots to trust, beside the bundled ones
                              [none]                  ACAPY_DELIVER_CA_FILE
   --id-header NAME           send each message's id in this header, the same at

@@ -64,12 +64,13 @@ fn every_option_of_run_sets_its_field_from_the_command_line_and_from_the_environ
         ("--give-up-after", "7d", |c| c.give_up_after = Duration::from_secs(604_800)),
         ("--final", "404,409", |c| c.final_statuses = vec![404, 409]),
         ("--retryable", "400", |c| c.retryable_statuses = vec![400]),
-        ("--keep-dead", "30d", |c| c.keep_dead = Some(Duration::from_secs(30 * 86_400))),
+        ("--keep-dead", "forever", |c| c.keep_dead = None),
         ("--drain-timeout", "0s", |c| c.drain_timeout = Duration::ZERO),
         ("--lease", "3s", |c| c.lease = Duration::from_secs(3)),
         ("--pop", "blpop", |c| c.pop = Pop::Blpop),
-        ("--allow-net", "10.1.0.0/16", |c| c.allow_net = vec!["10.1.0.0/16".into()]),
-        ("--deny-net", "private,fd00::/8", |c| c.deny_net = vec!["private".into(), "fd00::/8".into()]),
+        ("--deny-net", "private,self,fd00::/8", |c| {
+            c.deny_net = vec!["private".into(), "self".into(), "fd00::/8".into()]
+        }),
         ("--status-addr", "[::1]:9100", |c| c.status_addr = Some("[::1]:9100".into())),
         ("--id-header", "X-Id", |c| c.id_header = Some("X-Id".into())),
         ("--log-format", "bare", |c| c.log_format = LogFormat::Bare),
@@ -87,7 +88,11 @@ fn every_option_of_run_sets_its_field_from_the_command_line_and_from_the_environ
         let value = if value.is_empty() { "yes" } else { value };
         assert_eq!(config("", &[&format!("{variable}={value}")]).as_ref(), Ok(&expected), "{variable}");
     }
-    let files = ["--outbound-queue", "--ca-file", "--redis-ca-file", "--redis-password-file"]; // tested by themselves
+    let bounds = config("--keep-dead 7d --deny-net all --allow-net 10.1.0.0/16,public", &[]).unwrap();
+    assert_eq!(bounds.keep_dead, Some(Duration::from_secs(7 * 86_400)));
+    assert_eq!((bounds.deny_net, bounds.allow_net), (vec!["all".into()], vec!["10.1.0.0/16".into(), "public".into()]));
+    // Tested by themselves, and just above.
+    let files = ["--outbound-queue", "--ca-file", "--redis-ca-file", "--redis-password-file", "--allow-net"];
     for option in asked {
         let covered = files.contains(&option.name) || table.iter().any(|(name, _, _)| *name == option.name);
         assert!(covered, "{option:?} is not in this table");
@@ -138,6 +143,8 @@ fn bad_values_are_refused_with_option_value_and_what_would_be_right() {
         ("--log-format json", &["'--log-format'", "full, bare"]),
         ("--deny-net 10.0.0.0/33", &["'--deny-net'", "'10.0.0.0/33'"]),
         ("--deny-net example.com", &["'--deny-net'", "private"]),
+        ("--allow-net public", &["'--allow-net public'", "restricts nothing", "'--deny-net all'"]),
+        ("--keep-dead never", &["'--keep-dead'", "7d", "forever"]),
         ("--allow-net private --deny-net private", &["'private'", "'--allow-net'", "'--deny-net'"]),
         ("--ca-file /nonexistent", &["'--ca-file'", "'/nonexistent'", "cannot be read"]),
         ("--ca-file Cargo.toml", &["'--ca-file'", "PEM"]),

@@ -2,20 +2,35 @@
 //! first sign of trouble, opened again at the next use. It runs the moves
 //! (EVALSHA, EVAL where the server does not know the script), and turns what
 //! Redis answers into the two kinds of [`Error`] that the threads tell apart.
-//! It leaves waiting and repeating to its callers.
+//! It tells the address policy where Redis is. It leaves waiting and repeating to
+//! its callers, but for one thing: a connection that broke while nobody used it
+//! says nothing about Redis, and is replaced before anybody hears of it.
 
 use std::fmt::Display;
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use redis::{Client, Cmd, Connection, ConnectionInfo, ConnectionLike, IntoConnectionInfo, Value};
+use redis::{Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Value};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
 
 use super::Error;
+use super::locate::Names;
+use super::stream::Connection;
 use crate::config::RedisAddress;
+use crate::guard::{Own, is_of_this_machine};
 
-/// How long a connection may take to open, and an answer to come beyond the time a wait was asked for.
+/// How long a name may take to look up, a connection to open, and an answer to come beyond the
+/// time a wait was asked for.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A connection that was not used for this long may have been closed by Redis (`timeout`) or by
+/// what stands before it.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// Where Redis is, and who we are to it.
 #[derive(Clone, Default)]
@@ -26,6 +41,12 @@ pub struct Server {
     pub password_file: Option<PathBuf>,
     /// PEM certificates that `rediss://` trusts instead of the bundled roots.
     pub ca_file: Option<PathBuf>,
+    /// Told where each connection leads.
+    pub own: Option<Own>,
+    /// Shared by its clones: looks up its name.
+    pub names: Names,
+    /// Shared by its clones: whether it has ever done what it was asked.
+    pub has_served: Arc<AtomicBool>,
 }
 
 impl From<&RedisAddress> for Server {
@@ -34,6 +55,7 @@ impl From<&RedisAddress> for Server {
             url: address.url.clone(),
             password_file: address.password_file.clone(),
             ca_file: address.ca_file.clone(),
+            ..Server::default()
         }
     }
 }
@@ -54,36 +76,93 @@ impl Server {
     fn info(&self) -> Result<ConnectionInfo, Error> {
         let unusable = |why: &str| Error::Fatal(format!("option '--outbound-queue': {}: {why}", self.name()));
         let info = self.url.as_str().into_connection_info().map_err(|error| unusable(&error.to_string()))?;
-        // Commands are single writes, and an answer awaited must not wait for an acknowledgement.
-        let tcp = info.tcp_settings().clone().set_nodelay(true);
-        let mut redis = info.redis_settings().clone().set_skip_set_lib_name();
+        let mut redis = info.redis_settings().clone();
         if let Some(path) = &self.password_file {
-            let password = fs::read_to_string(path).map_err(|error| {
-                Error::Fatal(format!("option '--redis-password-file': cannot read {}: {error}", path.display()))
-            })?;
-            redis = redis.set_password(password.trim_end_matches(['\r', '\n']));
+            let unusable = |why: String| self.unless_served(format!("option '--redis-password-file': {why}"));
+            let text = fs::read_to_string(path)
+                .map_err(|error| unusable(format!("cannot read {}: {error}", path.display())))?;
+            let password = text.trim_end_matches(['\r', '\n']);
+            if password.is_empty() {
+                return Err(unusable(format!("{} is empty", path.display())));
+            }
+            redis = redis.set_password(password);
         }
-        Ok(info.set_tcp_settings(tcp).set_redis_settings(redis))
+        Ok(info.set_redis_settings(redis))
+    }
+
+    /// What ends an agent that never got into Redis is waited out by one that did: passwords are
+    /// changed here and there one after the other.
+    fn unless_served(&self, why: String) -> Error {
+        match self.has_served.load(Ordering::Relaxed) {
+            true => Error::Unavailable(why),
+            false => Error::Fatal(why),
+        }
     }
 
     /// Opens a connection and makes sure that it answers.
     pub fn connect(&self) -> Result<Connection, Error> {
+        self.open().map(|(connection, _)| connection)
+    }
+
+    /// The same, and the addresses at which no message may reach this Redis: those of its name and
+    /// of the connection, and if it is on this machine, of every port that it says it listens on.
+    fn open(&self) -> Result<(Connection, Vec<SocketAddr>), Error> {
         let info = self.info()?;
-        let client = match &self.ca_file {
-            None => Client::open(info),
+        let explain = |error: std::io::Error| self.explain(error.into());
+        let (mut connection, mut addresses) = match info.addr() {
+            ConnectionAddr::Tcp(host, port) => {
+                let found = self.addresses(host)?;
+                let (connection, peer) = Connection::tcp(&found, *port, PATIENCE).map_err(explain)?;
+                (connection, with_peer(&found, *port, peer))
+            }
+            ConnectionAddr::TcpTls { host, port, .. } => {
+                let config = self.tls_config()?;
+                let found = self.addresses(host)?;
+                let (connection, peer) = Connection::tls(host, &found, *port, config, PATIENCE).map_err(explain)?;
+                (connection, with_peer(&found, *port, peer))
+            }
+            ConnectionAddr::Unix(path) => (Connection::unix(path, PATIENCE).map_err(explain)?, Vec::new()),
+            _ => {
+                let name = self.name();
+                return Err(Error::Fatal(format!("option '--outbound-queue': {name}: this kind is not supported")));
+            }
+        };
+        connection.set_up(info.redis_settings()).map_err(|error| self.explain_log_in(error))?;
+        let is_here = matches!(info.addr(), ConnectionAddr::Unix(_))
+            || addresses.iter().any(|address| is_of_this_machine(address.ip()));
+        if self.own.is_some() && is_here {
+            let ports = ports(&mut connection).map_err(|error| self.explain(error))?;
+            addresses.extend(ports.into_iter().map(|port| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)));
+        }
+        Ok((connection, addresses))
+    }
+
+    fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, Error> {
+        let found = self.names.addresses(host, PATIENCE);
+        found.map_err(|why| Error::Unavailable(format!("{}: {why}", self.name())))
+    }
+
+    fn tls_config(&self) -> Result<Arc<ClientConfig>, Error> {
+        let mut roots = RootCertStore::empty();
+        match &self.ca_file {
+            None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
             Some(path) => {
-                let pem = fs::read(path).map_err(|error| {
-                    Error::Fatal(format!("option '--redis-ca-file': cannot read {}: {error}", path.display()))
-                })?;
-                Client::build_with_tls(info, redis::TlsCertificates { client_tls: None, root_cert: Some(pem) })
+                let cannot = |why: String| {
+                    self.unless_served(format!("option '--redis-ca-file': cannot read {}: {why}", path.display()))
+                };
+                let pem = fs::read(path).map_err(|error| cannot(error.to_string()))?;
+                for certificate in CertificateDer::pem_slice_iter(&pem) {
+                    let certificate = certificate.map_err(|error| cannot(error.to_string()))?;
+                    roots.add(certificate).map_err(|error| cannot(error.to_string()))?;
+                }
             }
         }
-        .map_err(|error| Error::Fatal(format!("option '--outbound-queue': {}: {error}", self.name())))?;
-        let connection = client.get_connection_with_timeout(PATIENCE).map_err(|error| self.explain(error))?;
-        let patience = |error| self.explain(error);
-        connection.set_read_timeout(Some(PATIENCE)).map_err(patience)?;
-        connection.set_write_timeout(Some(PATIENCE)).map_err(patience)?;
-        Ok(connection)
+        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| Error::Fatal(format!("TLS cannot be used: {error}")))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Arc::new(config))
     }
 
     /// An error of the client or the server in our own words, and whether waiting may mend it.
@@ -93,17 +172,14 @@ impl Server {
         // Inside a script, servers before 7 wrap the error code in a sentence: so the text is searched.
         let says = |code: &str| text.contains(code);
         if says("WRONGPASS") || says("invalid username-password") || says("invalid password") {
-            return Error::Fatal(format!(
+            return self.unless_served(format!(
                 "{name} refused the user name or password: check the queue URL or '--redis-password-file'"
             ));
         }
         if says("NOAUTH") {
-            return Error::Fatal(format!(
+            return self.unless_served(format!(
                 "{name} wants a password: put it into the queue URL or give '--redis-password-file'"
             ));
-        }
-        if error.kind() == redis::ErrorKind::AuthenticationFailed {
-            return Error::Fatal(format!("{name} refused to log us in: {text}"));
         }
         if says("NOPERM") {
             return Error::Fatal(format!(
@@ -134,6 +210,64 @@ impl Server {
         };
         Error::Unavailable(format!("{name}: {why}"))
     }
+
+    /// The same for an answer to AUTH or SELECT: what waiting is not known to mend ends the agent.
+    fn explain_log_in(&self, error: redis::RedisError) -> Error {
+        let answered = is_answer(&error);
+        let text = wire_text(&error);
+        let waits = ["LOADING", "MASTERDOWN", "READONLY", "BUSY", "OOM ", "max number of clients"];
+        match self.explain(error) {
+            Error::Unavailable(_) if answered && !waits.iter().any(|code| text.contains(code)) => {
+                self.unless_served(format!("{} refused to log us in: {text}", self.name()))
+            }
+            error => error,
+        }
+    }
+}
+
+fn with_peer(found: &[IpAddr], port: u16, peer: SocketAddr) -> Vec<SocketAddr> {
+    let mut addresses: Vec<SocketAddr> = found.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
+    if !addresses.contains(&peer) {
+        addresses.push(peer);
+    }
+    addresses
+}
+
+/// The TCP ports that a server says it listens on, as far as the account may ask.
+fn ports(connection: &mut Connection) -> redis::RedisResult<Vec<u16>> {
+    let mut ports = Vec::new();
+    let mut add = |text: &str| {
+        if let Ok(port @ 1..) = text.trim().parse()
+            && !ports.contains(&port)
+        {
+            ports.push(port);
+        }
+    };
+    let mut ask = |command: &Cmd| match connection.ask(&command.get_packed_command()) {
+        // Not permitted, or not known: then the other may be.
+        Err(error) if is_answer(&error) => Ok(None),
+        answer => answer.map(Some),
+    };
+    if let Some(info) = ask(redis::cmd("INFO").arg("server"))? {
+        let info: String = redis::from_redis_value(info).unwrap_or_default();
+        info.lines().filter_map(|line| line.strip_prefix("tcp_port:")).for_each(&mut add);
+    }
+    if let Some(settings) = ask(redis::cmd("CONFIG").arg("GET").arg("*port"))? {
+        let settings: Vec<String> = redis::from_redis_value(settings).unwrap_or_default();
+        for pair in settings.chunks(2) {
+            if let [name, port] = pair
+                && ["port", "tls-port"].contains(&name.as_str())
+            {
+                add(port);
+            }
+        }
+    }
+    Ok(ports)
+}
+
+/// Whether the server said so, rather than the connection or the client.
+fn is_answer(error: &redis::RedisError) -> bool {
+    matches!(error.kind(), redis::ErrorKind::Server(_) | redis::ErrorKind::Extension)
 }
 
 /// What a failed handshake means and what to do; `None` if it was no handshake. All of it is
@@ -189,32 +323,30 @@ pub struct Link {
     /// Where to.
     pub server: Server,
     open: Option<Connection>,
+    /// Tells it from others where the address policy is told.
+    number: u64,
+    /// When an answer came last.
+    used: Instant,
 }
 
 impl Link {
     /// Nothing is opened yet.
     pub fn new(server: Server) -> Link {
-        Link { server, open: None }
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Link { server, open: None, number, used: Instant::now() }
     }
 
     /// Runs a command. After any failure but an answer of the server the connection
     /// is given up: what comes next on it could be the answer to something older.
+    /// The command may be sent twice, see [`Link::run`].
     pub fn query(&mut self, command: &redis::Cmd) -> Result<Value, Error> {
-        self.query_raw(command).map_err(|error| match error {
-            Failure::Redis(error) => self.server.explain(error),
-            Failure::Ours(error) => error,
-        })
+        self.query_raw(command).map_err(|failure| self.explain(failure))
     }
 
-    /// Runs a command that may block for `at_most` on purpose.
+    /// Runs a command that may block for `at_most` on purpose. It is sent once.
     pub fn query_blocking(&mut self, command: &redis::Cmd, at_most: Duration) -> Result<Value, Failure> {
-        let connection = self.connection().map_err(Failure::Ours)?;
-        connection.set_read_timeout(Some(at_most + PATIENCE)).map_err(Failure::Redis)?;
-        let answer = self.query_raw(command);
-        if let Some(connection) = &self.open {
-            connection.set_read_timeout(Some(PATIENCE)).map_err(Failure::Redis)?;
-        }
-        answer
+        self.exchange(&command.get_packed_command(), at_most + PATIENCE)
     }
 
     /// Runs a command that may block for `at_most` on purpose and whose answer is not
@@ -225,22 +357,17 @@ impl Link {
         let mut packed = redis::cmd("CLIENT").arg("REPLY").arg("SKIP").get_packed_command();
         command.write_packed_command(&mut packed);
         then.write_packed_command(&mut packed);
-        let connection = self.connection().map_err(Failure::Ours)?;
-        connection.set_read_timeout(Some(at_most + PATIENCE)).map_err(Failure::Redis)?;
-        let answer = connection.req_packed_command(&packed).and_then(Value::extract_error);
-        match answer {
-            Ok(number @ Value::Int(_)) => {
-                connection.set_read_timeout(Some(PATIENCE)).map_err(Failure::Redis)?;
-                Ok(number)
-            }
-            other => {
-                self.open = None;
-                other.map_err(Failure::Redis)
-            }
+        let answer = self.exchange(&packed, at_most + PATIENCE);
+        if !matches!(answer, Ok(Value::Int(_))) {
+            self.give_up();
         }
+        answer
     }
 
-    /// Runs a move on all keys of the queue.
+    /// Runs a move on all keys of the queue. If the connection breaks that nobody had used for a
+    /// while, the move is sent again on a fresh one. None is harmed by being made twice: claims
+    /// and settlements are numbered, a message that has been moved is not found in its old place
+    /// again, and an agent that registers twice leaves a number that has nothing in flight.
     pub fn run(&mut self, script: &Move, keys: &[String], arguments: &Arguments) -> Result<Value, Error> {
         let call = |name: &str, script: &str| {
             let mut command = redis::cmd(name);
@@ -254,33 +381,77 @@ impl Link {
             Err(Failure::Redis(error)) if wire_text(&error).contains("NOSCRIPT") => {
                 self.query(&call("EVAL", &script.text))
             }
-            Err(Failure::Redis(error)) => Err(self.server.explain(error)),
-            Err(Failure::Ours(error)) => Err(error),
-            Ok(value) => Ok(value),
+            answer => answer.map_err(|failure| self.explain(failure)),
+        }
+    }
+
+    fn explain(&self, failure: Failure) -> Error {
+        match failure {
+            Failure::Redis(error) => self.server.explain(error),
+            Failure::Ours(error) => error,
         }
     }
 
     fn query_raw(&mut self, command: &redis::Cmd) -> Result<Value, Failure> {
-        let answer = command.query::<Value>(self.connection().map_err(Failure::Ours)?);
-        match answer {
-            Ok(value) => Ok(value),
-            Err(error) => {
-                let answered = matches!(error.kind(), redis::ErrorKind::Server(_) | redis::ErrorKind::Extension);
-                // After a failover the name may lead elsewhere: so a server that may not be written to is left.
-                let elsewhere = ["READONLY", "LOADING", "MASTERDOWN"].iter().any(|code| error.code() == Some(code));
-                if !answered || elsewhere {
-                    self.open = None;
-                }
-                Err(Failure::Redis(error))
+        let packed = command.get_packed_command();
+        let was_idle = self.open.is_some() && self.used.elapsed() >= IDLE;
+        match self.exchange(&packed, PATIENCE) {
+            Err(Failure::Redis(error)) if was_idle && error.is_io_error() && !error.is_timeout() => {
+                self.exchange(&packed, PATIENCE)
             }
+            answer => answer,
+        }
+    }
+
+    /// Sends once, and hears one answer.
+    fn exchange(&mut self, packed: &[u8], patience: Duration) -> Result<Value, Failure> {
+        let connection = self.connection().map_err(Failure::Ours)?;
+        let answer = connection
+            .set_read_timeout(patience)
+            .map_err(redis::RedisError::from)
+            .and_then(|()| connection.ask(packed));
+        self.used = Instant::now();
+        let keeps = match &answer {
+            Ok(_) => {
+                self.server.has_served.store(true, Ordering::Relaxed);
+                true
+            }
+            // After a failover the name may lead elsewhere: so a server that may not be written to is
+            // left. Inside a script, servers before 7 wrap the code in a sentence.
+            Err(error) => {
+                let text = wire_text(error);
+                let elsewhere = ["READONLY", "LOADING", "MASTERDOWN", "UNBLOCKED"];
+                is_answer(error) && !elsewhere.iter().any(|code| text.contains(code))
+            }
+        };
+        if !keeps {
+            self.give_up();
+        }
+        answer.map_err(Failure::Redis)
+    }
+
+    fn give_up(&mut self) {
+        self.open = None;
+        if let Some(own) = &self.server.own {
+            own.lost(self.number);
         }
     }
 
     fn connection(&mut self) -> Result<&mut Connection, Error> {
         if self.open.is_none() {
-            self.open = Some(self.server.connect()?);
+            let (connection, addresses) = self.server.open()?;
+            if let Some(own) = &self.server.own {
+                own.connected(self.number, addresses);
+            }
+            self.open = Some(connection);
         }
         Ok(self.open.as_mut().expect("just opened"))
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.give_up();
     }
 }
 

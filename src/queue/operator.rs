@@ -165,10 +165,15 @@ impl std::fmt::Display for WrongType {
 impl Operator {
     /// Opens nothing yet.
     pub fn new(address: &RedisAddress) -> Operator {
+        Operator::on(Server::from(address), &address.prefix)
+    }
+
+    /// The same on a server that has more to be told.
+    pub fn on(server: Server, prefix: &str) -> Operator {
         let new = |body| Move::new(include_str!("head.lua"), body);
         Operator {
-            link: Link::new(Server::from(address)),
-            keys: Keys::new(&address.prefix),
+            link: Link::new(server),
+            keys: Keys::new(prefix),
             looks: Looks {
                 overview: new(include_str!("operator/overview.lua")),
                 lanes: new(include_str!("operator/lanes.lua")),

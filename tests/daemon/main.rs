@@ -14,6 +14,7 @@
 //! | `shutdown.rs` | an agent that ends or freezes: signals, `kill -9`, leases, giving back |
 //! | `outage.rs` | a Redis that is away, full, read-only, loading, or refuses us |
 //! | `operator.rs` | what people type: `check`, `status`, `dead`, `enqueue`, `listen`, wrong options |
+//! | `addresses.rs` | where no message may go; an agent whose name server is silent |
 //! | `limits.rs` | what the machine refuses: descriptors, threads, names, memory for an envelope |
 //! | `secrets.rs` | what must not be shown: credentials in logs, letters and redirects; escapes on a terminal |
 //! | `makeup.rs` | what the program and the scripts are made of: dependencies, `scripts/run` |
@@ -23,6 +24,7 @@
 //! format cannot drift unseen. It waits for conditions with `eventually`; a pause stands only
 //! where its length is what is tested. A name is a sentence.
 
+mod addresses;
 mod answers;
 mod dead;
 mod delivery;

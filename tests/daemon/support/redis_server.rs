@@ -43,6 +43,13 @@ pub struct Held {
     pub history: String,
 }
 
+impl Held {
+    /// Whether its envelope names this endpoint.
+    pub fn is_for(&self, url: &str) -> bool {
+        self.bytes.windows(url.len()).any(|window| window == url.as_bytes())
+    }
+}
+
 impl Redis {
     pub fn start() -> Redis {
         Redis::with(&[])
