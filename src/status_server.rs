@@ -2,8 +2,9 @@
 //!
 //! It promises to harm nobody: so many connections at once and so many a second, a deadline for
 //! each, requests of a few KiB, one request a connection, one small thread each while it lasts.
-//! When all seats are taken, the oldest connection that has not asked anything yet makes room, so
-//! that half-open ones keep nobody out. A small server of our own, since what is bounded here
+//! When all seats are taken, the oldest connection that has been answered makes room, and if there is
+//! none the oldest that has not asked anything for a moment, so that neither half-open ones nor those
+//! that do not close keep anybody out. A small server of our own, since what is bounded here
 //! (time above all) cannot be bounded in the ready-made one; `listen` reads bodies, keeps
 //! connections and is patient, and so has little in common with it.
 //!
@@ -33,6 +34,11 @@ const SEATS: usize = 16;
 const PER_SECOND: u32 = 200;
 /// A connection may take so long in all.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// A connection that has its answer is heard to its end for so long: a close with unread bytes would
+/// reset it, and the answer might be lost with that.
+const LINGER: Duration = Duration::from_millis(250);
+/// A connection has at least so long to ask, however many wait for its seat.
+const TO_ASK: Duration = Duration::from_millis(50);
 /// A request's line and headers may have so many bytes, and so many headers.
 const HEAD: usize = 8 << 10;
 const HEADERS: usize = 64;
@@ -92,7 +98,18 @@ struct Seats {
 struct Seat {
     number: u64,
     stream: Arc<TcpStream>,
-    has_asked: bool,
+    taken: Instant,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// It has not asked yet.
+    Silent,
+    /// It is being answered.
+    Asked,
+    /// It has its answer, and has not closed.
+    Answered,
 }
 
 impl Bound {
@@ -217,30 +234,42 @@ fn seat(stream: TcpStream, server: &Arc<Server>) {
 }
 
 impl Server {
-    /// Waits for a seat; the oldest connection that has not asked yet makes room.
+    /// Waits for a seat; the oldest connection that can make room does.
     fn take_seat(&self, stream: &Arc<TcpStream>) -> u64 {
         let mut seats = self.seats();
         while seats.taken.len() >= SEATS {
-            if let Some(idle) = seats.taken.iter().find(|seat| !seat.has_asked) {
-                let _ = idle.stream.shutdown(Shutdown::Both);
+            let now = Instant::now();
+            let has_had_time = |seat: &Seat| now.saturating_duration_since(seat.taken) >= TO_ASK;
+            let answered = seats.taken.iter().position(|seat| seat.state == State::Answered);
+            let silent = seats.taken.iter().position(|seat| seat.state == State::Silent);
+            let idle = answered.or(silent.filter(|at| has_had_time(&seats.taken[*at])));
+            if let Some(seat) = idle.and_then(|at| seats.taken.remove(at)) {
+                // Its thread waits for a word of it, and ends with this.
+                let _ = seat.stream.shutdown(Shutdown::Both);
+                continue;
             }
-            // Not for ever: should a thread have died, its deadline has long passed.
+            let patience = if silent.is_some() { TO_ASK } else { DEADLINE };
             let (waited, timeout) =
-                self.freed.wait_timeout(seats, DEADLINE).unwrap_or_else(|poisoned| poisoned.into_inner());
+                self.freed.wait_timeout(seats, patience).unwrap_or_else(|poisoned| poisoned.into_inner());
             seats = waited;
-            if timeout.timed_out() {
+            // Not for ever: should a thread have died, its deadline has long passed.
+            if timeout.timed_out() && patience == DEADLINE {
                 seats.taken.pop_front();
             }
         }
         seats.next += 1;
         let number = seats.next;
-        seats.taken.push_back(Seat { number, stream: stream.clone(), has_asked: false });
+        seats.taken.push_back(Seat { number, stream: stream.clone(), taken: Instant::now(), state: State::Silent });
         number
     }
 
-    fn has_asked(&self, number: u64) {
+    /// How far a connection is; whoever waits for a seat may have that of one answered.
+    fn turn(&self, number: u64, state: State) {
         if let Some(seat) = self.seats().taken.iter_mut().find(|seat| seat.number == number) {
-            seat.has_asked = true;
+            seat.state = state;
+        }
+        if state == State::Answered {
+            self.freed.notify_all();
         }
     }
 
@@ -483,7 +512,7 @@ struct Answer {
 fn serve(stream: &TcpStream, number: u64, server: &Server) -> io::Result<()> {
     let until = Instant::now() + DEADLINE;
     let Some((asked, with_body)) = request(stream, until)? else { return Ok(()) };
-    server.has_asked(number);
+    server.turn(number, State::Asked);
     let Answer { status, kind, body } = server.answer(&asked);
     let reason =
         ureq::http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("");
@@ -497,9 +526,8 @@ fn serve(stream: &TcpStream, number: u64, server: &Server) -> io::Result<()> {
     }
     write_until(stream, answer.as_bytes(), until)?;
     stream.shutdown(Shutdown::Write)?;
-    // What the asker still sends is read for a moment: a close with unread bytes would reset the
-    // connection, and the answer might be lost with it.
-    let until = until.min(Instant::now() + Duration::from_secs(1));
+    server.turn(number, State::Answered);
+    let until = until.min(Instant::now() + LINGER);
     let (mut rest, mut left) = ([0; 4096], 64_usize << 10);
     while left > 0 {
         match read_until(stream, &mut rest, until)? {

@@ -288,6 +288,34 @@ fn half_open_slow_and_oversized_clients_keep_nobody_out() {
 }
 
 #[test]
+fn clients_that_ask_and_do_not_close_keep_nobody_waiting() {
+    let redis = Redis::start();
+    let (_agent, address) = start(&redis, &[]);
+    let mut held = Vec::new();
+    let mut slowest = Duration::ZERO;
+    for _ in 0..6 {
+        for _ in 0..48 {
+            let mut stream = TcpStream::connect(address).unwrap();
+            write!(stream, "GET /metrics HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
+            held.push(stream);
+        }
+        let asked = Instant::now();
+        // It panics at an empty answer.
+        assert!(metrics(address).contains("acapy_deliver_ready"));
+        slowest = slowest.max(asked.elapsed());
+    }
+    eprintln!("the slowest of six answers took {slowest:?}");
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    // Those before it were answered as well.
+    for mut stream in held {
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("acapy_deliver_ready"), "{answer:?}");
+    }
+}
+
+#[test]
 fn a_flood_of_requests_neither_stops_deliveries_nor_the_answers() {
     let redis = Redis::start();
     let sink = Sink::new(|_| Answer::ok());
