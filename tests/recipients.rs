@@ -729,29 +729,53 @@ fn answer_of_a_recipient_that_neither_reads_on_nor_closes_is_heard() {
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
 }
 
+/// Says something, pauses longer than it is waited before it is looked for an
+/// answer, reads the whole payload, and says the rest.
+fn pause(stream: &mut (impl Read + Write), first: &str, rest: &str) {
+    let head = read_head(stream).unwrap();
+    stream.write_all(first.as_bytes()).unwrap();
+    stream.flush().unwrap();
+    std::thread::sleep(Duration::from_millis(700));
+    let line = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let mut body = vec![0; line.unwrap().parse().unwrap()];
+    stream.read_exact(&mut body).expect("the whole payload comes");
+    stream.write_all(rest.as_bytes()).unwrap();
+    stream.flush().unwrap();
+    let _ = stream.read(&mut [0]);
+}
+
 #[test]
-fn recipient_that_pauses_after_an_interim_answer_gets_the_whole_payload() {
-    fn pause(stream: &mut (impl Read + Write)) {
-        let head = read_head(stream).unwrap();
-        stream.write_all(b"HTTP/1.1 100 Continue\r\nX: y\r\n\r\nHTTP/1.1 1").unwrap();
-        stream.flush().unwrap();
-        // Longer than it is waited before it is looked for an answer.
-        std::thread::sleep(Duration::from_millis(700));
-        let line = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-        let mut body = vec![0; line.unwrap().parse().unwrap()];
-        stream.read_exact(&mut body).unwrap();
-        stream.write_all(b"02 Processing\r\n\r\n").unwrap();
-        let status = if body.iter().all(|byte| *byte == b'x') { "200 OK" } else { "400 Bad Request" };
-        stream.write_all(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").as_bytes()).unwrap();
-        stream.flush().unwrap();
-        let _ = stream.read(&mut [0]);
-    }
+fn recipient_that_pauses_after_an_answer_that_is_no_refusal_gets_the_whole_payload() {
     let payload = vec![b'x'; 32 << 20];
-    let plain = Server::start(|mut stream, _| pause(&mut stream));
-    assert_status(post_with(&poster(), &plain.url("/"), &[], &payload), 200);
     let ca = Ca::new();
-    let secure = ca.server(ca.certificate(&["localhost"], None), pause);
-    assert_status(post_with(&ca.poster(), &tls_url(&secure), &[], &payload), 200);
+    for (first, rest) in [
+        (
+            "HTTP/1.1 100 Continue\r\nX: y\r\n\r\nHTTP/1.1 1",
+            "02 Processing\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        ),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no", "k"),
+        ("HTTP/1.1 200 OK\r\nX: ", "y\r\nContent-Length: 0\r\n\r\n"),
+    ] {
+        let (done, whole) = mpsc::channel();
+        let done_by_tls = done.clone();
+        let plain = Server::start(move |mut stream, _| {
+            pause(&mut stream, first, rest);
+            done.send(()).unwrap();
+        });
+        let poster = poster();
+        assert_status(post_with(&poster, &plain.url("/"), &[], &payload), 200);
+        poster.close_idle();
+        let secure = ca.server(ca.certificate(&["localhost"], None), move |stream| {
+            pause(stream, first, rest);
+            done_by_tls.send(()).unwrap();
+        });
+        let poster = ca.poster();
+        assert_status(post_with(&poster, &tls_url(&secure), &[], &payload), 200);
+        poster.close_idle();
+        for _ in 0..2 {
+            whole.recv_timeout(BOUND).expect("the whole payload came");
+        }
+    }
 }
 
 #[test]

@@ -110,9 +110,10 @@ impl Exchange {
         self.progress = true;
     }
 
-    /// The status of the answer that the unread input begins with.
-    pub(super) fn status(&self) -> Option<u16> {
-        status_of(self.input())
+    /// Whether the unread input begins with an answer for which the rest of the
+    /// request has no use. Who has said 2xx may still want it.
+    pub(super) fn is_refusal(&self) -> bool {
+        status_of(self.input()).is_some_and(|status| status >= 300)
     }
 
     /// Passes over interim answers, which may have headers of any kind and mean
@@ -233,7 +234,7 @@ mod tests {
                 exchange.input_appended(part.len());
             }
             assert_eq!(exchange.input(), b"HTTP/1.1 200 OK\r\n\r\n", "in steps of {step}");
-            assert_eq!(exchange.status(), Some(200));
+            assert_eq!(status_of(exchange.input()), Some(200));
         }
         // In a body they are the body's.
         let mut exchange = Exchange::default();

@@ -369,15 +369,15 @@ impl Plain {
         }
     }
 
-    /// Looks for an answer while the recipient takes no more: then it has all that
-    /// it wanted. What goes wrong here is seen again when the answer is waited for.
+    /// Looks for an answer while the recipient takes no more: if it refuses, it has
+    /// all that it wanted. What goes wrong here is seen again when the answer is waited for.
     fn look(&mut self) {
         if self.socket.has_input()
             && let Ok(room) = self.buffers.room()
             && let Ok(amount) = self.socket.receive(room, SHORT)
         {
             self.buffers.came_early(amount);
-            self.socket.deaf |= self.buffers.status().is_some();
+            self.socket.deaf |= self.buffers.is_refusal();
         }
     }
 }
@@ -428,7 +428,7 @@ impl Tls {
         {
             buffers.came_early(amount);
             if let Way::Socket { socket, .. } = &mut stream.sock.way {
-                socket.deaf |= buffers.status().is_some();
+                socket.deaf |= buffers.is_refusal();
             }
         }
     }
@@ -575,7 +575,7 @@ pub(super) struct Socket {
     tick: Duration,
     read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
-    /// The recipient takes no more, or has answered before it took all. Sending then
+    /// The recipient takes no more, or has refused before it took all. Sending then
     /// does nothing: its answer (413 to what is too large) says more than a broken pipe.
     deaf: bool,
 }
