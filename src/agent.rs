@@ -33,6 +33,8 @@ const WORKER_STACK: usize = 512 << 10;
 const SETTLING: Duration = Duration::from_secs(5);
 /// After the drain, giving back what is left may take so long: Redis answers in milliseconds or is away.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(1500);
+/// The longest backoff of a message, and the longest time that a recipient may ask for.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(3600);
 /// A line in the log this often, if anything happened.
 const SUMMARY_EVERY: Duration = Duration::from_secs(60);
 
@@ -289,7 +291,8 @@ impl Agent {
         let delay = self.retry_first;
         let place = if self.ordered { Place::Waiting(Some(delay)) } else { Place::Retry(delay) };
         let why = history.last_error.clone();
-        self.shared.report(Report::Settle(Settlement { id, origin: origin.clone(), place, history }));
+        let settlement = Settlement { id, origin: origin.clone(), place, history, kept: None };
+        self.shared.report(Report::Settle(settlement));
         if self.ordered {
             self.shared.report(Report::Lane(LaneChange::Close { origin, after: delay, failures: 1, why }));
         }
@@ -355,7 +358,18 @@ fn retry(config: &Config) -> Retry {
 }
 
 fn settler_options(config: &Config) -> settler::Options {
-    settler::Options { lease: config.lease, give_up_after: config.give_up_after, keep_dead: config.keep_dead }
+    settler::Options {
+        lease: config.lease,
+        give_up_after: config.give_up_after,
+        keep_dead: config.keep_dead,
+        longest_delay: longest_delay(config),
+    }
+}
+
+/// Nothing is put off for longer: a message until its lane is tried (its backoff or what the recipient
+/// asked for) and for a backoff of its own beyond that, both with their jitter; and an attempt.
+pub(crate) fn longest_delay(config: &Config) -> Duration {
+    (config.retry_max.max(LONGEST_BACKOFF) + LONGEST_BACKOFF).mul_f64(1.2) + config.timeout + SETTLING
 }
 
 fn poster_options(config: &Config, guard: Guard) -> poster::Options {

@@ -43,7 +43,7 @@ pub const MAX_HEADERS: usize = 64 * 1024;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Envelope {
     /// What the queue gave out; the ranges below are parts of it.
-    raw: Vec<u8>,
+    raw: Arc<Vec<u8>>,
     payload: Range<usize>,
     /// UTF-8, as checked when decoding.
     endpoint: Range<usize>,
@@ -72,6 +72,7 @@ impl Envelope {
     pub fn decode_with(raw: Vec<u8>, endpoints: &mut Endpoints) -> Result<Envelope, Malformed> {
         match Parts::read(&raw, endpoints) {
             Ok(Parts { payload, endpoint, headers, retries, target }) => {
+                let raw = Arc::new(raw);
                 Ok(Envelope { raw, payload, endpoint, headers, retries, target })
             }
             Err(reason) => Err(Malformed { raw, reason }),
@@ -178,7 +179,12 @@ impl Envelope {
 
     /// Gives the bytes that ACA-Py pushed back.
     pub fn into_raw(self) -> Vec<u8> {
-        self.raw
+        Arc::unwrap_or_clone(self.raw)
+    }
+
+    /// The same bytes once more, shared and not copied.
+    pub fn share_raw(&self) -> Arc<Vec<u8>> {
+        self.raw.clone()
     }
 }
 

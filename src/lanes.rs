@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use crate::envelope::Envelope;
 use crate::policy::{self, Fault, Outcome};
-use crate::queue::{AgentNumber, Bounds, History, Id, LaneChange, Place, Settlement, Source, WaitingLane};
+use crate::queue::{AgentNumber, Bounds, History, Id, Kept, LaneChange, Place, Settlement, Source, WaitingLane};
 
 /// A claim, decoded, as the lanes hold it and a worker attempts it.
 #[derive(Debug)]
@@ -303,6 +303,8 @@ pub struct Lanes {
     discarded: HashSet<(Id, AgentNumber)>,
     /// Bytes of the claims not yet attempted to an end.
     held_bytes: usize,
+    /// Bytes of those that are being settled and are kept until that is confirmed.
+    leaving_bytes: usize,
     /// Claims out in all, of lanes not proven, and of these of failed ones.
     out: usize,
     out_unproven: usize,
@@ -335,6 +337,7 @@ impl Lanes {
             held: HashMap::default(),
             discarded: HashSet::new(),
             held_bytes: 0,
+            leaving_bytes: 0,
             out: 0,
             out_unproven: 0,
             out_failed: 0,
@@ -370,7 +373,7 @@ impl Lanes {
         let failed = self.most_failed().saturating_sub(self.out_failed + self.failed_without_slot.len());
         Some(Bounds {
             messages,
-            bytes: CLAIM_BYTES.min(self.limits.bytes - self.held_bytes).max(1),
+            bytes: CLAIM_BYTES.min(self.limits.bytes - self.bytes()).max(1),
             largest: self.limits.bytes.max(LARGEST),
             returning: if self.round_up { messages.div_ceil(2) } else { messages / 2 },
             wants: self.wants(),
@@ -380,6 +383,7 @@ impl Lanes {
             suspect: self.suspects == 0,
             ordered: self.limits.ordered,
             popped: None,
+            seen: 0,
         })
     }
 
@@ -387,7 +391,11 @@ impl Lanes {
     pub fn has_room(&self) -> bool {
         let limit = self.held_at_most();
         let worth_it = (CLAIM_MESSAGES / 2).min(limit / 4).max(1);
-        self.filing.is_empty() && self.n_held() + worth_it <= limit && self.held_bytes < self.limits.bytes
+        self.filing.is_empty() && self.n_held() + worth_it <= limit && self.bytes() < self.limits.bytes
+    }
+
+    fn bytes(&self) -> usize {
+        self.held_bytes + self.leaving_bytes
     }
 
     fn n_held(&self) -> usize {
@@ -479,8 +487,9 @@ impl Lanes {
     }
 
     /// Takes note of a claim that cannot be decoded and is settled at once.
-    pub fn admit_unreadable(&mut self, id: Id) {
-        self.held.entry(id).or_default().leaving += 1;
+    pub fn admit_unreadable(&mut self, settlement: &Settlement) {
+        self.held.entry(settlement.id).or_default().leaving += 1;
+        self.leaving_bytes += kept_bytes(settlement);
     }
 
     /// Takes in what became of an attempt that began at `begun`: settles the claim,
@@ -565,6 +574,7 @@ impl Lanes {
     /// The queue has settled these.
     pub fn confirmed(&mut self, settlements: &[Settlement], now: Instant) {
         for settlement in settlements {
+            self.leaving_bytes -= kept_bytes(settlement);
             if let Some(hold) = self.held.get_mut(&settlement.id) {
                 hold.leaving = hold.leaving.saturating_sub(1);
                 if hold.here.is_none() && hold.leaving == 0 {
@@ -637,13 +647,13 @@ impl Lanes {
         self.held.keys().copied().collect()
     }
 
-    /// Forgets claims that another agent has now, these or all; those that workers have are told apart by
+    /// Forgets claims that another agent has now, told by their id and number; those that workers have are told apart by
     /// [`Lanes::is_discarded`]. What is being settled stays noted until that is confirmed.
-    pub fn discard(&mut self, ids: Option<&HashSet<Id>>, effects: &mut Effects) {
-        let is_theirs = |id: &Id| ids.is_none_or(|ids| ids.contains(id));
+    pub fn discard(&mut self, is_theirs: impl Fn(Id, AgentNumber) -> bool, effects: &mut Effects) {
         let mut dropped = Vec::new();
         for lane in &mut self.lanes {
-            let (theirs, kept): (VecDeque<_>, _) = lane.held.drain(..).partition(|claim| is_theirs(&claim.id));
+            let (theirs, kept): (VecDeque<_>, _) =
+                lane.held.drain(..).partition(|claim| is_theirs(claim.id, claim.agent));
             lane.held = kept;
             dropped.extend(theirs);
         }
@@ -653,14 +663,12 @@ impl Lanes {
         }
         let discarded = &mut self.discarded;
         self.held.retain(|id, hold| {
-            if is_theirs(id)
-                && let Some(agent) = hold.here.take()
-            {
+            if let Some(agent) = hold.here.filter(|agent| is_theirs(*id, *agent)) {
+                hold.here = None;
                 discarded.insert((*id, agent));
             }
             hold.here.is_some() || hold.leaving > 0
         });
-        self.filing.retain(|id| !is_theirs(id));
         self.fill_slots(effects);
     }
 
@@ -686,7 +694,7 @@ impl Lanes {
 
     /// Counts for the metrics: open lanes, new ones, closed ones.
     pub fn counts(&self) -> LaneCounts {
-        let mut counts = LaneCounts { held: self.held.len(), bytes: self.held_bytes, ..LaneCounts::default() };
+        let mut counts = LaneCounts { held: self.held.len(), bytes: self.bytes(), ..LaneCounts::default() };
         for &at in self.by_origin.values() {
             match self.lanes[at].state {
                 State::New => counts.new += 1,
@@ -931,7 +939,10 @@ impl Lanes {
         if !self.discarded.remove(&(claim.id, claim.agent)) {
             hold.here = None;
         }
-        effects.settlements.push(Settlement { id: claim.id, origin: claim.origin.clone(), place, history });
+        let kept = (place != Place::Delivered).then(|| Kept { agent: claim.agent, bytes: claim.envelope.share_raw() });
+        let settlement = Settlement { id: claim.id, origin: claim.origin.clone(), place, history, kept };
+        self.leaving_bytes += kept_bytes(&settlement);
+        effects.settlements.push(settlement);
     }
 
     fn file(&mut self, claim: &Claim, history: History, delay: Option<Duration>, effects: &mut Effects) {
@@ -1171,6 +1182,10 @@ impl Lanes {
     }
 }
 
+fn kept_bytes(settlement: &Settlement) -> usize {
+    settlement.kept.as_ref().map_or(0, |kept| kept.bytes.len())
+}
+
 /// How many lanes are in which state, and what is held.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LaneCounts {
@@ -1182,7 +1197,7 @@ pub struct LaneCounts {
     pub closed: usize,
     /// Claims not yet confirmed settled.
     pub held: usize,
-    /// Bytes of those not yet attempted to an end.
+    /// Bytes of those not yet attempted to an end, or kept until it is confirmed that they are put off.
     pub bytes: usize,
 }
 

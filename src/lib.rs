@@ -24,6 +24,7 @@
 //! with the [`poster`], [`policy`] judges, and the [`settler`] tells the queue.
 
 pub mod agent;
+pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod envelope;
@@ -32,6 +33,7 @@ mod headers;
 pub mod journal;
 pub mod lanes;
 pub mod metrics;
+pub mod peers;
 pub mod policy;
 pub mod poster;
 pub mod queue;

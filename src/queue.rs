@@ -21,8 +21,9 @@ pub mod stream;
 /// What the threads need of a queue. Each thread has one of its own, so that a
 /// blocking wait holds up nobody's settlement.
 pub trait Queue: Send {
-    /// Registers a new agent whose lease runs out after `lease`.
-    fn join(&mut self, lease: Duration) -> Result<AgentNumber, Error>;
+    /// Registers a new agent whose lease runs out after `lease`, and says what became of the number
+    /// that it had before. No number is given out that is not higher than `seen`.
+    fn join(&mut self, lease: Duration, old: Option<AgentNumber>, seen: u64) -> Result<Joined, Error>;
 
     /// Takes messages within `bounds`, recorded as in flight under `me`. A claim
     /// whose answer was lost is sent again under the same `call` (with `again`),
@@ -43,8 +44,9 @@ pub trait Queue: Send {
         changes: &[LaneChange],
     ) -> Result<Vec<Id>, Error>;
 
-    /// Renews the lease of an agent that is registered; lists all others.
-    fn beat(&mut self, me: AgentNumber, lease: Duration) -> Result<Beat, Error>;
+    /// Renews the lease of an agent that is registered; lists all others; says whether anything is
+    /// due later than `longest`. No number is given out from now on that is not higher than `seen`.
+    fn beat(&mut self, me: AgentNumber, lease: Duration, seen: u64, longest: Duration) -> Result<Beat, Error>;
 
     /// Takes back what a dead agent had in flight, at most `limit` messages, due
     /// at once; `None` if its lease has changed since it was seen.
@@ -59,21 +61,36 @@ pub trait Queue: Send {
     /// Makes these due again, as far as they are in flight under `me`.
     fn give_back(&mut self, me: AgentNumber, ids: &[Id]) -> Result<usize, Error>;
 
+    /// Puts what the queue has lost back, in flight under `me`; what it still has stays where it is.
+    /// Returns those that are in flight under `me` now; `None` if `me` is not registered any more.
+    fn restore(&mut self, me: AgentNumber, messages: &[(Id, Arc<Vec<u8>>)]) -> Result<Option<Vec<Id>>, Error>;
+
+    /// Puts a message that a wait has popped back to where it was, the left of the queue.
+    fn put_back(&mut self, popped: &[u8]) -> Result<(), Error>;
+
+    /// Makes what is due later than `longest` due now, at most `limit` messages and as many lanes;
+    /// returns how many of both. Nothing is put off for so long, but a clock may have gone back since.
+    fn hasten(&mut self, longest: Duration, limit: usize) -> Result<usize, Error>;
+
     /// Which of these the queue still has, wherever.
     fn has(&mut self, ids: &[Id]) -> Result<Vec<bool>, Error>;
 
     /// All lanes that have messages waiting.
     fn lanes(&mut self) -> Result<Vec<WaitingLane>, Error>;
 
-    /// Buries what waits for a lane and was first put off at least `age` ago; returns how many.
-    fn expire(&mut self, origin: &str, age: Duration, reason: &str) -> Result<usize, Error>;
+    /// So many lanes that have messages waiting, leaving out the first `from` of them.
+    fn some_lanes(&mut self, from: usize, limit: usize) -> Result<Vec<WaitingLane>, Error>;
+
+    /// Buries what waits for a lane and was first put off at least `age` ago, at most `limit` of it;
+    /// returns how many.
+    fn expire(&mut self, origin: &str, age: Duration, reason: &str, limit: usize) -> Result<usize, Error>;
 
     /// Once, at the start of an agent: brings the queue up to date with what earlier
     /// programs left, and returns what its operator should know or change, a line each.
     fn prepare(&mut self) -> Result<Vec<String>, Error>;
 
-    /// Removes for good the dead letters older than `age`; returns how many.
-    fn forget_dead(&mut self, age: Duration) -> Result<usize, Error>;
+    /// Removes for good the dead letters older than `age`, at most `limit`; returns how many.
+    fn forget_dead(&mut self, age: Duration, limit: usize) -> Result<usize, Error>;
 }
 
 /// What a wait came to.
@@ -179,6 +196,8 @@ pub struct Bounds {
     pub ordered: bool,
     /// A value that the wait has already popped from the queue (`--pop blpop`).
     pub popped: Option<Vec<u8>>,
+    /// The highest number, of a message or an agent, that this agent has seen: what is taken gets higher ones.
+    pub seen: u64,
 }
 
 impl Bounds {
@@ -196,6 +215,7 @@ impl Bounds {
             suspect: false,
             ordered: false,
             popped: Some(popped),
+            seen: 0,
         }
     }
 }
@@ -221,6 +241,8 @@ pub enum Claimed {
         due_in: Option<Duration>,
         /// Whether the queue itself had more than was taken.
         more: bool,
+        /// The queue's time, in milliseconds since 1970.
+        at: u64,
     },
 }
 
@@ -250,6 +272,24 @@ pub struct Settlement {
     /// Attempts and errors so far; not read for `Delivered`. `age` is ignored: the
     /// queue remembers the first time by its own clock.
     pub history: History,
+    /// What it takes to put it back, should the queue have lost it; none with what was delivered.
+    pub kept: Option<Kept>,
+}
+
+/// A message as it was claimed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// The number under which it was claimed.
+    pub agent: AgentNumber,
+    /// Its bytes, shared with the claim.
+    pub bytes: Arc<Vec<u8>>,
+}
+
+/// Leaves the bytes out, for it may end in a log.
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kept").field("agent", &self.agent).field("size", &self.bytes.len()).finish()
+    }
 }
 
 /// A lane's change of state, for all agents.
@@ -287,6 +327,8 @@ pub struct Peer {
     /// Its lease as it stands in the queue, opaque; `None` if it has messages in
     /// flight but is not registered. It is alive as long as this changes.
     pub lease: Option<u64>,
+    /// How long its leases are: before that it need not have changed.
+    pub length: Duration,
 }
 
 /// A lane with waiting messages as the queue sees it.
@@ -298,6 +340,26 @@ pub struct WaitingLane {
     pub due_in: Option<Duration>,
 }
 
+/// The answer to a join.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Joined {
+    /// The agent's new number.
+    pub number: AgentNumber,
+    /// What became of the one before.
+    pub old: Fate,
+}
+
+/// What became of a number that an agent had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// There was none, or the queue knows nothing of it: it has lost data.
+    Unknown,
+    /// It is registered still.
+    Registered,
+    /// Others took it for dead, and took back all that it had in flight.
+    Recovered,
+}
+
 /// The answer to a beat.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Beat {
@@ -305,6 +367,10 @@ pub struct Beat {
     pub registered: bool,
     /// All other agents, registered or holding messages.
     pub peers: Vec<Peer>,
+    /// The queue's time, in milliseconds since 1970.
+    pub at: u64,
+    /// The longest delay of all agents, if something is due later than that.
+    pub beyond: Option<Duration>,
 }
 
 /// Why a move could not be made.

@@ -13,7 +13,7 @@ use crate::envelope::{Endpoints, Envelope};
 use crate::journal::Speaker;
 use crate::lanes::Claim;
 use crate::metrics::add;
-use crate::queue::{AgentNumber, Claimed, Error, History, Place, Queue, RawClaim, Settlement, Source, Waited};
+use crate::queue::{AgentNumber, Claimed, Error, History, Kept, Place, Queue, RawClaim, Settlement, Source, Waited};
 use crate::shared::{Report, Shared};
 use crate::worker::panic_message;
 
@@ -143,6 +143,7 @@ impl Reader<'_> {
             return Ok(());
         };
         bounds.popped = self.popped.clone();
+        bounds.seen = self.shared.seen();
         if !self.again {
             self.call += 1;
         }
@@ -151,6 +152,7 @@ impl Reader<'_> {
             self.asked = Instant::now();
         }
         let asked = self.asked;
+        let sent = Instant::now();
         let claimed = queue.claim(number, self.call, again, &bounds)?;
         add(&self.shared.metrics.claims, 1);
         match claimed {
@@ -170,7 +172,10 @@ impl Reader<'_> {
                 self.shared.wait_for_change(STANDBY);
                 Ok(())
             }
-            Claimed::Taken { claims, emptied, failures, oversized, due_in, more } => {
+            Claimed::Taken { claims, emptied, failures, oversized, due_in, more, at } => {
+                self.shared.note_clock(at, sent);
+                let ids = claims.iter().map(|claim| claim.id).chain(oversized.iter().map(|(id, _)| *id));
+                self.shared.see(ids.map(|id| id.0).max().unwrap_or(0));
                 self.popped = None;
                 if std::mem::replace(&mut self.was_standby, false) {
                     info!("taking over: this agent delivers now");
@@ -263,7 +268,11 @@ impl Reader<'_> {
 
     fn decode(&mut self, raw: RawClaim, number: AgentNumber) -> Result<Claim, Settlement> {
         let RawClaim { id, bytes, mut history, recovered, source } = raw;
+        if !self.shared.tells_ages() {
+            history.age = None;
+        }
         let decoded = catch_unwind(AssertUnwindSafe(|| Envelope::decode_with(bytes, &mut self.endpoints)));
+        let mut kept = None;
         let reason = match decoded {
             Ok(Ok(envelope)) => {
                 if source == Source::Queue {
@@ -271,23 +280,42 @@ impl Reader<'_> {
                 }
                 return Ok(Claim::new(id, envelope, history, recovered, source, number, Instant::now()));
             }
-            Ok(Err(malformed)) => format!("undecodable: {malformed}"),
+            Ok(Err(malformed)) => {
+                let reason = format!("undecodable: {malformed}");
+                kept = Some(Kept { agent: number, bytes: Arc::new(malformed.raw) });
+                reason
+            }
             Err(panic) => format!("internal error: {}", panic_message(&*panic)),
         };
         add(&self.shared.metrics.undecodable, 1);
         add(&self.shared.metrics.dead, 1);
         self.shared.journal.died(id, "an unknown endpoint", &reason);
         let history = History { last_error: reason, ..history };
-        Err(Settlement { id, origin: Arc::from(""), place: Place::Dead, history })
+        Err(Settlement { id, origin: Arc::from(""), place: Place::Dead, history, kept })
     }
 
-    /// At a stop: what the wait has popped is claimed once more, so that Redis has it; leaving gives it back.
+    /// At a stop: what the wait has popped is claimed once more, so that Redis has it, and leaving gives
+    /// it back. An agent that is not registered any more cannot claim: it puts it back where it was.
     fn hand_over_popped(&mut self, queue: &mut dyn Queue) {
-        let (Some(value), Some(number)) = (self.popped.take(), self.number) else { return };
+        let Some(value) = self.popped.take() else { return };
         let bounds = crate::queue::Bounds::only(value);
+        let value = bounds.popped.as_deref().expect("just set");
+        if !self.again {
+            self.call += 1;
+        }
         for _ in 0..3 {
-            match queue.claim(number, self.call + 1, self.again, &bounds) {
-                Ok(_) => return,
+            // If the last claim's answer was lost it may have taken the message: so it is sent again as it was.
+            let claimed = self.number.map(|number| queue.claim(number, self.call, self.again, &bounds));
+            let done = match claimed {
+                Some(Ok(Claimed::Taken { .. })) => Ok(()),
+                Some(Ok(Claimed::Gone | Claimed::Standby)) | None => {
+                    self.number = None;
+                    queue.put_back(value)
+                }
+                Some(Err(error)) => Err(error),
+            };
+            match done {
+                Ok(()) => return,
                 Err(error) => debug!("handing over what was popped: {error}"),
             }
             self.again = true;

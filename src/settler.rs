@@ -2,9 +2,12 @@
 //! the queue has confirmed it; registers the agent and renews its lease; takes
 //! back what dead agents left. It waits for reports and for the next beat. It
 //! ends when it is told to leave, or when waiting cannot mend what Redis says.
+//!
+//! The beat comes first: everything that may be long (taking back, burying,
+//! removing) is done one bounded call at a time between two looks at the clock.
 
-use std::collections::HashMap;
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +16,8 @@ use log::{debug, error, info, warn};
 
 use crate::journal::{Speaker, spell};
 use crate::metrics::add;
-use crate::queue::{AgentNumber, Error, LaneChange, Peer, Queue, Settlement};
+use crate::peers::{Peers, between_beats};
+use crate::queue::{AgentNumber, Error, Fate, Id, LaneChange, Peer, Queue, Settlement};
 use crate::reader::Patience;
 use crate::shared::{Report, Shared};
 
@@ -22,27 +26,38 @@ const BATCH: usize = 512;
 /// A settlement waits this long for company. Asleep and not on the channel, so
 /// that those who report need not wake the settler one by one.
 const LINGER: Duration = Duration::from_millis(1);
-/// Messages recovered in one call.
-const RECOVER_AT_ONCE: usize = 512;
+/// Messages taken back, buried, removed or made due in one call.
+const AT_ONCE: usize = 500;
+/// Bytes that are put back in one call, beside the message that reaches it.
+const RESTORED_BYTES: usize = 4 << 20;
 /// How often dead letters past their keeping are looked for.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
-
+/// Lanes that other agents may have closed are looked at so many a beat, in turn.
+const LANES_PER_BEAT: usize = 1000;
+/// Ages mean something only if the queue's clock was looked at within this time.
+const CLOCK_SEEN_WITHIN: Duration = Duration::from_secs(1);
 /// A reader that has not turned for two leases, and not for this long, is stuck: while it waits for
 /// Redis (to connect, for an answer, until the next try) it may take as long.
 const READER_WAITS: Duration = Duration::from_secs(16);
-
 /// So often it is looked whether such a reader turns again.
 const BEAT_OF_THE_STUCK: Duration = Duration::from_secs(1);
+/// An agent that the queue forgets again and again joins again after pauses that grow from this to the longer.
+const REJOIN_MIN: Duration = Duration::from_millis(500);
+const REJOIN_MAX: Duration = Duration::from_secs(10);
+/// Numbers of ours of which it is remembered that others took them over.
+const MOST_TAKEN_OVER: usize = 100;
 
 /// What the settler goes by.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How long the agent is taken for alive without a beat (`--lease`); it beats three times as often.
+    /// How long the agent is taken for alive without a beat (`--lease`).
     pub lease: Duration,
     /// What waits behind a dead endpoint and is older ends too (`--give-up-after`).
     pub give_up_after: Duration,
     /// Dead letters older than this are removed for good (`--keep-dead`).
     pub keep_dead: Option<Duration>,
+    /// Nothing is put off for longer: what is due later than that was put off by a clock that was ahead.
+    pub longest_delay: Duration,
 }
 
 /// Settles until it is told to leave.
@@ -51,20 +66,7 @@ pub struct Options {
 ///
 /// What waiting cannot mend: wrong password, no permission, wrong type at a key.
 pub fn run(queue: &mut dyn Queue, shared: &Shared, reports: &Receiver<Report>, options: &Options) -> Result<(), Error> {
-    let mut settler = Settler {
-        shared,
-        options,
-        number: None,
-        call: 0,
-        prepared: false,
-        backlog: Batch::default(),
-        sent: None,
-        next_beat: Instant::now(),
-        next_forget: Instant::now(),
-        looks: HashMap::new(),
-        leaving: false,
-        said_stuck: false,
-    };
+    let mut settler = Settler::new(shared, options);
     let mut patience = Patience::default();
     loop {
         shared.turn(1);
@@ -73,17 +75,19 @@ pub fn run(queue: &mut dyn Queue, shared: &Shared, reports: &Receiver<Report>, o
             Ok(false) => {
                 patience = Patience::default();
                 shared.journal.redis_back(Speaker::Settler);
-                settler.listen(reports, settler.next_beat);
+                settler.listen(reports);
             }
             Err(Error::Unavailable(why)) => {
                 shared.journal.redis_lost(Speaker::Settler, &why);
                 if settler.leaving {
                     return Err(Error::Unavailable(why));
                 }
+                // What comes back may be an older copy: it learns first of all which numbers we have seen.
+                settler.next_beat = Instant::now();
                 // Reports are taken in meanwhile, so that a stop is heard.
                 // Never longer than between two beats: an agent that is slower to come back than others
                 // are to look three times is taken for dead, and what it holds goes out twice.
-                let until = Instant::now() + patience.next_pause().min(options.lease / 3);
+                let until = Instant::now() + patience.next_pause().min(between_beats(options.lease));
                 while !settler.leaving
                     && let Ok(report) = reports.recv_deadline(until)
                 {
@@ -117,12 +121,16 @@ impl Batch {
     }
 }
 
-/// How an agent has been seen.
-struct Look {
-    lease: Option<u64>,
-    looks: u32,
-    first: Instant,
-    last: Instant,
+/// What is too long for one call: done a call at a time.
+enum Chore {
+    /// Taking back what a dead agent had in flight; how much it was so far.
+    Recover(Peer, usize),
+    /// Burying what waits for an endpoint that failed again, and is too old.
+    Expire { origin: Arc<str>, why: String, buried: usize },
+    /// Removing dead letters past their keeping.
+    Forget(Duration, usize),
+    /// Making due what a clock that went back has put off too far.
+    Hasten(Duration, usize),
 }
 
 struct Settler<'a> {
@@ -134,37 +142,66 @@ struct Settler<'a> {
     backlog: Batch,
     /// Sent, and not yet confirmed: sent again under the same call number.
     sent: Option<Batch>,
+    /// The queue says that these are not ours any more; it may have lost them.
+    astray: VecDeque<Settlement>,
+    /// Numbers of ours that others took for dead: what was claimed under them is others' now.
+    taken_over: VecDeque<AgentNumber>,
+    chores: VecDeque<Chore>,
     next_beat: Instant,
     next_forget: Instant,
-    looks: HashMap<AgentNumber, Look>,
+    /// Not before this is joined again, and how long the pause after that will be.
+    next_join: Instant,
+    join_pause: Duration,
+    peers: Peers,
+    /// The next of the lanes that other agents may have closed.
+    next_lane: usize,
     leaving: bool,
     said_stuck: bool,
 }
 
 impl Settler<'_> {
+    fn new<'a>(shared: &'a Shared, options: &'a Options) -> Settler<'a> {
+        let now = Instant::now();
+        Settler {
+            shared,
+            options,
+            number: None,
+            call: 0,
+            prepared: false,
+            backlog: Batch::default(),
+            sent: None,
+            astray: VecDeque::new(),
+            taken_over: VecDeque::new(),
+            chores: VecDeque::new(),
+            next_beat: now,
+            next_forget: now,
+            next_join: now,
+            join_pause: REJOIN_MIN,
+            peers: Peers::default(),
+            next_lane: 0,
+            leaving: false,
+            said_stuck: false,
+        }
+    }
+
     /// Does what is due. True when it has left.
     fn turn(&mut self, queue: &mut dyn Queue) -> Result<bool, Error> {
-        if self.number.is_none() {
+        if self.number.is_none() && (Instant::now() >= self.next_join || self.leaving) {
             self.join(queue)?;
         }
-        self.settle(queue)?;
-        if Instant::now() >= self.next_beat && !self.leaving {
+        if Instant::now() >= self.next_beat && !self.leaving && self.number.is_some() {
             if self.reader_is_stuck() {
-                self.next_beat = Instant::now() + BEAT_OF_THE_STUCK.min(self.options.lease / 3);
+                self.next_beat = Instant::now() + BEAT_OF_THE_STUCK.min(between_beats(self.options.lease));
             } else {
                 self.beat(queue)?;
             }
         }
-        if let Some(age) = self.options.keep_dead
-            && Instant::now() >= self.next_forget
-        {
-            self.next_forget = Instant::now() + FORGET_EVERY;
-            let n = queue.forget_dead(age)?;
-            if n > 0 {
-                info!("{n} dead messages older than {} removed for good", spell(age));
-            }
+        self.settle(queue)?;
+        self.bring_back(queue)?;
+        if !self.leaving && !self.said_stuck {
+            self.do_chore(queue)?;
         }
-        if self.leaving && self.sent.is_none() && self.backlog.is_empty() {
+        if self.leaving && self.sent.is_none() && self.backlog.is_empty() && self.astray.is_empty() {
             if let Some(number) = self.number {
                 queue.leave(number)?;
             }
@@ -190,11 +227,14 @@ impl Settler<'_> {
         stuck
     }
 
-    /// Takes in reports: waits for the first until `until`, then a moment for more.
-    fn listen(&mut self, reports: &Receiver<Report>, until: Instant) {
-        if !self.backlog.is_empty() || self.leaving {
-            return;
-        }
+    /// Takes in reports: waits for the first until something is due, then a moment for more.
+    fn listen(&mut self, reports: &Receiver<Report>) {
+        let until = match self.number {
+            None => self.next_join,
+            Some(_) if !self.backlog.is_empty() || !self.astray.is_empty() || self.leaving => return,
+            Some(_) if !self.chores.is_empty() && !self.said_stuck => Instant::now(),
+            Some(_) => self.next_beat,
+        };
         match reports.recv_deadline(until) {
             Ok(report) => self.hear(report),
             Err(RecvTimeoutError::Timeout) => return,
@@ -213,13 +253,15 @@ impl Settler<'_> {
             Report::Settle(settlement) => self.backlog.settlements.push(settlement),
             Report::Lane(change) => self.backlog.changes.push(change),
             // Joined anew whatever a beat would say: Redis may have been rolled back in between.
-            Report::Gone(number) if self.number == Some(number) => {
-                self.shared.unregistered();
-                self.number = None;
-            }
+            Report::Gone(number) if self.number == Some(number) => self.unregistered(),
             Report::Gone(_) => {}
             Report::Leave => self.leaving = true,
         }
+    }
+
+    fn unregistered(&mut self) {
+        self.shared.unregistered();
+        self.number = None;
     }
 
     fn settle(&mut self, queue: &mut dyn Queue) -> Result<(), Error> {
@@ -231,12 +273,14 @@ impl Settler<'_> {
             let batch = self.sent.get_or_insert_with(|| self.backlog.take());
             let lost = queue.settle(number, self.call, &batch.settlements, &batch.changes)?;
             add(&self.shared.metrics.settles, 1);
-            for id in lost {
-                debug!("message {id} is not ours any more: another agent has it");
+            let mut batch = self.sent.take().expect("just sent");
+            if !lost.is_empty() {
+                let lost: HashSet<Id> = lost.into_iter().collect();
+                let astray = batch.settlements.extract_if(.., |one| one.kept.is_some() && lost.contains(&one.id));
+                self.astray.extend(astray);
             }
-            let batch = self.sent.take().expect("just sent");
             self.shared.confirmed(&batch.settlements);
-            self.expire(queue, &batch.changes);
+            self.expire_later(&batch.changes);
             if Instant::now() >= self.next_beat {
                 return Ok(());
             }
@@ -244,22 +288,151 @@ impl Settler<'_> {
         Ok(())
     }
 
-    /// What waits behind an endpoint that failed again, and is too old, ends as well.
-    fn expire(&mut self, queue: &mut dyn Queue, changes: &[LaneChange]) {
-        let age = self.options.give_up_after;
-        for change in changes {
-            if let LaneChange::Close { origin, why, .. } = change {
-                let reason = format!("gave up after {} behind a failing endpoint: {why}", spell(age));
-                match queue.expire(origin, age, &reason) {
-                    Ok(0) => {}
-                    Ok(n) => {
-                        add(&self.shared.metrics.dead, n as u64);
-                        warn!("{n} messages that waited for {origin} are dead: {reason}");
-                    }
-                    // They are looked at again when it fails the next time.
-                    Err(error) => debug!("looking for what waits too long for {origin}: {error}"),
+    /// Of what the queue says is not ours any more: what another agent took over is its own; what Redis has
+    /// lost exists only here, and goes back to be settled like anything else. A call's worth at once.
+    fn bring_back(&mut self, queue: &mut dyn Queue) -> Result<(), Error> {
+        let Some(number) = self.number else { return Ok(()) };
+        let (mut ours, mut bytes) = (Vec::new(), 0);
+        let mut theirs = Vec::new();
+        while ours.len() < AT_ONCE
+            && bytes < RESTORED_BYTES
+            && let Some(one) = self.astray.pop_front()
+        {
+            match &one.kept {
+                Some(kept) if !self.taken_over.contains(&kept.agent) => {
+                    bytes += kept.bytes.len();
+                    ours.push(one);
+                }
+                _ => {
+                    debug!("message {} is not ours any more: another agent took it over", one.id);
+                    theirs.push(one);
                 }
             }
+        }
+        self.shared.confirmed(&theirs);
+        if ours.is_empty() {
+            return Ok(());
+        }
+        let messages: Vec<_> = ours.iter().filter_map(|one| Some((one.id, one.kept.as_ref()?.bytes.clone()))).collect();
+        let restored = match queue.restore(number, &messages) {
+            Ok(Some(restored)) => restored.into_iter().collect::<HashSet<Id>>(),
+            failed => {
+                // Which of them are back is told when they are asked for again.
+                ours.into_iter().rev().for_each(|one| self.astray.push_front(one));
+                if failed?.is_none() {
+                    self.unregistered();
+                }
+                return Ok(());
+            }
+        };
+        let (back, elsewhere): (Vec<_>, Vec<_>) = ours.into_iter().partition(|one| restored.contains(&one.id));
+        for one in &elsewhere {
+            debug!("message {} is not ours any more: Redis has it in another place", one.id);
+        }
+        self.shared.confirmed(&elsewhere);
+        if !back.is_empty() {
+            warn!(
+                "{} messages that Redis has lost were still held here: they are in Redis again, and will be attempted again",
+                back.len()
+            );
+            self.backlog.settlements.extend(back);
+        }
+        Ok(())
+    }
+
+    /// What waits behind an endpoint that failed again, and is too old, ends as well.
+    fn expire_later(&mut self, changes: &[LaneChange]) {
+        for change in changes {
+            let LaneChange::Close { origin, why, .. } = change else { continue };
+            let is_known = |chore: &Chore| matches!(chore, Chore::Expire { origin: known, .. } if known == origin);
+            if !self.chores.iter().any(is_known) {
+                self.chores.push_back(Chore::Expire { origin: origin.clone(), why: why.clone(), buried: 0 });
+            }
+        }
+    }
+
+    /// One call of the chore that has waited longest.
+    fn do_chore(&mut self, queue: &mut dyn Queue) -> Result<(), Error> {
+        let Some(number) = self.number else { return Ok(()) };
+        if let Some(age) = self.options.keep_dead
+            && Instant::now() >= self.next_forget
+        {
+            self.next_forget = Instant::now() + FORGET_EVERY;
+            self.chores.push_back(Chore::Forget(age, 0));
+        }
+        let Some(mut chore) = self.chores.pop_front() else { return Ok(()) };
+        if matches!(chore, Chore::Expire { .. } | Chore::Forget(..)) {
+            if self.shared.since_clock() > CLOCK_SEEN_WITHIN {
+                // What is buried for its age is buried by a clock that was just seen to go on as it should.
+                self.chores.push_front(chore);
+                self.next_beat = Instant::now();
+                return Ok(());
+            }
+            if !self.shared.tells_ages() {
+                return Ok(());
+            }
+        }
+        match self.one_call(queue, number, &mut chore) {
+            Ok(Some(n)) if n >= AT_ONCE => self.chores.push_back(chore),
+            Ok(Some(_)) => self.done(chore),
+            Ok(None) => {}
+            Err(error) => {
+                self.chores.push_front(chore);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// How many messages it was about; `None` if the chore is not to be done.
+    fn one_call(&self, queue: &mut dyn Queue, me: AgentNumber, chore: &mut Chore) -> Result<Option<usize>, Error> {
+        let (n, so_far) = match chore {
+            Chore::Recover(dead, recovered) => {
+                // Refused: it lives.
+                let Some(n) = queue.recover(me, dead, AT_ONCE)? else { return Ok(None) };
+                // The first call signs the dead agent off; the rest of its messages are nobody's.
+                dead.lease = None;
+                (n, recovered)
+            }
+            Chore::Expire { origin, why, buried } => {
+                (queue.expire(origin, self.options.give_up_after, &self.reason(why), AT_ONCE)?, buried)
+            }
+            Chore::Forget(age, removed) => (queue.forget_dead(*age, AT_ONCE)?, removed),
+            Chore::Hasten(longest, hastened) => (queue.hasten(*longest, AT_ONCE)?, hastened),
+        };
+        *so_far += n;
+        Ok(Some(n))
+    }
+
+    fn reason(&self, why: &str) -> String {
+        format!("gave up after {} behind a failing endpoint: {why}", spell(self.options.give_up_after))
+    }
+
+    fn done(&mut self, chore: Chore) {
+        match chore {
+            Chore::Recover(dead, recovered) => {
+                self.peers.forget(dead.number);
+                add(&self.shared.metrics.recovered, recovered as u64);
+                if recovered > 0 {
+                    warn!("agent {} is dead: {recovered} messages that it had in flight are due again", dead.number);
+                } else {
+                    info!("agent {} is dead; it had nothing in flight", dead.number);
+                }
+            }
+            Chore::Expire { origin, why, buried } if buried > 0 => {
+                add(&self.shared.metrics.dead, buried as u64);
+                warn!("{buried} messages that waited for {origin} are dead: {}", self.reason(&why));
+            }
+            Chore::Forget(age, removed) if removed > 0 => {
+                info!("{removed} dead messages older than {} removed for good", spell(age));
+            }
+            Chore::Hasten(longest, n) if n > 0 => {
+                warn!(
+                    "{n} messages and endpoints were due in over {}, later than anything is put off, since Redis's clock was ahead: they are due now",
+                    spell(longest)
+                );
+            }
+            _ => {}
         }
     }
 
@@ -270,83 +443,75 @@ impl Settler<'_> {
             }
             self.prepared = true;
         }
+        let old = self.shared.number();
         let sent = Instant::now();
-        let number = queue.join(self.options.lease)?;
-        // What another agent may have taken back meanwhile is its own; what Redis does not know
-        // any more exists only here.
-        let held = self.shared.held();
-        let known = queue.has(&held)?;
-        let others: HashSet<_> = held.into_iter().zip(known).filter(|(_, known)| *known).map(|(id, _)| id).collect();
+        let joined = queue.join(self.options.lease, old, self.shared.seen())?;
+        // If others took the old number for dead, the queue knew all that was claimed under it, and all of it
+        // is theirs: delivered or not. If the queue knows nothing of the number it has lost data: then what it
+        // has must be another copy, and what it has no more exists only here.
+        let recovered = old.filter(|_| joined.old == Fate::Recovered);
+        let known = if recovered.is_none() { self.known_of_held(queue)? } else { HashSet::new() };
+        if let Some(old) = old
+            && joined.old != Fate::Unknown
+        {
+            self.taken_over.push_back(old);
+            if self.taken_over.len() > MOST_TAKEN_OVER {
+                self.taken_over.pop_front();
+            }
+        }
         self.call = 0;
-        self.number = Some(number);
-        self.looks.clear();
-        self.shared.registered(number, sent, &others);
+        self.number = Some(joined.number);
+        self.peers.clear();
+        self.chores.retain(|chore| !matches!(chore, Chore::Recover(..)));
+        self.shared.see(joined.number.0);
+        self.shared.registered(joined.number, sent, |id, agent| Some(agent) == recovered || known.contains(&id));
         // The first look at the others is at once: a predecessor that died is known after one lease.
         self.next_beat = Instant::now();
-        debug!("registered as agent {number}");
+        // A queue that forgets us time and again is not asked to remember us without a pause.
+        if self.next_join + REJOIN_MAX < sent {
+            self.join_pause = REJOIN_MIN;
+        }
+        self.next_join = sent + self.join_pause;
+        self.join_pause = (self.join_pause * 2).min(REJOIN_MAX);
+        debug!("registered as agent {}", joined.number);
         Ok(())
+    }
+
+    /// Of what is held, what the queue has, wherever.
+    fn known_of_held(&self, queue: &mut dyn Queue) -> Result<HashSet<Id>, Error> {
+        let held = self.shared.held();
+        let known = queue.has(&held)?;
+        Ok(held.into_iter().zip(known).filter(|(_, known)| *known).map(|(id, _)| id).collect())
     }
 
     fn beat(&mut self, queue: &mut dyn Queue) -> Result<(), Error> {
         let Some(number) = self.number else { return Ok(()) };
         let sent = Instant::now();
-        let beat = queue.beat(number, self.options.lease)?;
-        self.next_beat = sent + self.options.lease / 3;
+        let beat = queue.beat(number, self.options.lease, self.shared.seen(), self.options.longest_delay)?;
+        self.shared.note_clock(beat.at, sent);
+        self.next_beat = sent + between_beats(self.options.lease);
         if !beat.registered {
             warn!("the queue does not know this agent any more; joining again");
-            self.shared.unregistered();
-            self.number = None;
-            return self.join(queue);
+            self.unregistered();
+            return Ok(());
         }
         self.shared.beat_confirmed(sent);
-        for dead in self.look_at(&beat.peers, sent) {
-            self.recover(queue, number, dead)?;
+        for dead in self.peers.look_at(&beat.peers, self.options.lease, sent) {
+            let is_known = |chore: &Chore| matches!(chore, Chore::Recover(known, _) if known.number == dead.number);
+            if !self.chores.iter().any(is_known) {
+                self.chores.push_front(Chore::Recover(dead, 0));
+            }
+        }
+        if let Some(longest) = beat.beyond
+            && !self.chores.iter().any(|chore| matches!(chore, Chore::Hasten(..)))
+        {
+            self.chores.push_back(Chore::Hasten(longest, 0));
         }
         if !beat.peers.is_empty() {
             let asked = Instant::now();
-            self.shared.learn(&queue.lanes()?, asked);
-        }
-        Ok(())
-    }
-
-    /// Who is dead is judged by our own clock: a lease unchanged over three looks, none
-    /// more than two beats apart, that span a whole lease. So no step of a clock and
-    /// no outage of Redis kills the living.
-    fn look_at(&mut self, peers: &[Peer], now: Instant) -> Vec<Peer> {
-        let (lease, beat) = (self.options.lease, self.options.lease / 3);
-        self.looks.retain(|number, _| peers.iter().any(|peer| peer.number == *number));
-        let mut dead = Vec::new();
-        for peer in peers {
-            let look =
-                self.looks.entry(peer.number).or_insert(Look { lease: peer.lease, looks: 0, first: now, last: now });
-            if look.lease != peer.lease || now.saturating_duration_since(look.last) > beat * 2 {
-                *look = Look { lease: peer.lease, looks: 0, first: now, last: now };
-            }
-            look.looks += 1;
-            look.last = now;
-            if look.looks >= 3 && now.saturating_duration_since(look.first) >= lease {
-                dead.push(*peer);
-            }
-        }
-        dead
-    }
-
-    fn recover(&mut self, queue: &mut dyn Queue, me: AgentNumber, mut dead: Peer) -> Result<(), Error> {
-        let mut recovered = 0;
-        while let Some(n) = queue.recover(me, &dead, RECOVER_AT_ONCE)? {
-            recovered += n;
-            // The first call signs the dead agent off; the rest of its messages are nobody's.
-            dead.lease = None;
-            if n < RECOVER_AT_ONCE {
-                break;
-            }
-        }
-        self.looks.remove(&dead.number);
-        add(&self.shared.metrics.recovered, recovered as u64);
-        if recovered > 0 {
-            warn!("agent {} is dead: {recovered} messages that it had in flight are due again", dead.number);
-        } else {
-            info!("agent {} is dead; it had nothing in flight", dead.number);
+            let lanes = queue.some_lanes(self.next_lane, LANES_PER_BEAT)?;
+            self.next_lane = if lanes.len() < LANES_PER_BEAT { 0 } else { self.next_lane + lanes.len() };
+            self.shared.learn(&lanes, asked);
         }
         Ok(())
     }

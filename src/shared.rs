@@ -3,18 +3,22 @@
 //! Whatever the lanes want done is done here, after the mutex is released, in
 //! the order: settlements, lane changes, then what they made room for.
 
-use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use log::warn;
 
-use crate::journal::Journal;
+use crate::clock::Clock;
+use crate::journal::{Journal, spell};
 use crate::lanes::{Claim, Effects, LaneCounts, Lanes, Limits};
 use crate::metrics::{Metrics, add};
 use crate::policy::Outcome;
 use crate::queue::{AgentNumber, Bounds, History, Id, LaneChange, Settlement, WaitingLane};
+
+/// Numbers are microseconds since 1970 or a little more: this is in the year 2223, and a double holds it exactly.
+const HIGHEST_NUMBER: u64 = 8_000_000_000_000_000;
 
 /// What the settler is told.
 #[derive(Debug)]
@@ -65,6 +69,10 @@ pub struct Shared {
     changed: (Mutex<()>, Condvar),
     started: Instant,
     lease: Duration,
+    /// The highest number, of a message or an agent, that has been seen.
+    seen: AtomicU64,
+    /// The queue's clock, as of the last claim or beat.
+    clock: Mutex<Clock>,
     attempting: Vec<Mutex<Option<Attempting>>>,
     /// When reader and settler last turned, in milliseconds since `started`.
     pub turned: [AtomicU64; 2],
@@ -102,6 +110,8 @@ impl Shared {
             changed: (Mutex::new(()), Condvar::new()),
             started: Instant::now(),
             lease,
+            seen: AtomicU64::new(0),
+            clock: Mutex::default(),
             attempting,
             turned: [AtomicU64::new(0), AtomicU64::new(0)],
             metrics: Metrics::default(),
@@ -172,7 +182,7 @@ impl Shared {
             match claim {
                 Ok(claim) => inner.lanes.admit(Box::new(claim), now, &mut effects),
                 Err(unreadable) => {
-                    inner.lanes.admit_unreadable(unreadable.id);
+                    inner.lanes.admit_unreadable(&unreadable);
                     effects.settlements.push(unreadable);
                 }
             }
@@ -253,12 +263,12 @@ impl Shared {
         self.inner().lanes.held()
     }
 
-    /// The agent is registered under this number, as of a call sent at `sent`. Claims
-    /// among `others` are other agents' now.
-    pub fn registered(&self, number: AgentNumber, sent: Instant, others: &HashSet<Id>) {
+    /// The agent is registered under this number, as of a call sent at `sent`. Claims that
+    /// are another agent's now, told by their id and number, are forgotten in the same step.
+    pub fn registered(&self, number: AgentNumber, sent: Instant, is_theirs: impl Fn(Id, AgentNumber) -> bool) {
         let mut effects = Effects::default();
         let mut inner = self.inner();
-        inner.lanes.discard(Some(others), &mut effects);
+        inner.lanes.discard(is_theirs, &mut effects);
         self.number.store(number.0, Ordering::SeqCst);
         self.perform(inner, effects);
         self.beat_confirmed(sent);
@@ -292,6 +302,40 @@ impl Shared {
             0 => false,
             millis => self.started + Duration::from_millis(millis - 1) + self.lease * 2 / 3 > Instant::now(),
         }
+    }
+
+    /// This number, of a message or an agent, was seen. One beyond what a counter of microseconds can
+    /// come to is nonsense that somebody wrote, and is not handed on.
+    pub fn see(&self, number: u64) {
+        if number < HIGHEST_NUMBER {
+            self.seen.fetch_max(number, Ordering::Relaxed);
+        }
+    }
+
+    /// The highest number that has been seen.
+    pub fn seen(&self) -> u64 {
+        self.seen.load(Ordering::Relaxed)
+    }
+
+    /// The queue's clock said `at`, in a call sent at `asked` whose answer is here now.
+    pub fn note_clock(&self, at: u64, asked: Instant) {
+        if let Some(step) = lock(&self.clock).note(at, asked, Instant::now()) {
+            warn!(
+                "Redis's clock was set {} by {}, or this machine slept: nothing is given up or removed for its age within the next hour",
+                if step.ahead { "forwards" } else { "back" },
+                spell(step.by)
+            );
+        }
+    }
+
+    /// Whether ages by the queue's clock mean anything.
+    pub fn tells_ages(&self) -> bool {
+        lock(&self.clock).tells_ages(Instant::now())
+    }
+
+    /// How long ago the queue's clock was last looked at.
+    pub fn since_clock(&self) -> Duration {
+        lock(&self.clock).since_reading(Instant::now()).unwrap_or(Duration::MAX)
     }
 
     /// Tells the settler.

@@ -840,7 +840,7 @@ fn claims_of_another_agent_now_are_discarded_and_the_counts_stay_right() {
     scene.admit_many(A, 20);
     let ids: HashSet<Id> = scene.lanes.held().into_iter().collect();
     let mut effects = Effects::default();
-    scene.lanes.discard(Some(&ids), &mut effects);
+    scene.lanes.discard(|id, _| ids.contains(&id), &mut effects);
     scene.perform(effects);
     assert_eq!(scene.lanes.held.len(), 0);
     while let Some((claim, _)) = scene.out.pop_front() {
@@ -865,7 +865,7 @@ fn what_is_discarded_while_it_is_out_takes_room_until_it_comes_back() {
     let n_out = scene.out.len();
     assert!(n_out > 4, "{n_out} are out");
     let mut effects = Effects::default();
-    scene.lanes.discard(None, &mut effects);
+    scene.lanes.discard(|_, _| true, &mut effects);
     scene.perform(effects);
     let room = scene.appetite().map_or(0, |bounds| bounds.messages);
     assert!(room <= 16 - n_out, "room for {room} beside {n_out} that are out");
@@ -877,7 +877,7 @@ fn a_discarded_claim_that_ends_leaves_the_same_message_held_anew_alone() {
     scene.admit(A);
     let (old, _) = scene.out.pop_front().unwrap();
     let mut effects = Effects::default();
-    scene.lanes.discard(None, &mut effects);
+    scene.lanes.discard(|_, _| true, &mut effects);
     let (id, envelope) = (old.id, Envelope::decode(old.envelope.raw().to_vec()).unwrap());
     let anew = Claim::new(id, envelope, History::default(), 1, Source::Retry, AgentNumber(99), scene.now);
     scene.lanes.admit(Box::new(anew), scene.now, &mut effects);

@@ -1,5 +1,5 @@
 -- claim(me, call, messages, bytes, returning, probes, of failed lanes, probe ms, suspect, ordered, again,
---       largest, popped?, popped, {origin, n}...)
+--       largest, popped?, popped, highest number seen, {origin, n}...)
 --   -> {state, now, due in (-1: nothing is), more, emptied origins, failures of probed lanes, messages, oversized,
 --       the id before the first new one, new messages}
 -- Takes due retries, messages of lanes that the agent wants, one each of other
@@ -12,8 +12,9 @@ local probes, failed_probes, probe_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), to
 local suspect, ordered, again = ARGV[9] == '1', ARGV[10] == '1', ARGV[11] == '1'
 local largest = tonumber(ARGV[12])
 local popped = ARGV[13] == '1' and ARGV[14]
-local WANTS = 15
-assert(largest and max_messages and max_bytes and max_returning and probes and failed_probes and probe_ms and tonumber(call))
+local seen_number = tonumber(ARGV[15])
+local WANTS = 16
+assert(seen_number and largest and max_messages and max_bytes and max_returning and probes and failed_probes and probe_ms and tonumber(call))
 for i = WANTS, #ARGV, 2 do assert(tonumber(ARGV[i + 1])) end
 
 if not redis.call('ZSCORE', AGENTS, me) then return {'gone'} end
@@ -185,7 +186,7 @@ local buried, base = {}, 0
 if #ids + #fresh + #oversized + #strays + #suspects + #moved_lanes + #left > 0 or again then
   open_for_writing()
   if #fresh > 0 then
-    base = next_numbers(#fresh)
+    base = next_numbers(#fresh, seen_number)
     local pairs_, n = {}, #ids
     for i, body in ipairs(fresh) do
       local id = string.format('%016.0f', base + i)
@@ -195,7 +196,7 @@ if #ids + #fresh + #oversized + #strays + #suspects + #moved_lanes + #left > 0 o
     all('HSET', MESSAGES, pairs_)
   end
   if #oversized > 0 then
-    local before = next_numbers(#oversized)
+    local before = next_numbers(#oversized, seen_number)
     for i, body in ipairs(oversized) do
       local id = string.format('%016.0f', before + i)
       redis.call('HSET', MESSAGES, id, body)

@@ -27,13 +27,27 @@ local function all(command, key, items)
 end
 
 -- Ids and agents' numbers come from one counter that never goes back, not even
--- when Redis lost data: it is at least the time in microseconds.
-local function next_numbers(n)
-  local last = math.max(tonumber(redis.call('GET', ID) or '0'), now_us)
+-- when Redis lost data: it is at least the time in microseconds, and at least the
+-- highest number that the agent has seen, whatever the clock of a new master says.
+local function next_numbers(n, seen)
+  local last = math.max(tonumber(redis.call('GET', ID) or '0'), now_us, seen)
   redis.call('SET', ID, string.format('%.0f', last + n))
   return last
 end
 local function sixteen(number) return string.format('%016.0f', tonumber(number)) end
+
+-- Agents that others took for dead, the newest last, so many at most: one that wakes after its lease asks
+-- for itself when it joins again. All that it held was known here, and is others' now.
+local MOST_RECOVERED = 1000
+local function was_recovered(agent)
+  local numbers = redis.call('HGET', CALLS, 'recovered')
+  return numbers and string.find(numbers, agent, 1, true)
+end
+local function note_recovered(agent)
+  if was_recovered(agent) then return end
+  local numbers = (redis.call('HGET', CALLS, 'recovered') or '') .. agent .. ' '
+  redis.call('HSET', CALLS, 'recovered', string.sub(numbers, -17 * MOST_RECOVERED))
+end
 
 local function member(origin, id) return origin .. '\n' .. id end
 -- The lowest ids that wait for a lane; ':' is the character after '9'.

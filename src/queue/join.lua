@@ -1,7 +1,13 @@
--- join(lease ms) -> number: registers a new agent.
-local lease = assert(tonumber(ARGV[1]))
+-- join(lease ms, old number or '', highest number seen) -> {number, what became of the old one}: registers
+-- a new agent. The old one is 'recovered', 'registered' still, or '': nothing is known of it, for Redis lost it.
+local lease, old, seen = assert(tonumber(ARGV[1])), ARGV[2], assert(tonumber(ARGV[3]))
 check_types()
+local fate = ''
+if old ~= '' and redis.call('ZSCORE', AGENTS, old) then fate = 'registered'
+elseif old ~= '' and was_recovered(old) then fate = 'recovered' end
 open_for_writing()
-local number = sixteen(next_numbers(1) + 1)
+local number = sixteen(next_numbers(1, seen) + 1)
 redis.call('ZADD', AGENTS, now + lease, number)
-return number
+-- Its longest delay comes with its first beat.
+redis.call('HSET', CALLS, 'l' .. number, string.format('%.0f 0', lease))
+return {number, fate}

@@ -9,9 +9,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::{
-    AgentNumber, Beat, Bounds, Claimed, Error, History, Id, LaneChange, Peer, Place, Queue, RawClaim, Settlement,
-    Source, Waited, WaitingLane,
+    AgentNumber, Beat, Bounds, Claimed, Error, Fate, History, Id, Joined, LaneChange, Peer, Place, Queue, RawClaim,
+    Settlement, Source, Waited, WaitingLane,
 };
+
+/// So many agents that were taken for dead are remembered.
+const MOST_RECOVERED: usize = 1000;
 
 /// One end of a queue in memory; clones are further ends of the same queue.
 #[derive(Clone, Default)]
@@ -72,8 +75,12 @@ pub struct State {
     pub agents: BTreeMap<AgentNumber, i64>,
     /// Each agent's last claim: its call and what it took.
     pub claims: BTreeMap<AgentNumber, (u64, Vec<(Id, Source)>)>,
-    /// Each agent's last settle: its call.
-    pub settles: BTreeMap<AgentNumber, u64>,
+    /// Each agent's last settle: its call, and what was not its own any more.
+    pub settles: BTreeMap<AgentNumber, (u64, Vec<Id>)>,
+    /// How long each agent's leases are, and the longest delay that it gives, in milliseconds.
+    pub lengths: BTreeMap<AgentNumber, (u64, u64)>,
+    /// Agents that others took for dead, the newest last.
+    pub recovered_agents: Vec<AgentNumber>,
     /// What the aca-deliver prototype left on its own retry schedule, in its order.
     pub legacy: VecDeque<Vec<u8>>,
 }
@@ -173,8 +180,8 @@ impl Memory {
 }
 
 impl Queue for Memory {
-    fn join(&mut self, lease: Duration) -> Result<AgentNumber, Error> {
-        self.make(|state, clock| state.join(clock, lease))
+    fn join(&mut self, lease: Duration, old: Option<AgentNumber>, seen: u64) -> Result<Joined, Error> {
+        self.make(|state, clock| state.join(clock, lease, old, seen))
     }
 
     fn claim(&mut self, me: AgentNumber, call: u64, again: bool, bounds: &Bounds) -> Result<Claimed, Error> {
@@ -204,14 +211,17 @@ impl Queue for Memory {
         self.make(|state, clock| state.settle(clock, me, call, settlements, changes))
     }
 
-    fn beat(&mut self, me: AgentNumber, lease: Duration) -> Result<Beat, Error> {
-        self.make(|state, clock| state.beat(clock, me, lease))
+    fn beat(&mut self, me: AgentNumber, lease: Duration, seen: u64, longest: Duration) -> Result<Beat, Error> {
+        self.make(|state, clock| state.beat(clock, me, lease, seen, longest))
     }
 
     fn recover(&mut self, _me: AgentNumber, dead: &Peer, limit: usize) -> Result<Option<usize>, Error> {
         self.make(|state, clock| {
             let lease = state.agents.get(&dead.number).map(|&lease| lease as u64);
-            (lease == dead.lease).then(|| state.recover(clock, dead.number, limit, true))
+            (lease == dead.lease).then(|| {
+                state.note_recovered(dead.number);
+                state.recover(clock, dead.number, limit, true)
+            })
         })
     }
 
@@ -238,6 +248,18 @@ impl Queue for Memory {
         })
     }
 
+    fn restore(&mut self, me: AgentNumber, messages: &[(Id, Arc<Vec<u8>>)]) -> Result<Option<Vec<Id>>, Error> {
+        self.make(|state, clock| state.restore(clock, me, messages))
+    }
+
+    fn put_back(&mut self, popped: &[u8]) -> Result<(), Error> {
+        self.make(|state, _| state.queue.push_front(popped.to_vec()))
+    }
+
+    fn hasten(&mut self, longest: Duration, limit: usize) -> Result<usize, Error> {
+        self.make(|state, clock| state.hasten(clock, longest, limit))
+    }
+
     fn has(&mut self, ids: &[Id]) -> Result<Vec<bool>, Error> {
         self.make(|state, _| ids.iter().map(|id| state.messages.contains_key(id)).collect())
     }
@@ -252,8 +274,12 @@ impl Queue for Memory {
         })
     }
 
-    fn expire(&mut self, origin: &str, age: Duration, reason: &str) -> Result<usize, Error> {
-        self.make(|state, clock| state.expire(clock, origin, age, reason))
+    fn some_lanes(&mut self, from: usize, limit: usize) -> Result<Vec<WaitingLane>, Error> {
+        Ok(self.lanes()?.into_iter().skip(from).take(limit).collect())
+    }
+
+    fn expire(&mut self, origin: &str, age: Duration, reason: &str, limit: usize) -> Result<usize, Error> {
+        self.make(|state, clock| state.expire(clock, origin, age, reason, limit))
     }
 
     fn prepare(&mut self) -> Result<Vec<String>, Error> {
@@ -263,10 +289,11 @@ impl Queue for Memory {
         })
     }
 
-    fn forget_dead(&mut self, age: Duration) -> Result<usize, Error> {
+    fn forget_dead(&mut self, age: Duration, limit: usize) -> Result<usize, Error> {
         self.make(|state, clock| {
             let until = clock.now() - score(age);
-            let ids: Vec<Id> = state.dead.iter().filter(|(_, died)| **died <= until).map(|(id, _)| *id).collect();
+            let old = by_score(&state.dead).into_iter().filter(|(_, died)| *died <= until);
+            let ids: Vec<Id> = old.map(|(id, _)| id).take(limit).collect();
             state.drop_dead(&ids)
         })
     }
@@ -348,21 +375,68 @@ impl Batch {
 }
 
 impl State {
-    fn next_numbers(&mut self, clock: Clock, n: u64) -> u64 {
-        let last = self.last_number.max(clock.0);
+    fn next_numbers(&mut self, clock: Clock, n: u64, seen: u64) -> u64 {
+        let last = self.last_number.max(clock.0).max(seen);
         self.last_number = last + n;
         last
     }
 
-    fn new_ids(&mut self, clock: Clock, n: usize) -> impl Iterator<Item = Id> + use<> {
-        let base = if n == 0 { 0 } else { self.next_numbers(clock, n as u64) };
+    fn new_ids(&mut self, clock: Clock, n: usize, seen: u64) -> impl Iterator<Item = Id> + use<> {
+        let base = if n == 0 { 0 } else { self.next_numbers(clock, n as u64, seen) };
         (base + 1..=base + n as u64).map(Id)
     }
 
-    fn join(&mut self, clock: Clock, lease: Duration) -> AgentNumber {
-        let number = AgentNumber(self.next_numbers(clock, 1) + 1);
+    fn join(&mut self, clock: Clock, lease: Duration, old: Option<AgentNumber>, seen: u64) -> Joined {
+        let old = match old {
+            Some(old) if self.agents.contains_key(&old) => Fate::Registered,
+            Some(old) if self.recovered_agents.contains(&old) => Fate::Recovered,
+            _ => Fate::Unknown,
+        };
+        let number = AgentNumber(self.next_numbers(clock, 1, seen) + 1);
         self.agents.insert(number, clock.after(lease));
-        number
+        self.lengths.insert(number, (score(lease) as u64, 0));
+        Joined { number, old }
+    }
+
+    fn note_recovered(&mut self, agent: AgentNumber) {
+        if !self.recovered_agents.contains(&agent) {
+            self.recovered_agents.push(agent);
+            let beyond = self.recovered_agents.len().saturating_sub(MOST_RECOVERED);
+            self.recovered_agents.drain(..beyond);
+        }
+    }
+
+    fn restore(&mut self, clock: Clock, me: AgentNumber, messages: &[(Id, Arc<Vec<u8>>)]) -> Option<Vec<Id>> {
+        if !self.agents.contains_key(&me) {
+            return None;
+        }
+        let highest = messages.iter().map(|(id, _)| id.0).max().unwrap_or(0);
+        if self.last_number < highest {
+            self.next_numbers(clock, 0, highest);
+        }
+        for (id, bytes) in messages {
+            if !self.messages.contains_key(id) {
+                self.messages.insert(*id, bytes.to_vec());
+                self.inflight.insert(*id, me);
+            }
+        }
+        Some(messages.iter().map(|(id, _)| *id).filter(|id| self.inflight.get(id) == Some(&me)).collect())
+    }
+
+    fn hasten(&mut self, clock: Clock, longest: Duration, limit: usize) -> usize {
+        let beyond = clock.after(longest);
+        let retries: Vec<Id> =
+            by_score(&self.retry).into_iter().filter(|(_, due)| *due > beyond).map(|(id, _)| id).take(limit).collect();
+        let lanes: Vec<String> = by_score(&self.lanes)
+            .into_iter()
+            .filter(|(_, due)| *due > beyond)
+            .map(|(lane, _)| lane)
+            .take(limit)
+            .collect();
+        let n = retries.len() + lanes.len();
+        self.retry.extend(retries.into_iter().map(|id| (id, clock.now())));
+        self.lanes.extend(lanes.into_iter().map(|origin| (origin, not_probed(clock.now()))));
+        n
     }
 
     fn claim(&mut self, clock: Clock, me: AgentNumber, call: u64, again: bool, bounds: &Bounds) -> Claimed {
@@ -380,6 +454,7 @@ impl State {
                     oversized: Vec::new(),
                     due_in: Some(Duration::ZERO),
                     more: true,
+                    at: clock.now() as u64,
                 };
             }
             Some((last, _)) if *last > call => return Claimed::Gone,
@@ -416,11 +491,11 @@ impl State {
         let mut oversized = Vec::new();
         let counts = [claims.len(), taken.len(), too_large.len(), suspects.len(), moved_lanes.len(), left.len()];
         if counts.iter().any(|n| *n > 0) || again {
-            for (id, body) in self.new_ids(clock, taken.len()).zip(taken) {
+            for (id, body) in self.new_ids(clock, taken.len(), bounds.seen).zip(taken) {
                 self.messages.insert(id, body);
                 claims.extend(self.give(clock, id, Source::Queue));
             }
-            for (id, body) in self.new_ids(clock, too_large.len()).zip(too_large) {
+            for (id, body) in self.new_ids(clock, too_large.len(), bounds.seen).zip(too_large) {
                 let size = body.len();
                 self.messages.insert(id, body);
                 self.dead.insert(id, clock.now());
@@ -450,7 +525,15 @@ impl State {
             due.push(clock.now());
         }
         let due_in = due.into_iter().min().map(|score| millis(score - clock.now()));
-        Claimed::Taken { claims, emptied, failures, oversized, due_in, more: !self.queue.is_empty() }
+        Claimed::Taken {
+            claims,
+            emptied,
+            failures,
+            oversized,
+            due_in,
+            more: !self.queue.is_empty(),
+            at: clock.now() as u64,
+        }
     }
 
     fn give(&self, clock: Clock, id: Id, source: Source) -> Option<RawClaim> {
@@ -631,8 +714,10 @@ impl State {
         settlements: &[Settlement],
         changes: &[LaneChange],
     ) -> Vec<Id> {
-        if self.settles.get(&me).is_some_and(|last| *last >= call) {
-            return Vec::new();
+        match self.settles.get(&me) {
+            Some((last, lost)) if *last == call => return lost.clone(),
+            Some((last, _)) if *last > call => return Vec::new(),
+            _ => {}
         }
         let mut lost = Vec::new();
         // In the order in which they are sent: retries, waiting, dead; then what was delivered.
@@ -662,7 +747,7 @@ impl State {
             self.change_lane(clock, change);
         }
         if self.agents.contains_key(&me) {
-            self.settles.insert(me, call);
+            self.settles.insert(me, (call, lost.clone()));
         }
         lost
     }
@@ -729,20 +814,31 @@ impl State {
         }
     }
 
-    fn beat(&mut self, clock: Clock, me: AgentNumber, lease: Duration) -> Beat {
+    fn beat(&mut self, clock: Clock, me: AgentNumber, lease: Duration, seen: u64, longest: Duration) -> Beat {
         let registered = self.agents.contains_key(&me);
         if registered {
             self.agents.insert(me, clock.after(lease));
+            self.lengths.insert(me, (score(lease) as u64, score(longest) as u64));
+            if self.last_number < seen {
+                self.next_numbers(clock, 0, seen);
+            }
         }
+        let length = |number: AgentNumber, expires: i64| {
+            let left = || (expires - clock.now()).clamp(0, 3_600_000) as u64;
+            Duration::from_millis(self.lengths.get(&number).map_or_else(left, |(length, _)| *length))
+        };
         let mut peers: Vec<Peer> = by_score(&self.agents)
             .into_iter()
-            .map(|(number, lease)| Peer { number, lease: Some(lease as u64) })
+            .map(|(number, lease)| Peer { number, lease: Some(lease as u64), length: length(number, lease) })
             .collect();
         let unknown: BTreeSet<AgentNumber> =
             self.inflight.values().filter(|number| !self.agents.contains_key(number)).copied().collect();
-        peers.extend(unknown.into_iter().map(|number| Peer { number, lease: None }));
+        peers.extend(unknown.into_iter().map(|number| Peer { number, lease: None, length: Duration::ZERO }));
         peers.retain(|peer| peer.number != me);
-        Beat { registered, peers }
+        let known = self.lengths.iter().filter(|(number, _)| self.agents.contains_key(number));
+        let longest = known.map(|(_, (_, longest))| millis(*longest as i64)).fold(longest, Duration::max);
+        let beyond = self.retry.values().chain(self.lanes.values()).any(|due| *due > clock.after(longest));
+        Beat { registered, peers, at: clock.now() as u64, beyond: beyond.then_some(longest) }
     }
 
     fn in_flight(&self, agent: AgentNumber) -> Vec<Id> {
@@ -772,13 +868,14 @@ impl State {
         self.agents.remove(&agent);
         self.claims.remove(&agent);
         self.settles.remove(&agent);
+        self.lengths.remove(&agent);
         ids.len()
     }
 
-    fn expire(&mut self, clock: Clock, origin: &str, age: Duration, reason: &str) -> usize {
+    fn expire(&mut self, clock: Clock, origin: &str, age: Duration, reason: &str, limit: usize) -> usize {
         let ids: Vec<Id> = self.waiting_of(origin).collect();
         let old = |id: &&Id| self.history.get(id).is_some_and(|record| clock.now() - record.first >= score(age));
-        let ids: Vec<Id> = ids.iter().take_while(old).copied().collect();
+        let ids: Vec<Id> = ids.iter().take(limit).take_while(old).copied().collect();
         for id in &ids {
             let Record { attempts, own_failures, .. } = self.history[id];
             self.dead.insert(*id, clock.now());

@@ -24,5 +24,7 @@ end
 all('ZREM', INFLIGHT, ids)
 redis.call('ZREM', AGENTS, agent)
 -- Not only with the last of its messages: an agent with nothing in flight any more is not looked at again.
-redis.call('HDEL', CALLS, agent, 's' .. agent)
+redis.call('HDEL', CALLS, agent, 's' .. agent, 'l' .. agent)
+-- With the first of its messages, so that it learns of it whenever it wakes.
+if seen ~= '*' then note_recovered(agent) end
 return {'moved', #ids}

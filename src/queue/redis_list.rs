@@ -11,8 +11,8 @@ use redis::Value;
 use super::advice;
 use super::connection::{Arguments, Failure, Link, Move, Server, wire_text};
 use super::{
-    AgentNumber, Beat, Bounds, Claimed, Error, History, Id, LaneChange, Peer, Place, Queue, RawClaim, Settlement,
-    Source, Waited, WaitingLane,
+    AgentNumber, Beat, Bounds, Claimed, Error, Fate, History, Id, Joined, LaneChange, Peer, Place, Queue, RawClaim,
+    Settlement, Source, Waited, WaitingLane,
 };
 
 /// How a wait is made.
@@ -91,6 +91,8 @@ struct Moves {
     recover: Move,
     give_back: Move,
     has: Move,
+    restore: Move,
+    hasten: Move,
     expire: Move,
     replay: Move,
     drop: Move,
@@ -120,6 +122,8 @@ impl Moves {
             recover: new("recover", include_str!("recover.lua")),
             give_back: new("give_back", include_str!("give_back.lua")),
             has: new("has", include_str!("has.lua")),
+            restore: new("restore", include_str!("restore.lua")),
+            hasten: new("hasten", include_str!("hasten.lua")),
             expire: new("expire", include_str!("expire.lua")),
             replay: new("replay", include_str!("replay.lua")),
             drop: new("drop", include_str!("drop.lua")),
@@ -393,11 +397,22 @@ impl RedisList {
 }
 
 impl Queue for RedisList {
-    fn join(&mut self, lease: Duration) -> Result<AgentNumber, Error> {
+    fn join(&mut self, lease: Duration, old: Option<AgentNumber>, seen: u64) -> Result<Joined, Error> {
         let mut arguments = Arguments::default();
         arguments.millis(lease);
-        let mut answer = Answer(vec![self.run(|moves| &moves.join, &arguments)?].into_iter());
-        Ok(AgentNumber(answer.number_in_text()?))
+        match old {
+            Some(old) => arguments.sixteen(old.0),
+            None => arguments.text(""),
+        };
+        arguments.text(seen);
+        let mut answer = Answer::of(self.run(|moves| &moves.join, &arguments)?)?;
+        let number = AgentNumber(answer.number_in_text()?);
+        let old = match answer.text()?.as_str() {
+            "recovered" => Fate::Recovered,
+            "registered" => Fate::Registered,
+            _ => Fate::Unknown,
+        };
+        Ok(Joined { number, old })
     }
 
     fn claim(&mut self, me: AgentNumber, call: u64, again: bool, bounds: &Bounds) -> Result<Claimed, Error> {
@@ -412,6 +427,7 @@ impl Queue for RedisList {
             .flag(again)
             .text(bounds.largest);
         arguments.flag(bounds.popped.is_some()).bytes(bounds.popped.as_deref().unwrap_or_default());
+        arguments.text(bounds.seen);
         for (origin, n) in &bounds.wants {
             arguments.text(origin).text(n);
         }
@@ -469,7 +485,8 @@ impl Queue for RedisList {
             claims.push(RawClaim { id: Id(id), bytes: fresh.bytes()?, history, recovered: 0, source });
         }
         let due_in = u64::try_from(due_in).ok().map(Duration::from_millis);
-        Ok(Claimed::Taken { claims, emptied, failures, oversized, due_in, more })
+        let at = u64::try_from(now).unwrap_or_default();
+        Ok(Claimed::Taken { claims, emptied, failures, oversized, due_in, more, at })
     }
 
     fn wait(&mut self, at_most: Duration) -> Result<Waited, Error> {
@@ -535,21 +552,25 @@ impl Queue for RedisList {
         Ok(lost)
     }
 
-    fn beat(&mut self, me: AgentNumber, lease: Duration) -> Result<Beat, Error> {
+    fn beat(&mut self, me: AgentNumber, lease: Duration, seen: u64, longest: Duration) -> Result<Beat, Error> {
         let mut arguments = Arguments::default();
-        arguments.sixteen(me.0).millis(lease);
+        arguments.sixteen(me.0).millis(lease).text(seen).millis(longest);
         let mut answer = Answer::of(self.run(|moves| &moves.beat, &arguments)?)?;
         let registered = answer.number()? != 0;
+        let at = u64::try_from(answer.number()?).unwrap_or_default();
+        let longest = Duration::from_millis(u64::try_from(answer.number()?).unwrap_or_default());
+        let beyond = (answer.number()? != 0).then_some(longest);
         let mut peers = Vec::new();
         let mut agents = answer.list()?;
         while agents.more() {
             let number = AgentNumber(agents.number_in_text()?);
             let lease = agents.text()?.parse().ok();
+            let length = Duration::from_millis(agents.number_in_text()?);
             if number != me {
-                peers.push(Peer { number, lease });
+                peers.push(Peer { number, lease, length });
             }
         }
-        Ok(Beat { registered, peers })
+        Ok(Beat { registered, peers, at, beyond })
     }
 
     fn recover(&mut self, me: AgentNumber, dead: &Peer, limit: usize) -> Result<Option<usize>, Error> {
@@ -577,6 +598,33 @@ impl Queue for RedisList {
         self.on_ids(|moves| &moves.give_back, Some(me), ids)
     }
 
+    fn restore(&mut self, me: AgentNumber, messages: &[(Id, Arc<Vec<u8>>)]) -> Result<Option<Vec<Id>>, Error> {
+        let mut arguments = Arguments::default();
+        arguments.sixteen(me.0);
+        for (id, bytes) in messages {
+            arguments.sixteen(id.0).bytes(bytes);
+        }
+        let mut answer = Answer::of(self.run(|moves| &moves.restore, &arguments)?)?;
+        if answer.text()? != "ok" {
+            return Ok(None);
+        }
+        let mut ours = Vec::new();
+        while answer.more() {
+            ours.push(answer.id()?);
+        }
+        Ok(Some(ours))
+    }
+
+    fn put_back(&mut self, popped: &[u8]) -> Result<(), Error> {
+        self.link.query(redis::cmd("LPUSH").arg(self.keys.queue()).arg(popped)).map(|_| ())
+    }
+
+    fn hasten(&mut self, longest: Duration, limit: usize) -> Result<usize, Error> {
+        let mut arguments = Arguments::default();
+        arguments.millis(longest).text(limit);
+        count(self.run(|moves| &moves.hasten, &arguments)?)
+    }
+
     fn has(&mut self, ids: &[Id]) -> Result<Vec<bool>, Error> {
         let mut has = Vec::with_capacity(ids.len());
         for ids in ids.chunks(IDS_PER_CALL) {
@@ -593,24 +641,31 @@ impl Queue for RedisList {
     }
 
     fn lanes(&mut self) -> Result<Vec<WaitingLane>, Error> {
-        let now = self.now_ms()?;
         let mut lanes = Vec::new();
         const PAGE: usize = 1000;
         loop {
-            let mut command = redis::cmd("ZRANGE");
-            command.arg(self.keys.named("lanes")).arg(lanes.len()).arg(lanes.len() + PAGE - 1).arg("WITHSCORES");
-            let mut answer = Answer::of(self.link.query(&command)?)?;
-            let before = lanes.len();
-            while answer.more() {
-                let origin = answer.text()?;
-                let score: f64 = answer.text()?.parse().map_err(|_| unexpected("a lane's time"))?;
-                let due_in = (score > 0.0).then(|| Duration::from_millis((score as i64 - now).max(0) as u64));
-                lanes.push(WaitingLane { origin, due_in });
-            }
-            if lanes.len() < before + PAGE {
+            let page = self.some_lanes(lanes.len(), PAGE)?;
+            let n = page.len();
+            lanes.extend(page);
+            if n < PAGE {
                 return Ok(lanes);
             }
         }
+    }
+
+    fn some_lanes(&mut self, from: usize, limit: usize) -> Result<Vec<WaitingLane>, Error> {
+        let now = self.now_ms()?;
+        let mut command = redis::cmd("ZRANGE");
+        command.arg(self.keys.named("lanes")).arg(from).arg(from + limit - 1).arg("WITHSCORES");
+        let mut answer = Answer::of(self.link.query(&command)?)?;
+        let mut lanes = Vec::new();
+        while answer.more() {
+            let origin = answer.text()?;
+            let score: f64 = answer.text()?.parse().map_err(|_| unexpected("a lane's time"))?;
+            let due_in = (score > 0.0).then(|| Duration::from_millis((score as i64 - now).max(0) as u64));
+            lanes.push(WaitingLane { origin, due_in });
+        }
+        Ok(lanes)
     }
 
     fn prepare(&mut self) -> Result<Vec<String>, Error> {
@@ -632,30 +687,16 @@ impl Queue for RedisList {
         Ok(lines)
     }
 
-    fn expire(&mut self, origin: &str, age: Duration, reason: &str) -> Result<usize, Error> {
+    fn expire(&mut self, origin: &str, age: Duration, reason: &str, limit: usize) -> Result<usize, Error> {
         let mut arguments = Arguments::default();
-        arguments.text(origin).millis(age).text(reason).text(IDS_PER_CALL);
-        self.repeat(|moves| &moves.expire, &arguments)
+        arguments.text(origin).millis(age).text(reason).text(limit);
+        count(self.run(|moves| &moves.expire, &arguments)?)
     }
 
-    fn forget_dead(&mut self, age: Duration) -> Result<usize, Error> {
+    fn forget_dead(&mut self, age: Duration, limit: usize) -> Result<usize, Error> {
         let mut arguments = Arguments::default();
-        arguments.millis(age).text(IDS_PER_CALL);
-        self.repeat(|moves| &moves.forget, &arguments)
-    }
-}
-
-impl RedisList {
-    /// Runs a move of at most IDS_PER_CALL until it finds fewer.
-    fn repeat(&mut self, script: fn(&Moves) -> &Move, arguments: &Arguments) -> Result<usize, Error> {
-        let mut done = 0;
-        loop {
-            let n = count(self.run(script, arguments)?)?;
-            done += n;
-            if n < IDS_PER_CALL {
-                return Ok(done);
-            }
-        }
+        arguments.millis(age).text(limit);
+        count(self.run(|moves| &moves.forget, &arguments)?)
     }
 }
 

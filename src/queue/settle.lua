@@ -37,7 +37,12 @@ local changes = many(function()
 end)
 
 local last = redis.call('HGET', CALLS, 's' .. me)
-if last and tonumber(last) >= tonumber(call) then return {'again', {}} end
+local last_call = last and tonumber(string.match(last, '^%d+'))
+if last_call and last_call >= tonumber(call) then
+  local lost = {}
+  if last_call == tonumber(call) then for id in string.gmatch(last, ' (%d+)') do lost[#lost + 1] = id end end
+  return {'again', lost}
+end
 check_types()
 open_for_writing()
 
@@ -101,5 +106,7 @@ for _, change in ipairs(changes) do
     end
   end
 end
-if redis.call('ZSCORE', AGENTS, me) then redis.call('HSET', CALLS, 's' .. me, call) end
+if redis.call('ZSCORE', AGENTS, me) then
+  redis.call('HSET', CALLS, 's' .. me, #lost > 0 and call .. ' ' .. table.concat(lost, ' ') or call)
+end
 return {'ok', lost}

@@ -241,3 +241,69 @@ fn frozen_with_all_workers_busy_and_little_room_it_delivers_again() {
     let missing = (0..400).filter(|i| !copies.contains_key(&format!("held {i}"))).count();
     assert_eq!(missing, 0, "are lost");
 }
+
+/// An agent holds 190 messages of one slow endpoint, is out of the world for longer than its lease while
+/// another delivers them, and is back. Returns how often each message arrived, in the order of arrival.
+fn out_of_the_world_past_its_lease(options: &[&str], answered_after: Duration) -> Vec<String> {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok());
+    let options = [options, &["--lease", "3s", "--timeout", "60s"]].concat();
+    let mut first = Agent::start(&redis, &options);
+    redis.push(&envelope(&sink.url(), b"first"));
+    redis.wait_empty(SOON);
+    sink.behave(move |_| Answer::ok().after(answered_after));
+    redis.push_all(numbered(&sink.url(), 200));
+    eventually_eq("it holds all of them", SOON, 200, || redis.counts().inflight);
+    let begun = sink.n_requests();
+    first.freeze();
+    sink.behave(|_| Answer::ok());
+    let _other = Agent::start(&redis, &options);
+    eventually("the other delivers all of them", SOON, || redis.counts().messages == 0);
+    let n = sink.n_requests();
+    first.thaw();
+    eventually_eq("it registers again", SOON, 2, || redis.agents().len());
+    redis.push(&envelope(&sink.url(), b"last"));
+    redis.wait_empty(SOON);
+    first.term();
+    assert_eq!(first.wait_exit(SOON), Some(0));
+    let arrived: Vec<String> = sink.requests().iter().map(|request| request.text()).collect();
+    assert_eq!(arrived[n..], ["last"], "of {} that it held, {begun} of them begun", 200);
+    arrived
+}
+
+#[test]
+fn back_after_its_lease_it_sends_nothing_that_another_has_delivered() {
+    // What is under way when it is frozen ends only when it is long back.
+    out_of_the_world_past_its_lease(&["--workers", "8"], Duration::from_secs(20));
+}
+
+#[test]
+fn in_order_back_after_its_lease_it_sends_nothing_old_behind_what_is_new() {
+    // The one under way has been answered when it is back: so the next one could go out.
+    let arrived = out_of_the_world_past_its_lease(&["--ordered"], Duration::from_secs(2));
+    let mut numbers: Vec<usize> =
+        arrived.iter().filter_map(|text| text.strip_prefix("message ")?.parse().ok()).collect();
+    assert!(numbers.is_sorted(), "out of order: {numbers:?}");
+    numbers.dedup();
+    assert_eq!(numbers, (0..200).collect::<Vec<_>>());
+}
+
+#[test]
+fn agents_of_different_leases_leave_each_other_alive() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok());
+    // A few dozen of its beats without the other's changing, if only its own lease counted.
+    let long = Agent::start(&redis, &["--lease", "60s"]);
+    let short = Agent::start(&redis, &["--lease", "3s"]);
+    let registered = redis.agents();
+    redis.push(&envelope(&sink.url(), b"first"));
+    redis.wait_empty(SOON);
+    sink.behave(|_| Answer::ok().after(Duration::from_secs(12)));
+    redis.push_all(numbered(&sink.url(), 4));
+    redis.wait_empty(ms(60_000));
+    assert_eq!(redis.agents(), registered);
+    assert_all_arrived(&sink, 4, 1);
+    for agent in [&long, &short] {
+        assert_eq!(agent.complaints(), Vec::<String>::new());
+    }
+}

@@ -3,21 +3,25 @@
 //! other threads and other agents may act. An answer is one step from the queue
 //! and another into the agent, so everything can happen in between.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use acapy_deliver::envelope::Envelope;
 use acapy_deliver::lanes::{Claim, Effects, Lanes, Limits};
+use acapy_deliver::peers::{Peers, between_beats};
 use acapy_deliver::policy::{self, Attempt, Outcome, Retry};
 use acapy_deliver::queue::{
-    AgentNumber, Beat, Claimed, History, Id, LaneChange, Peer, Place, RawClaim, Settlement, Source, WaitingLane,
+    AgentNumber, Beat, Claimed, Fate, History, Id, Joined, Kept, LaneChange, Peer, Place, RawClaim, Settlement, Source,
+    WaitingLane,
 };
 
 use crate::attack::{Net, Rng, Rules};
 use crate::world::{Answer, Move};
 
 const AUDIT_EVERY: Duration = Duration::from_secs(60);
+/// Nothing here is put off for longer.
+const LONGEST: Duration = Duration::from_secs(2 * 3600);
 
 /// Why a step came to nothing.
 pub enum Stop {
@@ -64,21 +68,14 @@ enum Reading {
 /// What the settler has in hand.
 enum Settling {
     Nothing,
-    Confirmed,
-    Joined(AgentNumber, Instant),
+    Confirmed(Vec<Id>),
+    Joined(Joined, Option<AgentNumber>, Instant),
 }
 
 struct Busy {
     claim: Box<Claim>,
     begun: Instant,
     attempt: Attempt,
-}
-
-struct Look {
-    lease: Option<u64>,
-    looks: u32,
-    first: Instant,
-    last: Instant,
 }
 
 pub struct SimAgent {
@@ -109,7 +106,14 @@ pub struct SimAgent {
     sent: Option<Batch>,
     settling: Settling,
     pub next_beat: Instant,
-    looks: HashMap<AgentNumber, Look>,
+    lease: Duration,
+    /// The highest number seen.
+    seen: u64,
+    /// Not ours any more, the queue says.
+    astray: Vec<Settlement>,
+    /// Numbers of ours that others took for dead.
+    taken_over: Vec<AgentNumber>,
+    peers: Peers,
     /// Not killed and not stopped.
     pub alive: bool,
     pub frozen_until: Option<Instant>,
@@ -118,7 +122,6 @@ pub struct SimAgent {
 impl SimAgent {
     pub fn new(rules: Rules, limits: Limits, retry: Retry, seed: u64, now: Instant) -> SimAgent {
         SimAgent {
-            rules,
             lanes: Lanes::new(limits.clone(), seed),
             limits,
             retry,
@@ -140,10 +143,19 @@ impl SimAgent {
             sent: None,
             settling: Settling::Nothing,
             next_beat: now,
-            looks: HashMap::new(),
+            peers: Peers::new(rules.peers.clone()),
+            lease: rules.leases[seed as usize % 3],
+            seen: 0,
+            astray: Vec::new(),
+            taken_over: Vec::new(),
             alive: true,
             frozen_until: None,
+            rules,
         }
+    }
+
+    pub fn lease(&self) -> Duration {
+        self.lease
     }
 
     pub fn number(&self) -> Option<AgentNumber> {
@@ -156,7 +168,11 @@ impl SimAgent {
 
     /// Nothing held, nothing unconfirmed.
     pub fn is_idle(&self) -> bool {
-        self.busy.is_empty() && self.ready.is_empty() && self.sent.is_none() && self.backlog_is_empty()
+        self.busy.is_empty()
+            && self.ready.is_empty()
+            && self.sent.is_none()
+            && self.astray.is_empty()
+            && self.backlog_is_empty()
     }
 
     /// For a failure's message.
@@ -270,6 +286,7 @@ impl SimAgent {
             bounds.returning = if rng.chance(0.5) { bounds.messages.div_ceil(2) } else { bounds.messages / 2 };
             bounds.bytes = bounds.bytes.min(*rng.pick(&[1, 100, 300, 1000]));
         }
+        bounds.seen = self.seen;
         if !self.again {
             self.call += 1;
         }
@@ -298,8 +315,12 @@ impl SimAgent {
         now: Instant,
         ledger: &mut dyn Ledger,
     ) -> Result<(), Stop> {
-        let Claimed::Taken { claims, emptied, failures, .. } = claimed else { unreachable!("looked at before") };
+        let Claimed::Taken { claims, emptied, failures, oversized, .. } = claimed else {
+            unreachable!("looked at before")
+        };
         self.again = false;
+        let highest = claims.iter().map(|claim| claim.id.0).chain(oversized.iter().map(|(id, _)| id.0)).max();
+        self.seen = self.seen.max(highest.unwrap_or(0));
         let mut decoded = Vec::new();
         for claim in claims {
             ledger.claimed(&claim)?;
@@ -319,7 +340,7 @@ impl SimAgent {
             match claim {
                 Ok(claim) => self.lanes.admit(Box::new(claim), now, &mut effects),
                 Err(unreadable) => {
-                    self.lanes.admit_unreadable(unreadable.id);
+                    self.lanes.admit_unreadable(&unreadable);
                     effects.settlements.push(unreadable);
                 }
             }
@@ -345,8 +366,9 @@ impl SimAgent {
             }
             Err(malformed) => {
                 ledger.buried(&bytes);
+                let kept = Some(Kept { agent: number, bytes: Arc::new(bytes) });
                 let history = History { last_error: format!("undecodable: {malformed}"), ..history };
-                Err(Settlement { id, origin: Arc::from(""), place: Place::Dead, history })
+                Err(Settlement { id, origin: Arc::from(""), place: Place::Dead, history, kept })
             }
         }
     }
@@ -360,7 +382,7 @@ impl SimAgent {
     // ---- the workers ----
 
     fn is_beat_fresh(&self, now: Instant) -> bool {
-        self.beat_sent.is_some_and(|sent| sent + self.rules.lease * 2 / 3 > now)
+        self.beat_sent.is_some_and(|sent| sent + self.lease * 2 / 3 > now)
     }
 
     /// A worker takes the next claim and begins, if it may.
@@ -406,8 +428,10 @@ impl SimAgent {
     pub fn settle(&mut self, net: &mut Net, rng: &mut Rng) -> Result<(), Stop> {
         let now = net.now;
         match std::mem::replace(&mut self.settling, Settling::Nothing) {
-            Settling::Confirmed => {
-                let batch = self.sent.take().expect("just sent");
+            Settling::Confirmed(lost) => {
+                let mut batch = self.sent.take().expect("just sent");
+                let is_lost = |one: &mut Settlement| one.kept.is_some() && lost.contains(&one.id);
+                self.astray.extend(batch.settlements.extract_if(.., is_lost));
                 self.lanes.confirmed(&batch.settlements, now);
                 for change in &batch.changes {
                     if let LaneChange::Close { origin, .. } = change {
@@ -421,18 +445,27 @@ impl SimAgent {
                 }
                 Ok(())
             }
-            Settling::Joined(number, sent) => {
+            Settling::Joined(Joined { number, old: fate }, old, sent) => {
+                let recovered = old.filter(|_| fate == Fate::Recovered && !self.rules.trusts_its_memory);
                 let held = self.lanes.held();
                 let Answer::Has(known) = net.send(Move::Has(held.clone()), rng)? else {
                     return Err(Stop::Broken("has answers something else".to_string()));
                 };
                 let others: HashSet<Id> =
                     held.into_iter().zip(known).filter(|(_, known)| *known).map(|(id, _)| id).collect();
+                if fate != Fate::Unknown {
+                    self.taken_over.extend(old);
+                }
+                self.seen = self.seen.max(number.0);
                 self.settle_call = 0;
                 self.settler_number = Some(number);
-                self.looks.clear();
+                self.peers.clear();
                 let mut effects = Effects::default();
-                self.lanes.discard(Some(&others), &mut effects);
+                let is_theirs = |id: Id, agent| match recovered {
+                    Some(old) => agent == old,
+                    None => others.contains(&id),
+                };
+                self.lanes.discard(is_theirs, &mut effects);
                 self.shared_number = Some(number);
                 self.perform(effects);
                 self.beat_sent = Some(sent);
@@ -441,6 +474,9 @@ impl SimAgent {
             }
             Settling::Nothing => {
                 let Some(number) = self.settler_number else { return self.join(net, rng) };
+                if !self.astray.is_empty() {
+                    return self.bring_back(number, net, rng);
+                }
                 if self.sent.is_none() && self.backlog_is_empty() {
                     return Ok(());
                 }
@@ -450,11 +486,38 @@ impl SimAgent {
                 }
                 let batch = self.sent.as_ref().expect("just set");
                 let (settlements, changes) = (batch.settlements.clone(), batch.changes.clone());
-                net.send(Move::Settle { me: number, call: self.settle_call, settlements, changes }, rng)?;
-                self.settling = Settling::Confirmed;
+                match net.send(Move::Settle { me: number, call: self.settle_call, settlements, changes }, rng)? {
+                    Answer::NotOurs(lost) => self.settling = Settling::Confirmed(lost),
+                    other => return Err(Stop::Broken(format!("settle answers {other:?}"))),
+                }
                 Ok(())
             }
         }
+    }
+
+    /// What another agent took over is its own; what the queue has lost goes back.
+    fn bring_back(&mut self, number: AgentNumber, net: &mut Net, rng: &mut Rng) -> Result<(), Stop> {
+        let theirs = |one: &mut Settlement| one.kept.as_ref().is_none_or(|kept| self.taken_over.contains(&kept.agent));
+        let theirs: Vec<_> = self.astray.extract_if(.., theirs).collect();
+        self.lanes.confirmed(&theirs, net.now);
+        let kept = |one: &Settlement| Some((one.id, one.kept.as_ref()?.bytes.clone()));
+        let messages: Vec<_> = self.astray.iter().filter_map(kept).collect();
+        if messages.is_empty() {
+            return Ok(());
+        }
+        let Answer::Restored(restored) = net.send(Move::Restore(number, messages), rng)? else {
+            return Err(Stop::Broken("restore answers something else".to_string()));
+        };
+        let Some(restored) = restored else {
+            self.beat_sent = None;
+            self.settler_number = None;
+            return Ok(());
+        };
+        let back = |one: &mut Settlement| restored.contains(&one.id);
+        self.backlog.settlements.extend(self.astray.extract_if(.., back));
+        let elsewhere = std::mem::take(&mut self.astray);
+        self.lanes.confirmed(&elsewhere, net.now);
+        Ok(())
     }
 
     /// As the settler does with more than fits into a call: the first, without changes.
@@ -470,8 +533,9 @@ impl SimAgent {
 
     fn join(&mut self, net: &mut Net, rng: &mut Rng) -> Result<(), Stop> {
         let sent = net.now;
-        match net.send(Move::Join(self.rules.lease), rng)? {
-            Answer::Joined(number) => self.settling = Settling::Joined(number, sent),
+        let old = self.shared_number;
+        match net.send(Move::Join { lease: self.lease, old, seen: self.seen }, rng)? {
+            Answer::Joined(joined) => self.settling = Settling::Joined(joined, old, sent),
             other => return Err(Stop::Broken(format!("join answers {other:?}"))),
         }
         Ok(())
@@ -481,10 +545,11 @@ impl SimAgent {
     pub fn beat(&mut self, net: &mut Net, ledger: &mut dyn Ledger, rng: &mut Rng) -> Result<(), Stop> {
         let (Some(number), true) = (self.settler_number, net.now >= self.next_beat) else { return Ok(()) };
         let sent = net.now;
-        let Answer::Beat(Beat { registered, peers }) = net.send(Move::Beat(number, self.rules.lease), rng)? else {
+        let beat = Move::Beat { me: number, lease: self.lease, seen: self.seen, longest: LONGEST };
+        let Answer::Beat(Beat { registered, peers, beyond, .. }) = net.send(beat, rng)? else {
             return Err(Stop::Broken("beat answers something else".to_string()));
         };
-        self.next_beat = sent + self.rules.lease / 3;
+        self.next_beat = sent + between_beats(self.lease);
         if !registered {
             self.beat_sent = None;
             self.settler_number = None;
@@ -493,7 +558,10 @@ impl SimAgent {
             return self.join(net, rng);
         }
         self.beat_sent = Some(sent);
-        for mut dead in self.look_at(&peers, sent) {
+        if let Some(longest) = beyond {
+            net.send(Move::Hasten(longest), rng)?;
+        }
+        for mut dead in self.peers.look_at(&peers, self.lease, sent) {
             loop {
                 ledger.recovers(&dead, net.now)?;
                 let limit = *rng.pick(&[1, 2, 512]);
@@ -505,7 +573,7 @@ impl SimAgent {
                     break;
                 }
             }
-            self.looks.remove(&dead.number);
+            self.peers.forget(dead.number);
         }
         if !peers.is_empty() {
             let asked = net.now;
@@ -514,29 +582,6 @@ impl SimAgent {
             }
         }
         Ok(())
-    }
-
-    /// The settler's rule: a lease unchanged over three looks, none more than two beats apart, spanning a lease.
-    fn look_at(&mut self, peers: &[Peer], now: Instant) -> Vec<Peer> {
-        let beat = self.rules.lease / 3;
-        self.looks.retain(|number, _| peers.iter().any(|peer| peer.number == *number));
-        let mut dead = Vec::new();
-        for peer in peers {
-            let new = || Look { lease: peer.lease, looks: 0, first: now, last: now };
-            let look = self.looks.entry(peer.number).or_insert_with(new);
-            let changed = look.lease != peer.lease;
-            if changed && !self.rules.ignores_renewals
-                || now.saturating_duration_since(look.last) > beat * 2 && !self.rules.looks_may_be_far_apart
-            {
-                *look = new();
-            }
-            look.looks += 1;
-            look.last = now;
-            if look.looks >= self.rules.looks && now.saturating_duration_since(look.first) >= self.rules.look_span {
-                dead.push(*peer);
-            }
-        }
-        dead
     }
 
     /// SIGTERM: what is being attempted ends or is cut off, all is settled, the rest is given back.
@@ -555,14 +600,15 @@ impl SimAgent {
             let (delay, why) = (self.retry.first, history.last_error.clone());
             let place = if self.limits.ordered { Place::Waiting(Some(delay)) } else { Place::Retry(delay) };
             let origin = claim.origin.clone();
-            self.backlog.settlements.push(Settlement { id: claim.id, origin: origin.clone(), place, history });
+            let settlement = Settlement { id: claim.id, origin: origin.clone(), place, history, kept: None };
+            self.backlog.settlements.push(settlement);
             if self.limits.ordered {
                 self.backlog.changes.push(LaneChange::Close { origin, after: delay, failures: 1, why });
             }
         }
         let Some(number) = self.settler_number else { return Ok(()) };
         // A cut ends it: then it is as if it had been killed.
-        while self.sent.is_some() || !self.backlog_is_empty() {
+        while self.sent.is_some() || !self.astray.is_empty() || !self.backlog_is_empty() {
             self.settle(net, rng)?;
         }
         net.send(Move::Leave(number), rng)?;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use acapy_deliver::envelope::Envelope;
 use acapy_deliver::lanes::{Claim, Limits};
+use acapy_deliver::peers;
 use acapy_deliver::policy::{Attempt, Failure, Retry};
 use acapy_deliver::queue::memory::{Memory, State};
 use acapy_deliver::queue::{AgentNumber, Id, Peer, RawClaim};
@@ -20,18 +21,18 @@ use crate::world::{Answer, Move, OnRedis, World, invariant};
 /// How the agents behave that the mutations change.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    pub lease: Duration,
-    /// A peer is dead when its lease has not changed over so many looks that span so long.
-    pub looks: u32,
-    pub look_span: Duration,
-    pub looks_may_be_far_apart: bool,
-    pub ignores_renewals: bool,
+    /// Each agent has one of these.
+    pub leases: [Duration; 3],
+    /// Who is taken for dead.
+    pub peers: peers::Rules,
+    /// One that was taken for dead believes that Redis has lost what it does not have any more.
+    pub trusts_its_memory: bool,
 }
 
 impl Default for Rules {
     fn default() -> Rules {
-        let lease = Duration::from_secs(15);
-        Rules { lease, looks: 3, look_span: lease, looks_may_be_far_apart: false, ignores_renewals: false }
+        let leases = [3, 15, 60].map(Duration::from_secs);
+        Rules { leases, peers: peers::Rules::default(), trusts_its_memory: false }
     }
 }
 
@@ -148,9 +149,11 @@ pub struct Net {
     fault: f64,
     late: Vec<Move>,
     faults: usize,
-    /// When each agent's last beat or join was made.
-    beats: HashMap<AgentNumber, Instant>,
+    /// When each agent's last beat or join was made, and its lease.
+    beats: HashMap<AgentNumber, (Instant, Duration)>,
     recoveries: usize,
+    /// Agents that others took for dead.
+    recovered: HashSet<AgentNumber>,
     trace: bool,
     said: Vec<String>,
     /// Something was done to the queue since it was last looked at.
@@ -184,13 +187,16 @@ impl Net {
         let answer = self.world.make(a_move)?;
         self.say(|| format!("{note} {a_move:?} -> {answer:?}"));
         match (a_move, &answer) {
-            (Move::Beat(me, _), Answer::Beat(beat)) if beat.registered => {
-                self.beats.insert(*me, self.now);
+            (Move::Beat { me, lease, .. }, Answer::Beat(beat)) if beat.registered => {
+                self.beats.insert(*me, (self.now, *lease));
             }
-            (Move::Join(_), Answer::Joined(number)) => {
-                self.beats.insert(*number, self.now);
+            (Move::Join { lease, .. }, Answer::Joined(joined)) => {
+                self.beats.insert(joined.number, (self.now, *lease));
             }
-            (Move::Recover { .. }, Answer::Recovered(Some(n))) => self.recoveries += n,
+            (Move::Recover { dead, .. }, Answer::Recovered(Some(n))) => {
+                self.recoveries += n;
+                self.recovered.insert(dead.number);
+            }
             _ => {}
         }
         Ok(answer)
@@ -250,12 +256,13 @@ struct Books {
     attempts: usize,
     /// Data has gone back: ids change and copies are many.
     rolled_back: bool,
-    beats: HashMap<AgentNumber, Instant>,
+    beats: HashMap<AgentNumber, (Instant, Duration)>,
+    /// Agents that others took for dead.
+    recovered: HashSet<AgentNumber>,
     /// When the queue was last back from an outage, in which nobody could beat.
     back_since: Instant,
     /// Agents that are neither killed nor frozen, and have not been for a lease.
     awake: HashSet<AgentNumber>,
-    lease: Duration,
     quiet: bool,
 }
 
@@ -318,6 +325,9 @@ impl Ledger for Books {
     fn begin(&mut self, claim: &Claim) -> Result<Attempt, String> {
         let n = self.by_bytes[claim.envelope.raw()];
         self.attempts += 1;
+        if self.recovered.contains(&claim.agent) && !self.rolled_back {
+            return Err(format!("message {n} is attempted by agent {}, which others took for dead", claim.agent));
+        }
         let origin = self.messages[n].origin;
         // What a Redis that lost data gives out again is not in order any more.
         if self.ordered && !self.rolled_back {
@@ -363,11 +373,11 @@ impl Ledger for Books {
     }
 
     fn recovers(&mut self, dead: &Peer, now: Instant) -> Result<(), String> {
-        let Some(beat) = self.beats.get(&dead.number) else { return Ok(()) };
+        let Some((beat, lease)) = self.beats.get(&dead.number) else { return Ok(()) };
         // The dead had a whole lease; the living have had no chance to beat for a part of it.
         let is_awake = self.awake.contains(&dead.number);
         let since = if is_awake { self.back_since.max(*beat) } else { *beat };
-        let least = if is_awake { self.lease * 2 / 3 } else { self.lease };
+        let least = if is_awake { *lease * 2 / 3 } else { *lease };
         if self.rolled_back || now.saturating_duration_since(since) >= least {
             return Ok(());
         }
@@ -416,6 +426,7 @@ impl<'a> Run<'a> {
             faults: 0,
             beats: HashMap::new(),
             recoveries: 0,
+            recovered: HashSet::new(),
             trace: std::env::var("MOVES_TRACE").is_ok(),
             said: Vec::new(),
             touched: true,
@@ -431,9 +442,9 @@ impl<'a> Run<'a> {
             attempts: 0,
             rolled_back: false,
             beats: HashMap::new(),
+            recovered: HashSet::new(),
             back_since: now,
             awake: HashSet::new(),
-            lease: attack.rules.lease,
             quiet: false,
         };
         Run { attack, net, books, agents: Vec::new(), rng, limits, retry, calm, last: None }
@@ -561,6 +572,7 @@ impl<'a> Run<'a> {
     fn agent_step(&mut self, at: usize) -> Result<(), String> {
         let Run { agents, net, books, rng, .. } = self;
         let agent = &mut agents[at];
+        books.recovered.clone_from(&net.recovered);
         let done = match rng.below(10) {
             0..=2 => agent.read(net, books, rng),
             3..=4 => agent.begin(net.now, books),
@@ -576,8 +588,7 @@ impl<'a> Run<'a> {
     fn beats(&mut self, probability: f64) -> Result<(), String> {
         let now = self.net.now;
         // One that has just thawed may be dead to the others, and rightly.
-        let lease = self.attack.rules.lease;
-        let thawed = |agent: &&SimAgent| agent.frozen_until.is_none_or(|until| until + lease <= now);
+        let thawed = |agent: &&SimAgent| agent.frozen_until.is_none_or(|until| until + agent.lease() <= now);
         let awake = self.agents.iter().filter(|agent| agent.is_awake(now)).filter(thawed);
         let awake: HashSet<AgentNumber> = awake.filter_map(SimAgent::number).collect();
         for at in 0..self.agents.len() {
@@ -704,7 +715,7 @@ impl<'a> Run<'a> {
                 return Ok(());
             }
             // The dead are found at the usual pace; then in greater steps, for backoffs of an hour.
-            let step = Duration::from_secs(if round < 60 { 4 } else { 40 });
+            let step = if round < 120 { Duration::from_millis(1500) } else { Duration::from_secs(40) };
             self.pass(step);
             silent += step;
         }
@@ -735,6 +746,7 @@ impl<'a> Run<'a> {
                 self.check()?;
                 let Run { agents, net, books, rng, .. } = self;
                 let agent = &mut agents[at];
+                books.recovered.clone_from(&net.recovered);
                 unless_cut(agent.begin(net.now, books))?;
                 agent.finish(net.now, books, rng);
             }

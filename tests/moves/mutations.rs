@@ -4,6 +4,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use acapy_deliver::peers;
+
 use crate::attack::{Attack, On, Rules};
 use crate::scenarios::{self, Bench};
 use crate::support::Redis;
@@ -26,8 +28,8 @@ const MUTATIONS: &[Mutation] = &[
     mutation(
         "a_settle_sent_again_changes_nothing",
         "settle",
-        "if last and tonumber(last) >= tonumber(call) then return {'again', {}} end",
-        "",
+        "if last_call and last_call >= tonumber(call) then",
+        "if false then",
     ),
     mutation(
         "a_claim_sent_again_answers_the_same",
@@ -56,29 +58,107 @@ const MUTATIONS: &[Mutation] = &[
     mutation(
         "a_recovered_agent_is_gone_and_leaves_no_calls",
         "recover",
-        "redis.call('HDEL', CALLS, agent, 's' .. agent)",
+        "redis.call('HDEL', CALLS, agent, 's' .. agent, 'l' .. agent)",
         "",
     ),
     mutation(
         "a_recovered_agent_is_gone_and_leaves_no_calls",
         "settle",
-        "if redis.call('ZSCORE', AGENTS, me) then redis.call('HSET', CALLS,",
-        "if true then redis.call('HSET', CALLS,",
+        "if redis.call('ZSCORE', AGENTS, me) then\n  redis.call('HSET', CALLS,",
+        "if true then\n  redis.call('HSET', CALLS,",
     ),
     // Ids.
     mutation(
         "no_number_is_used_twice_when_the_clock_goes_back",
         "head",
-        "math.max(tonumber(redis.call('GET', ID) or '0'), now_us)",
+        "math.max(tonumber(redis.call('GET', ID) or '0'), now_us, seen)",
         "now_us",
     ),
     mutation(
         "no_number_is_used_twice_when_the_counter_is_lost",
         "head",
-        "math.max(tonumber(redis.call('GET', ID) or '0'), now_us)",
-        "tonumber(redis.call('GET', ID) or '0')",
+        "math.max(tonumber(redis.call('GET', ID) or '0'), now_us, seen)",
+        "math.max(tonumber(redis.call('GET', ID) or '0'), seen)",
     ),
     mutation("a_claim_takes_no_more_messages_than_asked", "head", "last + n))", "last + n - 1))"),
+    mutation("no_number_is_given_out_that_an_agent_has_seen", "head", "or '0'), now_us, seen)", "or '0'), now_us)"),
+    mutation(
+        "no_number_is_given_out_that_an_agent_has_seen",
+        "beat",
+        "< seen then next_numbers(0, seen) end",
+        "< 0 then end",
+    ),
+    mutation(
+        "what_redis_has_lost_is_restored_and_the_rest_stays_where_it_is",
+        "restore",
+        "< highest then next_numbers(0, highest) end",
+        "< 0 then end",
+    ),
+    // What was lost, and what only seems so.
+    mutation(
+        "an_agent_taken_for_dead_learns_of_it_when_it_joins_again",
+        "recover",
+        "if seen ~= '*' then note_recovered(agent) end",
+        "",
+    ),
+    mutation(
+        "an_agent_taken_for_dead_learns_of_it_when_it_joins_again",
+        "recover",
+        "if seen ~= '*' then note_recovered(agent) end",
+        "note_recovered(agent)",
+    ),
+    mutation(
+        "an_agent_taken_for_dead_learns_of_it_when_it_joins_again",
+        "head",
+        "if was_recovered(agent) then return end",
+        "",
+    ),
+    mutation(
+        "so_many_agents_taken_for_dead_are_remembered",
+        "head",
+        "string.sub(numbers, -17 * MOST_RECOVERED)",
+        "numbers",
+    ),
+    mutation(
+        "what_redis_has_lost_is_restored_and_the_rest_stays_where_it_is",
+        "restore",
+        "if redis.call('HEXISTS', MESSAGES, id) == 0 then",
+        "if true then",
+    ),
+    mutation(
+        "what_redis_has_lost_is_restored_and_the_rest_stays_where_it_is",
+        "restore",
+        "if not redis.call('ZSCORE', AGENTS, me) then return {'gone'} end",
+        "",
+    ),
+    mutation(
+        "what_redis_has_lost_is_restored_and_the_rest_stays_where_it_is",
+        "restore",
+        "if owner and tonumber(owner) == tonumber(me) then",
+        "if true then",
+    ),
+    mutation(
+        "a_settle_sent_again_says_again_what_was_not_ours",
+        "settle",
+        "#lost > 0 and call .. ' ' .. table.concat(lost, ' ') or call",
+        "call",
+    ),
+    mutation(
+        "a_settle_sent_again_says_again_what_was_not_ours",
+        "settle",
+        "if last_call == tonumber(call) then for",
+        "if true then for",
+    ),
+    mutation("what_is_due_later_than_any_delay_is_due_now", "hasten", "hasten(LANES, due_at(now))", ""),
+    mutation("what_is_due_later_than_any_delay_is_due_now", "hasten", "hasten(RETRY, now)", ""),
+    mutation("what_is_due_later_than_any_delay_is_due_now", "hasten", "now + longest)", "now)"),
+    mutation(
+        "what_is_due_later_than_any_delay_is_due_now",
+        "beat",
+        "longest = math.max(longest, tonumber(delay or 0))",
+        "",
+    ),
+    mutation("a_beat_tells_how_long_each_lease_is", "beat", "out[#out + 1] = length or", "out[#out + 1] ="),
     // Who may do what.
     mutation(
         "a_recovered_agent_is_gone_and_leaves_no_calls",
@@ -476,14 +556,20 @@ fn every_mutation_changes_exactly_one_place() {
 
 #[test]
 fn a_careless_judgement_of_who_is_dead_is_noticed() {
-    let usual = Rules::default;
+    let believes = Rules { trusts_its_memory: true, ..Rules::default() };
+    let run = |seed| Attack { rules: believes.clone(), ..Attack::new(seed, false, false) }.run(On::Memory, None);
+    // It takes a freeze past the lease, and another that delivers meanwhile: some seeds have it.
+    let noticed = (101..=500).any(|seed| run(seed).is_err());
+    assert!(noticed, "nothing notices one that goes on after others took it for dead");
     let careless = [
-        ("one look is enough", Rules { looks: 1, look_span: std::time::Duration::ZERO, ..usual() }),
-        ("three looks need not span a lease", Rules { look_span: std::time::Duration::ZERO, ..usual() }),
-        ("a renewed lease counts for nothing", Rules { ignores_renewals: true, ..usual() }),
-        ("looks may be far apart", Rules { looks_may_be_far_apart: true, looks: 2, ..usual() }),
+        ("one look is enough", peers::Rules { looks: 1, span_a_lease: false, ..peers::Rules::default() }),
+        ("three looks need not span a lease", peers::Rules { span_a_lease: false, ..peers::Rules::default() }),
+        ("a renewed lease counts for nothing", peers::Rules { renewals_count: false, ..peers::Rules::default() }),
+        ("looks may be far apart", peers::Rules { gaps_begin_anew: false, looks: 2, ..peers::Rules::default() }),
+        ("our own lease is everybody's", peers::Rules { their_lease_counts: false, ..peers::Rules::default() }),
     ];
-    for (what, rules) in careless {
+    for (what, judged) in careless {
+        let rules = Rules { peers: judged, ..Rules::default() };
         let run = |seed| Attack { rules: rules.clone(), ..Attack::new(seed, false, false) }.run(On::Memory, None);
         assert!((1..=60).any(|seed| run(seed).is_err()), "nothing notices: {what}");
     }

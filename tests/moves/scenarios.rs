@@ -9,8 +9,8 @@ use acapy_deliver::queue::connection::Server;
 use acapy_deliver::queue::memory::State;
 use acapy_deliver::queue::redis_list::{Keys, Pop, RedisList};
 use acapy_deliver::queue::{
-    AgentNumber, Bounds, Claimed, Error, History, Id, LaneChange, Peer, Place, Queue, RawClaim, Settlement, Source,
-    Waited,
+    AgentNumber, Bounds, Claimed, Error, Fate, History, Id, LaneChange, Peer, Place, Queue, RawClaim, Settlement,
+    Source, Waited,
 };
 use redis::Value;
 
@@ -21,6 +21,7 @@ use crate::world::{invariant, read_state};
 pub type Edit<'a> = &'a dyn Fn(&str, String) -> String;
 
 const LEASE: Duration = Duration::from_secs(15);
+const LONGEST: Duration = Duration::from_secs(7200);
 const SECOND: Duration = Duration::from_secs(1);
 const A: &str = "http://a:80";
 const B: &str = "http://b:80";
@@ -66,6 +67,7 @@ fn bounds() -> Bounds {
         suspect: true,
         ordered: false,
         popped: None,
+        seen: 0,
     }
 }
 
@@ -83,7 +85,7 @@ fn wanting(origin: &str, n: usize) -> Bounds {
 
 fn settlement(id: Id, place: Place) -> Settlement {
     let history = History { attempts: 1, last_error: "why not".to_string(), ..History::default() };
-    Settlement { id, origin: Arc::from(A), place, history }
+    Settlement { id, origin: Arc::from(A), place, history, kept: None }
 }
 
 fn close(origin: &str, after: Duration, failures: u32) -> LaneChange {
@@ -129,7 +131,7 @@ impl Bench {
     }
 
     fn join(&mut self) -> AgentNumber {
-        self.list.join(LEASE).unwrap()
+        self.list.join(LEASE, None, 0).unwrap().number
     }
 
     fn claim(&mut self, me: AgentNumber, call: u64, bounds: &Bounds) -> Taken {
@@ -139,7 +141,7 @@ impl Bench {
     #[track_caller]
     fn claim_again(&mut self, me: AgentNumber, call: u64, again: bool, bounds: &Bounds) -> Taken {
         match self.list.claim(me, call, again, bounds).unwrap() {
-            Claimed::Taken { claims, emptied, failures, oversized, due_in, more } => {
+            Claimed::Taken { claims, emptied, failures, oversized, due_in, more, .. } => {
                 Taken { claims, emptied, failures, oversized, due_in, more }
             }
             other => panic!("claim answers {other:?}"),
@@ -180,7 +182,7 @@ impl Bench {
     }
 
     fn peer(&mut self, me: AgentNumber, other: AgentNumber) -> Peer {
-        let peers = self.list.beat(me, LEASE).unwrap().peers;
+        let peers = self.list.beat(me, LEASE, 0, LONGEST).unwrap().peers;
         *peers.iter().find(|peer| peer.number == other).expect("it is listed")
     }
 
@@ -253,6 +255,13 @@ scenarios! {
     no_number_is_used_twice_when_the_counter_is_lost
     a_beat_lists_the_others_and_strangers_and_never_registers
     only_what_is_in_flight_here_is_given_back
+    an_agent_taken_for_dead_learns_of_it_when_it_joins_again
+    so_many_agents_taken_for_dead_are_remembered
+    no_number_is_given_out_that_an_agent_has_seen
+    what_redis_has_lost_is_restored_and_the_rest_stays_where_it_is
+    a_settle_sent_again_says_again_what_was_not_ours
+    what_is_due_later_than_any_delay_is_due_now
+    a_beat_tells_how_long_each_lease_is
     in_order_only_the_oldest_agent_claims
     in_order_nobody_claims_while_a_stranger_has_messages_in_flight
     in_order_retries_come_alone_due_or_not
@@ -489,7 +498,7 @@ mod rules {
         let me = b.join();
         let seen = b.peer(me, alive);
         b.pass(SECOND * 20);
-        b.list.beat(alive, LEASE).unwrap();
+        b.list.beat(alive, LEASE, 0, LONGEST).unwrap();
         assert_eq!(b.list.recover(me, &seen, 10).unwrap(), None);
         assert_eq!(b.list.recover(me, &Peer { lease: None, ..seen }, 10).unwrap(), None);
         assert_eq!(b.list.in_flight(alive).unwrap(), ids);
@@ -733,9 +742,9 @@ mod rules {
         assert_eq!(b.list.replay(&ids[..2]).unwrap(), 2);
         assert_eq!(b.list.drop_dead(&ids[2..4]).unwrap(), 2);
         assert_eq!(b.list.give_back(me, &ids[24..26]).unwrap(), 2);
-        assert_eq!(b.list.expire(A, Duration::ZERO, "too old").unwrap(), 8);
-        assert_eq!(b.list.forget_dead(Duration::ZERO).unwrap(), 12);
-        assert!(b.list.beat(me, LEASE).unwrap().registered);
+        assert_eq!(b.list.expire(A, Duration::ZERO, "too old", 100_000).unwrap(), 8);
+        assert_eq!(b.list.forget_dead(Duration::ZERO, 100_000).unwrap(), 12);
+        assert!(b.list.beat(me, LEASE, 0, LONGEST).unwrap().registered);
         let other = b.die(me);
         assert!(!b.claim(other, 1, &probing()).ids().is_empty());
         b.list.leave(other).unwrap();
@@ -757,7 +766,7 @@ mod rules {
         assert_eq!(b.list.recover(other, &seen, N).unwrap(), Some(N));
         assert_eq!(claim_all(b, other, 1), ids);
         b.settle_all(other, 1, &ids, &Place::Waiting(Some(Duration::ZERO)));
-        assert_eq!(b.list.expire(A, Duration::ZERO, "too old").unwrap(), N);
+        assert_eq!(b.list.expire(A, Duration::ZERO, "too old", 100_000).unwrap(), N);
         assert_eq!(b.list.replay(&ids).unwrap(), N);
         assert_eq!(claim_all(b, other, 100), ids);
         b.settle_all(other, 2, &ids, &Place::Delivered);
@@ -797,14 +806,14 @@ mod rules {
             let before = dump(b);
             call += 1;
             let moves: [(&str, Result<(), Error>); 8] = [
-                ("join", b.list.join(LEASE).map(drop)),
+                ("join", b.list.join(LEASE, None, 0).map(drop)),
                 ("claim", b.list.claim(me, call, false, &probing()).map(drop)),
                 ("settle", b.list.settle(me, call, &[settlement(ids[4], Place::Retry(SECOND))], &[]).map(drop)),
                 ("leave", b.list.leave(me)),
                 ("give_back", b.list.give_back(me, &ids).map(drop)),
                 ("replay", b.list.replay(&ids).map(drop)),
-                ("expire", b.list.expire(A, Duration::ZERO, "too old").map(drop)),
-                ("forget", b.list.forget_dead(Duration::ZERO).map(drop)),
+                ("expire", b.list.expire(A, Duration::ZERO, "too old", 100_000).map(drop)),
+                ("forget", b.list.forget_dead(Duration::ZERO, 100_000).map(drop)),
             ];
             for (name, result) in moves {
                 match result {
@@ -832,14 +841,14 @@ mod rules {
         b.pass(SECOND * 60);
         b.settle_all(me, 2, &ids[2..], &Place::Waiting(None));
         b.list.settle(me, 3, &[], &[close(A, Duration::ZERO, 4)]).unwrap();
-        assert_eq!(b.list.expire(A, SECOND * 61, "gave up").unwrap(), 0);
-        assert_eq!(b.list.expire(B, Duration::ZERO, "gave up").unwrap(), 0);
-        assert_eq!(b.list.expire(A, SECOND * 60, "gave up").unwrap(), 2);
+        assert_eq!(b.list.expire(A, SECOND * 61, "gave up", 100_000).unwrap(), 0);
+        assert_eq!(b.list.expire(B, Duration::ZERO, "gave up", 100_000).unwrap(), 0);
+        assert_eq!(b.list.expire(A, SECOND * 60, "gave up", 100_000).unwrap(), 2);
         let state = b.state();
         assert_eq!(state.dead.keys().copied().collect::<Vec<_>>(), ids[..2]);
         let record = &state.history[&ids[0]];
         assert_eq!((record.attempts, record.last_error.as_str()), (1, "gave up"));
-        assert_eq!(b.list.expire(A, Duration::ZERO, "gave up").unwrap(), 1);
+        assert_eq!(b.list.expire(A, Duration::ZERO, "gave up", 100_000).unwrap(), 1);
         assert!(b.state().lanes.is_empty());
     }
 
@@ -848,7 +857,7 @@ mod rules {
         b.settle_all(me, 1, &ids[..1201], &Place::Dead);
         b.pass(SECOND * 60);
         b.settle_all(me, 2, &ids[1201..], &Place::Dead);
-        assert_eq!(b.list.forget_dead(SECOND * 60).unwrap(), 1201);
+        assert_eq!(b.list.forget_dead(SECOND * 60, 100_000).unwrap(), 1201);
         let state = b.state();
         assert_eq!(state.dead.keys().copied().collect::<Vec<_>>(), ids[1201..]);
         assert_eq!((state.messages.len(), state.history.len()), (1, 1));
@@ -936,10 +945,10 @@ mod rules {
         let seen = b.peer(me, gone);
         assert_eq!(seen.lease, Some((b.now() + 15_000) as u64));
         b.list.recover(me, &seen, 1).unwrap();
-        assert_eq!(b.peer(me, gone), Peer { number: gone, lease: None });
+        assert_eq!(b.peer(me, gone), Peer { number: gone, lease: None, length: Duration::ZERO });
         b.pass(SECOND);
-        assert!(!b.list.beat(gone, LEASE).unwrap().registered);
-        assert!(b.list.beat(me, LEASE).unwrap().registered);
+        assert!(!b.list.beat(gone, LEASE, 0, LONGEST).unwrap().registered);
+        assert!(b.list.beat(me, LEASE, 0, LONGEST).unwrap().registered);
         let agents = b.state().agents;
         assert_eq!(agents.into_iter().collect::<Vec<_>>(), [(me, b.now() + 15_000)]);
     }
@@ -951,6 +960,130 @@ mod rules {
         let state = b.state();
         assert_eq!(state.retry.into_keys().collect::<Vec<_>>(), ids[..1]);
         assert_eq!(state.inflight.into_iter().collect::<Vec<_>>(), [(ids[1], me), (others[0], other)]);
+    }
+
+    pub fn an_agent_taken_for_dead_learns_of_it_when_it_joins_again(b: &mut Bench) {
+        let fate = |b: &mut Bench, old| b.list.join(LEASE, Some(old), 0).unwrap().old;
+        let (dead, _) = b.agent_with(3);
+        let left = b.join();
+        assert_eq!(fate(b, dead), Fate::Registered);
+        b.list.leave(left).unwrap();
+        let me = b.join();
+        let seen = b.peer(me, dead);
+        // With the first call already: the rest is taken back later.
+        assert_eq!(b.list.recover(me, &seen, 1).unwrap(), Some(1));
+        assert_eq!(fate(b, dead), Fate::Recovered);
+        assert_eq!(b.list.recover(me, &Peer { lease: None, ..seen }, 9).unwrap(), Some(2));
+        assert_eq!(fate(b, dead), Fate::Recovered);
+        assert_eq!(b.state().recovered_agents, [dead]);
+        // Of one that left by itself nothing needs to be known, and of one whose traces are lost nothing is.
+        assert_eq!(fate(b, left), Fate::Unknown);
+        let keys = b.keys.all().to_vec();
+        b.redis(redis::cmd("DEL").arg(keys));
+        assert_eq!(fate(b, dead), Fate::Unknown);
+    }
+
+    pub fn so_many_agents_taken_for_dead_are_remembered(b: &mut Bench) {
+        let me = b.join();
+        let mut dead = Vec::new();
+        for _ in 0..1001 {
+            let other = b.join();
+            let seen = Peer { number: other, lease: Some((b.now() + 15_000) as u64), length: LEASE };
+            assert_eq!(b.list.recover(me, &seen, 1).unwrap(), Some(0));
+            dead.push(other);
+        }
+        assert_eq!(b.state().recovered_agents, dead[1..]);
+    }
+
+    pub fn no_number_is_given_out_that_an_agent_has_seen(b: &mut Bench) {
+        // Ahead of the clock and of the counter: a master that crashed had given them out.
+        let seen = b.clock + 1_000_000;
+        let me = b.list.join(LEASE, None, seen).unwrap().number;
+        assert!(me.0 > seen);
+        let seen = seen + 1_000_000;
+        b.push(1, 10);
+        b.push(1, 1001);
+        let taken = b.claim(me, 1, &Bounds { seen, largest: 1000, ..bounds() });
+        assert!(taken.ids()[0].0 > seen);
+        let second = Bounds { seen: seen + 1_000_000, largest: 1000, ..bounds() };
+        let oversized = [taken.oversized, b.claim(me, 2, &second).oversized].concat();
+        assert!(oversized[0].0.0 > seen);
+        let seen = seen + 2_000_000;
+        b.list.beat(me, LEASE, seen, LONGEST).unwrap();
+        assert!(b.join().0 > seen);
+    }
+
+    pub fn what_redis_has_lost_is_restored_and_the_rest_stays_where_it_is(b: &mut Bench) {
+        let (me, ids) = b.agent_with(2);
+        b.settle_all(me, 1, &ids[..1], &Place::Retry(SECOND));
+        let before = b.state();
+        let lost = Id(b.clock + 5_000_000);
+        let held: Vec<_> = [ids[0], ids[1], lost].map(|id| (id, Arc::new(b"held".to_vec()))).into();
+        assert_eq!(b.list.restore(me, &held).unwrap(), Some(vec![ids[1], lost]));
+        let after = b.state();
+        assert_eq!(
+            (&after.messages[&ids[0]], &after.messages[&ids[1]]),
+            (&before.messages[&ids[0]], &before.messages[&ids[1]])
+        );
+        assert_eq!((after.messages[&lost].as_slice(), after.inflight[&lost]), (&b"held"[..], me));
+        assert_eq!(after.retry, before.retry);
+        // Sent again it changes nothing, and no number up to it is given out any more.
+        assert_eq!(b.list.restore(me, &held).unwrap(), Some(vec![ids[1], lost]));
+        assert_eq!(b.state(), after);
+        assert!(b.join().0 > lost.0);
+        // Only for who is registered: else nobody would take it back.
+        b.list.leave(me).unwrap();
+        assert_eq!(b.list.restore(me, &[(Id(b.clock), Arc::new(b"x".to_vec()))]).unwrap(), None);
+        assert_eq!(b.state().messages.len(), 3);
+    }
+
+    pub fn a_settle_sent_again_says_again_what_was_not_ours(b: &mut Bench) {
+        let (me, ids) = b.agent_with(2);
+        let strange = [settlement(Id(5), Place::Retry(SECOND)), settlement(ids[0], Place::Dead)];
+        assert_eq!(b.settle(me, 1, &strange), [Id(5)]);
+        assert_eq!(b.settle(me, 1, &strange), [Id(5)]);
+        b.settle_all(me, 2, &ids[1..], &Place::Delivered);
+        assert_eq!(b.settle(me, 1, &strange), []);
+        assert_eq!(b.state().settles[&me], (2, vec![]));
+    }
+
+    pub fn what_is_due_later_than_any_delay_is_due_now(b: &mut Bench) {
+        let right = b.clock;
+        let (me, ids) = b.agent_with(4);
+        b.pass(SECOND * 86_400);
+        b.settle_all(me, 1, &ids[..2], &Place::Retry(SECOND));
+        b.settle_all(me, 2, &ids[2..3], &Place::Waiting(Some(SECOND)));
+        assert_eq!(b.list.beat(me, LEASE, 0, LONGEST).unwrap().beyond, None);
+        b.set_clock(right);
+        b.settle(me, 3, &[Settlement { origin: Arc::from(B), ..settlement(ids[3], Place::Waiting(Some(LONGEST))) }]);
+        assert_eq!(b.list.beat(me, LEASE, 0, LONGEST).unwrap().beyond, Some(LONGEST));
+        assert_eq!(b.claim(me, 2, &probing()).ids(), []);
+        // One message and one lane at a time.
+        assert_eq!(b.list.hasten(LONGEST, 1).unwrap(), 2);
+        assert_eq!(b.list.hasten(LONGEST, 1).unwrap(), 1);
+        assert_eq!(b.list.hasten(LONGEST, 1).unwrap(), 0);
+        assert_eq!(b.list.beat(me, LEASE, 0, LONGEST).unwrap().beyond, None);
+        let state = b.state();
+        assert_eq!((state.lanes[A], state.lanes[B]), (b.now(), b.now() + 7_200_000));
+        assert_eq!(b.claim(me, 3, &probing()).ids(), ids[..3]);
+        // Another agent may give longer delays.
+        let other = b.join();
+        b.list.beat(other, LEASE, 0, LONGEST * 2).unwrap();
+        let mine = b.list.beat(me, LEASE, 0, SECOND).unwrap();
+        assert_eq!(mine.beyond, None);
+        b.list.leave(other).unwrap();
+        assert_eq!(b.list.beat(me, LEASE, 0, SECOND).unwrap().beyond, Some(SECOND));
+    }
+
+    pub fn a_beat_tells_how_long_each_lease_is(b: &mut Bench) {
+        let (me, other) = (b.join(), b.join());
+        b.list.beat(other, SECOND * 60, 0, LONGEST).unwrap();
+        b.pass(SECOND * 50);
+        assert_eq!(b.peer(me, other).length, SECOND * 60);
+        // A program before this one has not written it down: what is left is the next best.
+        let calls = b.keys.named("calls").to_string();
+        b.redis(redis::cmd("HDEL").arg(calls).arg(format!("l{other}")));
+        assert_eq!(b.peer(me, other).length, SECOND * 10);
     }
 
     pub fn in_order_only_the_oldest_agent_claims(b: &mut Bench) {
@@ -1022,7 +1155,7 @@ fn a_prefix_with_a_hash_tag_works() {
     let redis = Redis::with(&["appendonly no"]);
     let mut queue = list(&redis, "{acapy}", Pop::Peek, false);
     redis::cmd("RPUSH").arg("{acapy}.outbound_transport").arg("x").exec(&mut redis.client()).unwrap();
-    let me = queue.join(LEASE).unwrap();
+    let me = queue.join(LEASE, None, 0).unwrap().number;
     let Claimed::Taken { claims, .. } = queue.claim(me, 1, false, &bounds()).unwrap() else { panic!("it claims") };
     assert_eq!(claims[0].bytes, b"x");
 }
@@ -1041,7 +1174,7 @@ fn the_wait_looks_and_takes_nothing() {
     let redis = Redis::with(&["appendonly no"]);
     let mut queue = list(&redis, "acapy", Pop::Peek, false);
     waits_and_takes_nothing(&redis, &mut queue);
-    let me = queue.join(LEASE).unwrap();
+    let me = queue.join(LEASE, None, 0).unwrap().number;
     let Claimed::Taken { claims, .. } = queue.claim(me, 1, false, &bounds()).unwrap() else { panic!("it claims") };
     assert_eq!(claims.iter().map(|claim| claim.bytes.as_slice()).collect::<Vec<_>>(), [b"one", b"two"]);
 }
@@ -1071,7 +1204,7 @@ fn a_popped_message_goes_into_the_next_claim() {
     redis.push(b"two");
     let popped = queue.wait(SECOND).unwrap();
     assert_eq!(popped, Waited::Popped(b"one".to_vec()));
-    let me = queue.join(LEASE).unwrap();
+    let me = queue.join(LEASE, None, 0).unwrap().number;
     let with_popped = Bounds { popped: Some(b"one".to_vec()), ..bounds() };
     let Claimed::Taken { claims, .. } = queue.claim(me, 1, false, &with_popped).unwrap() else { panic!("it claims") };
     let [one, two] = &claims[..] else { panic!("{claims:?}") };

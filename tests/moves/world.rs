@@ -3,29 +3,35 @@
 //! place by place. Moves are values here, so that one can be made late.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use acapy_deliver::queue::connection::Server;
 use acapy_deliver::queue::memory::{Memory, Record, State};
 use acapy_deliver::queue::redis_list::{Keys, RedisList};
 use acapy_deliver::queue::{
-    AgentNumber, Beat, Bounds, Claimed, Error, Id, LaneChange, Peer, Queue, Settlement, Source, WaitingLane,
+    AgentNumber, Beat, Bounds, Claimed, Error, Id, Joined, LaneChange, Peer, Queue, Settlement, Source, WaitingLane,
 };
 
 use crate::support::Redis;
 
+/// What the moves that are bounded do in one call.
+const AT_ONCE: usize = 500;
+
 /// A move with its arguments.
 #[derive(Clone, Debug)]
 pub enum Move {
-    Join(Duration),
+    Join { lease: Duration, old: Option<AgentNumber>, seen: u64 },
     Claim { me: AgentNumber, call: u64, again: bool, bounds: Bounds },
     Settle { me: AgentNumber, call: u64, settlements: Vec<Settlement>, changes: Vec<LaneChange> },
-    Beat(AgentNumber, Duration),
+    Beat { me: AgentNumber, lease: Duration, seen: u64, longest: Duration },
     Recover { me: AgentNumber, dead: Peer, limit: usize },
     Leave(AgentNumber),
     InFlight(AgentNumber),
     GiveBack(AgentNumber, Vec<Id>),
     Has(Vec<Id>),
+    Restore(AgentNumber, Vec<(Id, Arc<Vec<u8>>)>),
+    Hasten(Duration),
     Lanes,
     Expire { origin: String, age: Duration },
     Forget(Duration),
@@ -37,7 +43,7 @@ pub enum Move {
 /// What a move answers.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Answer {
-    Joined(AgentNumber),
+    Joined(Joined),
     Claimed(Claimed),
     NotOurs(Vec<Id>),
     Beat(Beat),
@@ -45,6 +51,7 @@ pub enum Answer {
     Left,
     Ids(Vec<Id>),
     Has(Vec<bool>),
+    Restored(Option<Vec<Id>>),
     Lanes(Vec<WaitingLane>),
     Count(usize),
 }
@@ -83,12 +90,12 @@ impl Operated for RedisList {
 
 fn make(queue: &mut dyn Operated, a_move: &Move) -> Result<Answer, Error> {
     Ok(match a_move {
-        Move::Join(lease) => Answer::Joined(queue.join(*lease)?),
+        Move::Join { lease, old, seen } => Answer::Joined(queue.join(*lease, *old, *seen)?),
         Move::Claim { me, call, again, bounds } => Answer::Claimed(queue.claim(*me, *call, *again, bounds)?),
         Move::Settle { me, call, settlements, changes } => {
             Answer::NotOurs(queue.settle(*me, *call, settlements, changes)?)
         }
-        Move::Beat(me, lease) => Answer::Beat(queue.beat(*me, *lease)?),
+        Move::Beat { me, lease, seen, longest } => Answer::Beat(queue.beat(*me, *lease, *seen, *longest)?),
         Move::Recover { me, dead, limit } => Answer::Recovered(queue.recover(*me, dead, *limit)?),
         Move::Leave(me) => {
             queue.leave(*me)?;
@@ -96,10 +103,12 @@ fn make(queue: &mut dyn Operated, a_move: &Move) -> Result<Answer, Error> {
         }
         Move::InFlight(me) => Answer::Ids(queue.in_flight(*me)?),
         Move::GiveBack(me, ids) => Answer::Count(queue.give_back(*me, ids)?),
+        Move::Restore(me, messages) => Answer::Restored(queue.restore(*me, messages)?),
+        Move::Hasten(longest) => Answer::Count(queue.hasten(*longest, AT_ONCE)?),
         Move::Has(ids) => Answer::Has(queue.has(ids)?),
         Move::Lanes => Answer::Lanes(queue.lanes()?),
-        Move::Expire { origin, age } => Answer::Count(queue.expire(origin, *age, "too old")?),
-        Move::Forget(age) => Answer::Count(queue.forget_dead(*age)?),
+        Move::Expire { origin, age } => Answer::Count(queue.expire(origin, *age, "too old", AT_ONCE)?),
+        Move::Forget(age) => Answer::Count(queue.forget_dead(*age, AT_ONCE)?),
         Move::Replay(ids) => Answer::Count(queue.replay_dead(ids)?),
         Move::Drop(ids) => Answer::Count(queue.drop_these(ids)?),
         Move::Adopt => Answer::Count(queue.adopt_legacy()?),
@@ -320,7 +329,20 @@ pub fn read_state(client: &mut redis::Connection, keys: &Keys) -> Result<State, 
     }
     for (key, record) in calls {
         if let Some(agent) = key.strip_prefix('s') {
-            state.settles.insert(agent_number(agent)?, number(&record)?);
+            let mut words = record.split(' ');
+            let call = number(words.next().unwrap_or_default())?;
+            let lost = words.map(id).collect::<Result<Vec<_>, _>>()?;
+            state.settles.insert(agent_number(agent)?, (call, lost));
+            continue;
+        }
+        if let Some(agent) = key.strip_prefix('l') {
+            let (length, longest) = record.split_once(' ').ok_or(format!("calls of {key}: {record:?}"))?;
+            state.lengths.insert(agent_number(agent)?, (number(length)?, number(longest)?));
+            continue;
+        }
+        if key == "recovered" {
+            let numbers = record.split_terminator(' ').map(agent_number);
+            state.recovered_agents = numbers.collect::<Result<Vec<_>, _>>()?;
             continue;
         }
         let mut words = record.split(' ');
@@ -415,7 +437,7 @@ pub fn invariant(state: &State) -> Result<(), String> {
     if highest > Some(state.last_number) {
         return Err(format!("the counter is {}, and a number given out {highest:?}", state.last_number));
     }
-    for agent in state.claims.keys().chain(state.settles.keys()) {
+    for agent in state.claims.keys().chain(state.settles.keys()).chain(state.lengths.keys()) {
         if !state.agents.contains_key(agent) {
             return Err(format!("calls of agent {agent}, which is not registered"));
         }
