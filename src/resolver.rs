@@ -10,6 +10,8 @@
 //! cannot get round the guard. What goes through a proxy is resolved, and
 //! judged, by that proxy.
 
+mod probe;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
@@ -45,6 +47,11 @@ const MAX_LOOKUPS: usize = 512;
 /// How many of them are for names that had an address before.
 const RESERVED_LOOKUPS: usize = 128;
 
+/// How many of the others are for names of which it is known that the name servers
+/// say anything about them. When no look-up is free for a name, they are asked
+/// whether they do, which takes no thread.
+const LOOKUPS_OF_ANSWERED: usize = 128;
+
 /// The look-ups of one domain leave this many times as many free for the others.
 /// So a domain whose name servers are silent takes a ninth, however many names it
 /// has; ten such domains leave a third; and one that has no look-up under way
@@ -79,12 +86,15 @@ pub struct Resolver {
 }
 
 type Lookup = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
+/// Whether a name server says anything about the name within a time.
+type Probe = dyn Fn(&str, Duration) -> io::Result<bool> + Send + Sync;
 
 struct Shared {
     names: Mutex<Names>,
     /// A look-up has ended.
     ended: Condvar,
     lookup: Box<Lookup>,
+    probe: Box<Probe>,
     ages: Ages,
 }
 
@@ -113,11 +123,12 @@ struct Bad {
 impl Resolver {
     /// A resolver that asks the system and gives out what `guard` allows.
     pub fn new(guard: Guard) -> Resolver {
-        Resolver::with(guard, AGES, Box::new(ask_system))
+        Resolver::asking(guard, AGES, Box::new(ask_system), Box::new(probe::is_answered))
     }
 
-    fn with(guard: Guard, ages: Ages, lookup: Box<Lookup>) -> Resolver {
-        Resolver { shared: Arc::new(Shared { names: Mutex::default(), ended: Condvar::new(), lookup, ages }), guard }
+    fn asking(guard: Guard, ages: Ages, lookup: Box<Lookup>, probe: Box<Probe>) -> Resolver {
+        let shared = Shared { names: Mutex::default(), ended: Condvar::new(), lookup, probe, ages };
+        Resolver { shared: Arc::new(shared), guard }
     }
 
     /// Forgets what is too old to serve, so that names met once do not stay in memory.
@@ -210,6 +221,8 @@ fn find(shared: &Arc<Shared>, host: &str, within: Duration) -> Result<Arc<[IpAdd
     }
 
     let started = Instant::now();
+    // What the name servers were asked without a look-up: whether they say anything about it.
+    let mut probed = None;
     loop {
         let now = Instant::now();
         let waited = now - started;
@@ -238,15 +251,15 @@ fn find(shared: &Arc<Shared>, host: &str, within: Duration) -> Result<Arc<[IpAdd
             }
         }
         if patience.is_zero() {
-            return stale.ok_or_else(|| {
-                let words = match looking {
-                    true => format!("no answer about host {host} from the name server in time"),
-                    false => format!("host {host} could not be looked up in time: too many names wait for an answer"),
-                };
-                Trouble::failed(Failure::Resolve, words)
+            return stale.ok_or_else(|| match looking {
+                true => no_answer(host),
+                false => {
+                    let words = "could not be looked up in time: too many names wait for an answer";
+                    Trouble::failed(Failure::Resolve, format!("host {host} {words}"))
+                }
             });
         }
-        if !looking && names.may_look_up(host) {
+        if !looking && names.may_look_up(host, probed == Some(true)) {
             match begin(shared, &mut names, host) {
                 Ok(()) => continue,
                 Err(trouble) => return stale.ok_or(trouble),
@@ -254,6 +267,21 @@ fn find(shared: &Arc<Shared>, host: &str, within: Duration) -> Result<Arc<[IpAdd
         }
         if let (Some(stale), false) = (&stale, looking) {
             return Ok(stale.clone());
+        }
+        if !looking && probed.is_none() {
+            drop(names);
+            let answered = (shared.probe)(host, patience);
+            names = shared.lock();
+            if let Ok(false) = answered {
+                let (trouble, now) = (no_answer(host), Instant::now());
+                let rest = now.saturating_duration_since(started).clamp(ages.bad, MAX_REST);
+                let bad = Bad { trouble: trouble.clone(), at: now, until: now + rest };
+                names.make_room(ages);
+                names.by_name.entry(host.into()).or_default().bad = Some(bad);
+                return Err(trouble);
+            }
+            probed = Some(answered.is_ok());
+            continue;
         }
         names = shared.ended.wait_timeout(names, patience).expect("no code panics while it holds the names").0;
     }
@@ -308,6 +336,10 @@ fn spell_error(host: &str, error: &io::Error) -> Trouble {
     }
 }
 
+fn no_answer(host: &str) -> Trouble {
+    Trouble::failed(Failure::Resolve, format!("no answer about host {host} from the name server in time"))
+}
+
 fn no_address(host: &str, detail: &str) -> Trouble {
     let detail = detail.strip_prefix("failed to lookup address information: ").unwrap_or(detail);
     let words = if detail.is_empty() {
@@ -342,9 +374,13 @@ impl Shared {
 
 impl Names {
     /// Whether a look-up of this name may begin now: what is silent leaves room for the others.
-    fn may_look_up(&self, host: &str) -> bool {
+    fn may_look_up(&self, host: &str, is_answered: bool) -> bool {
         let resolved_before = self.by_name.get(host).is_some_and(|name| name.good.is_some());
-        let most = if resolved_before { MAX_LOOKUPS } else { MAX_LOOKUPS - RESERVED_LOOKUPS };
+        let most = match (resolved_before, is_answered) {
+            (true, _) => MAX_LOOKUPS,
+            (false, true) => MAX_LOOKUPS - RESERVED_LOOKUPS,
+            (false, false) => MAX_LOOKUPS - RESERVED_LOOKUPS - LOOKUPS_OF_ANSWERED,
+        };
         let n_of_domain = self.by_domain.get(domain(host)).copied().unwrap_or(0);
         n_of_domain * LEAVES_FREE < most.saturating_sub(self.n_lookups)
     }
@@ -400,6 +436,13 @@ mod tests {
     use std::sync::mpsc;
 
     const LONG: Duration = Duration::from_secs(20);
+
+    impl Resolver {
+        /// Whose probes cannot be made.
+        fn with(guard: Guard, ages: Ages, lookup: Box<Lookup>) -> Resolver {
+            Resolver::asking(guard, ages, lookup, Box::new(|_, _| Err(io::ErrorKind::NetworkUnreachable.into())))
+        }
+    }
 
     fn guard(deny: &[&str]) -> Guard {
         let deny: Vec<String> = deny.iter().map(|value| value.to_string()).collect();
@@ -604,9 +647,9 @@ mod tests {
                 let _ = resolver.addresses(&format!("{n}.silent-{domain}.example"), 80, moment);
             }
         }
-        // Each left eight ninths of what it found: a third of 384.
+        // Each left eight ninths of what it found: a third of 256.
         let n_lookups = resolver.shared.lock().n_lookups;
-        assert!((250..=275).contains(&n_lookups), "{n_lookups}");
+        assert!((165..=185).contains(&n_lookups), "{n_lookups}");
         for n in 0..200 {
             resolver.addresses(&format!("{n}.good.example"), 80, LONG).unwrap();
         }
@@ -628,7 +671,7 @@ mod tests {
                 assert!(n < 2 * MAX_LOOKUPS);
             }
         };
-        take(MAX_LOOKUPS - RESERVED_LOOKUPS);
+        take(MAX_LOOKUPS - RESERVED_LOOKUPS - LOOKUPS_OF_ANSWERED);
         // Newcomers have nothing left, names that resolved before have their own.
         let (failure, error) = failure_of(resolver.addresses("new.example", 80, Duration::from_millis(1)).unwrap_err());
         assert_eq!(failure, Failure::Resolve);
@@ -642,8 +685,32 @@ mod tests {
         let before = asked_at();
         resolver.addresses("proven.example-0.example", 80, LONG).unwrap();
         assert_eq!(asked_at(), before);
-        resolver.shared.lock().n_lookups = MAX_LOOKUPS - RESERVED_LOOKUPS;
+        resolver.shared.lock().n_lookups = MAX_LOOKUPS - RESERVED_LOOKUPS - LOOKUPS_OF_ANSWERED;
         drop(hold);
+    }
+
+    #[test]
+    fn with_no_look_up_free_a_name_gets_one_if_the_name_servers_say_anything_about_it() {
+        let lookup = |_: &str| Ok(vec![ip("192.0.2.1")]);
+        let n_probes = Arc::new(AtomicUsize::new(0));
+        let counter = n_probes.clone();
+        let probe = move |host: &str, _: Duration| {
+            counter.fetch_add(1, SeqCst);
+            Ok(!host.contains("silent"))
+        };
+        let resolver = Resolver::asking(guard(&[]), AGES, Box::new(lookup), Box::new(probe));
+        resolver.addresses("early.example", 80, LONG).unwrap();
+        assert_eq!(n_probes.load(SeqCst), 0);
+        resolver.shared.lock().n_lookups = MAX_LOOKUPS - RESERVED_LOOKUPS - LOOKUPS_OF_ANSWERED;
+        resolver.addresses("good.example", 80, LONG).unwrap();
+        assert_eq!(n_probes.load(SeqCst), 1);
+        // Silence is remembered, as that of a look-up is.
+        for _ in 0..3 {
+            let (failure, error) = failure_of(resolver.addresses("silent.example", 80, LONG).unwrap_err());
+            assert_eq!(failure, Failure::Resolve);
+            assert_eq!(error, "no answer about host silent.example from the name server in time");
+        }
+        assert_eq!(n_probes.load(SeqCst), 2);
     }
 
     #[test]

@@ -192,7 +192,17 @@ fn a_name_that_stands_for_a_refused_address_is_given_up_like_one_that_never_answ
 }
 
 #[test]
-fn names_that_nobody_answers_about_leave_look_ups_for_new_ones() {
+fn names_of_one_domain_that_nobody_answers_about_leave_look_ups_for_new_ones() {
+    silent_names_leave_look_ups_for_new_ones(".hole.test");
+}
+
+#[test]
+fn names_of_many_domains_that_nobody_answers_about_leave_look_ups_for_new_ones() {
+    silent_names_leave_look_ups_for_new_ones("-hole.test");
+}
+
+/// The silent names are a number and this.
+fn silent_names_leave_look_ups_for_new_ones(suffix: &str) {
     // As resolvers are set up: each such name keeps its look-up busy for a minute and a half.
     let conf = "search one.invalid two.invalid";
     let names = Names::start_some(3, conf, Says::Nothing);
@@ -200,7 +210,7 @@ fn names_that_nobody_answers_about_leave_look_ups_for_new_ones() {
     let sink = Sink::new(|_| Answer::ok());
     names.say(Says::Holes(v4(&sink)));
     let port = sink.address().port();
-    redis.push_all((0..2_000).map(|i| envelope(&format!("http://{i}.hole.test:{port}/"), b"hole")));
+    redis.push_all((0..2_000).map(|i| envelope(&format!("http://{i}{suffix}:{port}/"), b"hole")));
     let mut agent = names.agent(&redis, &["--workers", "512"]);
     // They come all the time that the first two hundred attempts at silent names take.
     let n_newcomers = 90;
