@@ -2,9 +2,10 @@
 //! unix sockets. A real redis-server, with certificates made here.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::{IpAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fs, thread};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 
@@ -200,6 +201,48 @@ fn a_password_changed_in_its_file_takes_effect_without_a_restart() {
     redis.push_all(wire::numbered(&sink.url(), 10));
     redis.wait_empty(SOON);
     assert!(agent.is_running(), "{}", agent.log());
+}
+
+#[test]
+fn a_password_that_changes_not_quite_at_once_is_waited_for_by_an_agent_that_was_in() {
+    let redis = Redis::with(&["user agent on >first ~* &* +@all"]);
+    let dir = TempDir::new("password");
+    let file = dir.path().join("password");
+    fs::write(&file, "first").unwrap();
+    let url = format!("redis://agent@{}", redis.address());
+    let mut agent = Agent::start_at(&url, &["--redis-password-file", &file.display().to_string()]);
+    eventually("it is registered", SOON, || redis.agents().len() == 1);
+    let sink = Sink::new(|_| Answer::ok());
+    let mut client = redis.client();
+    let mut acl = |args: &[&str]| redis::cmd("ACL").arg(args).exec(&mut client).unwrap();
+    let n_waits = |agent: &Agent| agent.log().matches("waited out").count();
+    // The file is emptied, goes, is behind Redis, is ahead of it; then both are the same again.
+    let steps: [(&str, Option<&str>, &str, &str); 4] = [
+        ("is empty", Some(""), "first", "first"),
+        ("cannot read", None, "first", "first"),
+        ("refused the user name or password", Some("first"), "second", "second"),
+        ("refused the user name or password", Some("third"), "second", "third"),
+    ];
+    for (said, in_file, in_redis, at_last) in steps {
+        let n_before = n_waits(&agent);
+        match in_file {
+            Some(password) => fs::write(&file, password).unwrap(),
+            None => fs::remove_file(&file).unwrap(),
+        }
+        acl(&["SETUSER", "agent", "resetpass", &format!(">{in_redis}")]);
+        redis::cmd("CLIENT").arg(&["KILL", "USER", "agent"]).exec(&mut redis.client()).unwrap();
+        eventually("it says so", SOON, || !agent.is_running() || n_waits(&agent) > n_before);
+        // It would have ended by now, or does at its next try.
+        thread::sleep(Duration::from_millis(500));
+        assert!(agent.is_running(), "{}", agent.log());
+        assert!(agent.log().lines().rev().take(3).any(|line| line.contains(said)), "{said:?}: {}", agent.log());
+        fs::write(&file, at_last).unwrap();
+        acl(&["SETUSER", "agent", "resetpass", &format!(">{at_last}")]);
+        redis.push(&wire::envelope(&sink.url(), said.as_bytes()));
+        redis.wait_empty(SOON);
+    }
+    // Once or twice for each: one connection may notice after the other is back.
+    assert!(agent.complaints().len() <= 16, "{:#?}", agent.complaints());
 }
 
 /// The line of the README that begins like this.

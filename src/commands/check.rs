@@ -106,7 +106,13 @@ fn check_options(config: &Config, report: &mut Report) -> Result<Option<Guard>, 
         report.note("endpoints", line)?;
     }
     match config.keep_dead {
-        Some(age) => report.ok("dead letters", format!("are removed for good after {} ('--keep-dead')", spell(age)))?,
+        Some(age) => {
+            let age = match age.as_secs() {
+                seconds if seconds % 86_400 == 0 => format!("{} days", seconds / 86_400),
+                _ => spell(age),
+            };
+            report.ok("dead letters", format!("are removed for good after {age} ('--keep-dead')"))?;
+        }
         None => {
             report.note("dead letters", "are kept for ever, as '--keep-dead forever' says; strangers can make some")?
         }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use log::warn;
 use redis::{Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Value};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -45,8 +46,17 @@ pub struct Server {
     pub own: Option<Own>,
     /// Shared by its clones: looks up its name.
     pub names: Names,
-    /// Shared by its clones: whether it has ever done what it was asked.
-    pub has_served: Arc<AtomicBool>,
+    /// Shared by its clones: whether it lets us in.
+    pub entry: Arc<Entry>,
+}
+
+/// Whether a server lets us in.
+#[derive(Default)]
+pub struct Entry {
+    /// It has done what it was asked at least once.
+    has_served: AtomicBool,
+    /// It has been said that it does not let us in any more.
+    has_said: AtomicBool,
 }
 
 impl From<&RedisAddress> for Server {
@@ -91,12 +101,16 @@ impl Server {
     }
 
     /// What ends an agent that never got into Redis is waited out by one that did: passwords are
-    /// changed here and there one after the other.
+    /// changed here and there one after the other. It is said once, for the outage will have been
+    /// spoken of already, by the end of a connection.
     fn unless_served(&self, why: String) -> Error {
-        match self.has_served.load(Ordering::Relaxed) {
-            true => Error::Unavailable(why),
-            false => Error::Fatal(why),
+        if !self.entry.has_served.load(Ordering::Relaxed) {
+            return Error::Fatal(why);
         }
+        if !self.entry.has_said.swap(true, Ordering::Relaxed) {
+            warn!("{why}; it was right before, so this is waited out");
+        }
+        Error::Unavailable(why)
     }
 
     /// Opens a connection and makes sure that it answers.
@@ -413,7 +427,10 @@ impl Link {
         self.used = Instant::now();
         let keeps = match &answer {
             Ok(_) => {
-                self.server.has_served.store(true, Ordering::Relaxed);
+                self.server.entry.has_served.store(true, Ordering::Relaxed);
+                if self.server.entry.has_said.load(Ordering::Relaxed) {
+                    self.server.entry.has_said.store(false, Ordering::Relaxed);
+                }
                 true
             }
             // After a failover the name may lead elsewhere: so a server that may not be written to is

@@ -647,6 +647,14 @@ fn check_changes_nothing_in_a_queue_that_is_full_of_messages() {
 }
 
 #[test]
+fn check_says_how_long_dead_letters_are_kept() {
+    let redis = Redis::start();
+    assert_checked(&redis.url(), &[], 0, "ok", &["dead letters", "30 days", "--keep-dead"]);
+    assert_checked(&redis.url(), &["--keep-dead", "36h"], 0, "ok", &["dead letters", "36h"]);
+    assert_checked(&redis.url(), &["--keep-dead", "forever"], 0, "note", &["dead letters", "for ever"]);
+}
+
+#[test]
 fn check_tries_a_recipient_without_sending_it_anything() {
     let redis = Redis::start();
     let mut sink = Sink::new(|_| Answer::ok());

@@ -1,6 +1,10 @@
 //! A Redis that is away, cut off, full, read-only or loading is waited out, said once, and loses
 //! nothing; one that refuses us for good ends the agent with code 1 and a message that says what.
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -206,6 +210,144 @@ fn a_redis_that_does_not_answer_for_a_while_loses_and_repeats_nothing() {
     assert_eq!(copies.len(), 400);
     assert!(copies.values().all(|n| *n == 1), "some arrived twice: {copies:?}");
     assert!(agent.is_running());
+}
+
+#[test]
+fn connections_that_redis_closes_when_idle_are_not_spoken_of() {
+    let redis = Redis::with(&["timeout 1"]);
+    let sink = Sink::new(|_| Answer::ok());
+    // A beat every two seconds, and nothing else: Redis closes the settler's connection between them.
+    let agent = Agent::start(&redis, &["--lease", "6s"]);
+    let lease = || -> Vec<String> {
+        let range = redis::cmd("ZRANGE").arg(redis.key("agents")).arg(&["0", "-1", "WITHSCORES"]).to_owned();
+        range.query(&mut redis.client()).unwrap()
+    };
+    for _ in 0..4 {
+        let before = lease();
+        eventually("the lease is renewed", SOON, || lease() != before);
+    }
+    let refreshed = agent.log().matches("again").count();
+    assert_eq!((agent.complaints(), refreshed), (Vec::new(), 0), "{}", agent.log());
+    redis.push(&envelope(&sink.url(), b"x"));
+    redis.wait_empty(SOON);
+}
+
+#[test]
+fn frozen_while_it_waits_it_loses_neither_connection_nor_message() {
+    for pop in ["peek", "blpop"] {
+        let redis = Redis::start();
+        let sink = Sink::new(|_| Answer::ok());
+        let agent = Agent::start(&redis, &["--pop", pop]);
+        for n in 1..=10 {
+            eventually("it waits", SOON, || blocked_clients(&redis) == 1);
+            agent.freeze();
+            redis.push(&envelope(&sink.url(), format!("{n}").as_bytes()));
+            agent.thaw();
+            eventually_eq("all arrive", SOON, n, || sink.copies().len());
+        }
+        redis.wait_empty(SOON);
+        assert_eq!(agent.complaints(), Vec::<String>::new(), "{pop}");
+    }
+}
+
+fn blocked_clients(redis: &Redis) -> usize {
+    let info: String = redis::cmd("INFO").arg("clients").query(&mut redis.client()).unwrap();
+    let blocked = info.lines().find_map(|line| line.strip_prefix("blocked_clients:"));
+    blocked.and_then(|blocked| blocked.trim().parse().ok()).expect("a number of blocked clients")
+}
+
+#[test]
+fn after_a_failover_every_connection_leaves_a_server_that_wraps_its_errors() {
+    let (old, new) = (Redis::start(), Redis::start());
+    let sink = Sink::new(|_| Answer::ok());
+    let follow = |redis: &Redis, of: &[&str]| redis::cmd("REPLICAOF").arg(of).exec(&mut redis.client()).unwrap();
+    let of = |redis: &Redis| redis.address().split(':').map(str::to_string).collect::<Vec<_>>();
+    follow(&new, &[&of(&old)[0], &of(&old)[1]]);
+    eventually("the replica follows", SOON, || {
+        let info: String = redis::cmd("INFO").arg("replication").query(&mut new.client()).unwrap();
+        info.contains("master_link_status:up")
+    });
+    // What is under the name of Redis: it leads new connections to the new server, and leaves the old ones.
+    let name = OldServer::start(&old);
+    let agent = Agent::start_at(&name.url(), &[]);
+    old.push(&envelope(&sink.url(), b"before"));
+    eventually("one is delivered", SOON, || sink.n_delivered() == 1);
+    old.wait_empty(SOON);
+    eventually("the agent is known to the replica", SOON, || new.agents().len() == 1 && new.counts().messages == 0);
+    name.lead_to(&new);
+    follow(&new, &["NO", "ONE"]);
+    follow(&old, &[&of(&new)[0], &of(&new)[1]]);
+    new.push_all(numbered(&sink.url(), 5));
+    eventually_eq("all are delivered", SOON, 6, || sink.n_delivered());
+    // Before 7, what the old one says of being read-only stands inside another error.
+    new.wait_empty(SOON);
+    let info: String = redis::cmd("INFO").arg("server").query(&mut old.client()).unwrap();
+    let wraps_itself = ["5.", "6."].iter().any(|version| info.contains(&format!("redis_version:{version}")));
+    assert!(wraps_itself || name.n_wrapped() > 0, "nothing was wrapped: {}", agent.log());
+}
+
+/// Stands before a Redis and speaks as those before version 7 do: the error of a command inside a
+/// script is wrapped in one of the script.
+struct OldServer {
+    address: SocketAddr,
+    target: Arc<Mutex<String>>,
+    n_wrapped: Arc<AtomicUsize>,
+}
+
+impl OldServer {
+    fn start(redis: &Redis) -> OldServer {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (target, n_wrapped) = (Arc::new(Mutex::new(redis.address())), Arc::new(AtomicUsize::new(0)));
+        let (leads_to, counter) = (target.clone(), n_wrapped.clone());
+        // Its threads end with the connections, and these with the agent; the listener with the process.
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let Ok(server) = TcpStream::connect(leads_to.lock().unwrap().as_str()) else { continue };
+                let (mut from_client, mut to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                thread::spawn(move || {
+                    let _ = std::io::copy(&mut from_client, &mut to_server);
+                    let _ = to_server.shutdown(Shutdown::Both);
+                });
+                let counter = counter.clone();
+                thread::spawn(move || pass_on_wrapped(server, client, &counter));
+            }
+        });
+        OldServer { address, target, n_wrapped }
+    }
+
+    fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+
+    fn lead_to(&self, redis: &Redis) {
+        *self.target.lock().unwrap() = redis.address();
+    }
+
+    fn n_wrapped(&self) -> usize {
+        self.n_wrapped.load(Ordering::SeqCst)
+    }
+}
+
+fn pass_on_wrapped(mut server: TcpStream, mut client: TcpStream, n_wrapped: &AtomicUsize) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(n @ 1..) = server.read(&mut buffer) {
+        let bytes = &buffer[..n];
+        // An error of a script is a whole answer, and answers come one at a time.
+        let text = String::from_utf8_lossy(bytes);
+        let wrapped = text.strip_prefix("-READONLY ").filter(|rest| rest.contains("script")).map(|rest| {
+            n_wrapped.fetch_add(1, Ordering::SeqCst);
+            let rest = rest.split(" script:").next().unwrap_or_default().trim_end();
+            format!(
+                "-ERR Error running script (call to f_0123): @user_script:1: @user_script: 1: -READONLY {rest} \r\n"
+            )
+        });
+        let passed = wrapped.as_deref().map_or(bytes, str::as_bytes);
+        if client.write_all(passed).is_err() {
+            break;
+        }
+    }
+    let _ = client.shutdown(Shutdown::Both);
 }
 
 #[test]
