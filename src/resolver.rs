@@ -413,17 +413,22 @@ impl Names {
         if self.by_name.len() < MAX_NAMES {
             return;
         }
-        self.tidy(ages.good);
-        // Thousands of names in half a minute: those that came to nothing go first, then any.
+        self.tidy(ages.stale);
+        // Those that came to nothing go first, then what would be asked for again anyway.
         if self.by_name.len() >= MAX_NAMES {
             self.by_name.retain(|_, name| name.looking_since.is_some() || name.good.is_some());
         }
-        while self.by_name.len() >= MAX_NAMES {
-            let idle = self.by_name.iter().find(|(_, name)| name.looking_since.is_none());
-            let Some(victim) = idle.map(|(host, _)| host.clone()) else {
-                return; // bounded by MAX_LOOKUPS
-            };
-            self.by_name.remove(&victim);
+        if self.by_name.len() >= MAX_NAMES {
+            self.tidy(ages.good);
+        }
+        // Thousands of names in half a minute: any may go, and some at once, for each look costs.
+        if self.by_name.len() >= MAX_NAMES {
+            let mut n_over = MAX_NAMES / 8;
+            self.by_name.retain(|_, name| {
+                let goes = n_over > 0 && name.looking_since.is_none();
+                n_over -= usize::from(goes);
+                !goes
+            });
         }
     }
 }

@@ -254,6 +254,9 @@ fn a_password_comes_from_the_url_or_from_a_file_but_not_from_both() {
     };
     assert_eq!(config.redis.password(), Ok(Some("secret".to_owned())));
     refused(&format!("-oq redis://:secret@h --redis-password-file {file}"), &[], &["both"]);
+    refused(&format!("-oq redis://u:secret@h --redis-password-file {file}"), &[], &["both"]);
+    refused(&format!("-oq redis://u@h?pass=secret --redis-password-file {file}"), &[], &["both"]);
+    assert!(parsed(&format!("-oq redis://u@h --redis-password-file {file}"), &[]).is_ok());
     std::fs::write(&path, "\n").unwrap();
     refused(&format!("-oq redis://h --redis-password-file {file}"), &[], &["empty"]);
     std::fs::write(&path, "-----BEGIN CERTIFICATE-----\n").unwrap();
