@@ -294,7 +294,13 @@ impl Agent {
         let settlement = Settlement { id, origin: origin.clone(), place, history, kept: None };
         self.shared.report(Report::Settle(settlement));
         if self.ordered {
-            self.shared.report(Report::Lane(LaneChange::Close { origin, after: delay, failures: 1, why }));
+            self.shared.report(Report::Lane(LaneChange::Close {
+                origin,
+                after: delay,
+                failures: 1,
+                slowly: false,
+                why,
+            }));
         }
     }
 }
@@ -343,6 +349,7 @@ fn limits(config: &Config) -> Limits {
         ordered: config.ordered,
         retry_first: config.retry_first,
         retry_max: config.retry_max,
+        give_up_after: config.give_up_after,
         attempt: config.timeout + SETTLING,
     }
 }
@@ -354,16 +361,12 @@ fn retry(config: &Config) -> Retry {
         give_up_after: config.give_up_after,
         final_statuses: config.final_statuses.clone(),
         retryable_statuses: config.retryable_statuses.clone(),
+        ordered: config.ordered,
     }
 }
 
 fn settler_options(config: &Config) -> settler::Options {
-    settler::Options {
-        lease: config.lease,
-        give_up_after: config.give_up_after,
-        keep_dead: config.keep_dead,
-        longest_delay: longest_delay(config),
-    }
+    settler::Options { lease: config.lease, keep_dead: config.keep_dead, longest_delay: longest_delay(config) }
 }
 
 /// Nothing is put off for longer: a message until its lane is tried (its backoff or what the recipient

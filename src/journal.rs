@@ -76,6 +76,16 @@ impl Budget {
     }
 }
 
+impl Memory {
+    fn died(&mut self, now: Instant, id: &dyn std::fmt::Display, endpoint: &str, reason: &str) {
+        if self.dead_lines.allows(now, "messages died") {
+            warn!("message {id} for {endpoint} is dead: {reason}");
+        } else {
+            debug!("message {id} for {endpoint} is dead: {reason}");
+        }
+    }
+}
+
 impl Journal {
     /// Redis cannot be used by this thread: said when it is the first.
     pub fn redis_lost(&self, speaker: Speaker, why: &str) {
@@ -118,6 +128,7 @@ impl Journal {
         let memory = &mut *self.memory();
         for news in news {
             match news {
+                News::GaveUp { id, origin, reason } => memory.died(now, &id, &origin, &reason),
                 News::Down { origin, why, failures, waiting, next } => {
                     let said = memory.endpoints.get(&origin);
                     let quiet = said.is_some_and(|(said, _)| now.saturating_duration_since(*said) < QUIET_PER_ENDPOINT);
@@ -151,12 +162,7 @@ impl Journal {
 
     /// A message died.
     pub fn died(&self, id: impl std::fmt::Display, endpoint: &str, reason: &str) {
-        let allowed = self.memory().dead_lines.allows(Instant::now(), "messages died");
-        if allowed {
-            warn!("message {id} for {endpoint} is dead: {reason}");
-        } else {
-            debug!("message {id} for {endpoint} is dead: {reason}");
-        }
+        self.memory().died(Instant::now(), &id, endpoint, reason);
     }
 
     /// This machine lacked something for an attempt: said at most once a minute, for it is

@@ -11,14 +11,21 @@
 //! the queue gives it back by itself, one message to try a closed lane and more
 //! once it is open. So nothing here is timed, and nothing is moved back and forth.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::envelope::Envelope;
 use crate::policy::{self, Fault, Outcome};
-use crate::queue::{AgentNumber, Bounds, History, Id, Kept, LaneChange, Place, Settlement, Source, WaitingLane};
+use crate::queue::{
+    AgentNumber, Bounds, FailedLane, History, Id, Kept, LaneChange, Place, Settlement, Source, WaitingLane, Want,
+};
+use lane::{Lane, Out, State};
+use shares::{Kind, Most, Shares};
+
+mod lane;
+mod shares;
 
 /// A claim, decoded, as the lanes hold it and a worker attempts it.
 #[derive(Debug)]
@@ -69,6 +76,13 @@ impl Claim {
         self.history.own_failures > 0
     }
 
+    /// It was in flight in an agent that died: it goes out at once or not at all, so that what
+    /// another death finds in flight of such has really been attempted.
+    fn is_fragile(&self) -> bool {
+        self.recovered >= 1
+    }
+
+    /// Two or more agents died of it, perhaps.
     fn is_suspect(&self) -> bool {
         self.recovered >= 2
     }
@@ -91,6 +105,8 @@ pub struct Limits {
     pub retry_first: Duration,
     /// The longest backoff of a lane (`--retry-max`).
     pub retry_max: Duration,
+    /// The age since its first failure at which a message dies (`--give-up-after`).
+    pub give_up_after: Duration,
     /// A whole attempt (`--timeout`, and some for settling it): so long a lane is left alone while one probes it.
     pub attempt: Duration,
 }
@@ -100,8 +116,20 @@ const KEPT_OF_WAITING: usize = 32;
 /// Windows of deliveries before a lane tries again what it was throttled at: each try costs a halving,
 /// so an endpoint that takes four at once is kept near four.
 const WINDOWS_AT_CEILING: usize = 8;
-/// Different messages in a row that an endpoint may answer with a failure before the lane closes.
+/// Different messages in a row that an endpoint may answer with a failure, or not at all, before a proven lane
+/// closes: fewer may be bad paths of a good endpoint.
 const MESSAGES_AT_FAULT: usize = 10;
+/// So many without an answer are enough when the last delivery is longer ago than the first backoff.
+const UNANSWERED: usize = 3;
+/// What one message alone can make its lane wait for by `Retry-After`.
+const ONE_MESSAGE_ASKS: Duration = Duration::from_secs(60);
+/// What has waited for longer than `--give-up-after` behind an endpoint that is down, and was never attempted,
+/// is attempted this often: it ends as well, and not unattempted.
+const OVERDUE_EVERY: Duration = Duration::from_secs(1);
+/// How often lanes are looked at whose attempts are silent.
+const NUDGE_EVERY: Duration = Duration::from_millis(50);
+/// Lanes looked at at once.
+const NUDGED: usize = 64;
 /// While no worker is idle, more than this many claims in memory only make them older.
 const HELD_WHILE_BUSY: usize = 256;
 /// Claims taken at once at most; measured: 0.4 ms of Redis for 64 of 2 KB, and no faster per message beyond.
@@ -130,6 +158,13 @@ pub struct Effects {
     pub news: Vec<News>,
 }
 
+impl Effects {
+    /// Whether nothing is to be done.
+    pub fn is_empty(&self) -> bool {
+        self.settlements.is_empty() && self.changes.is_empty() && self.ready.is_empty() && self.news.is_empty()
+    }
+}
+
 /// A change of state that people want to read of, once.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum News {
@@ -153,101 +188,45 @@ pub enum News {
         /// Since its first failure.
         after: Duration,
     },
+    /// A message was given up without a further attempt: it is too old, and its endpoint is down.
+    GaveUp {
+        /// The message.
+        id: Id,
+        /// Its origin.
+        origin: Arc<str>,
+        /// Why it is dead.
+        reason: String,
+    },
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum State {
-    /// No delivery yet, no failure either.
-    New,
-    /// Proven by a delivery.
-    Open,
-    /// Failed since the last delivery.
-    Closed,
+/// A failed attempt, as its lane sees it.
+#[derive(Clone, Copy)]
+struct Blame<'a> {
+    fault: Fault,
+    why: &'a str,
+    retry_after: Option<Duration>,
+    is_dead: bool,
 }
 
-#[derive(Debug)]
-struct Lane {
-    origin: Arc<str>,
-    state: State,
-    /// How many claims may be out at once.
-    window: usize,
-    /// After a halving the window grows by one per window of deliveries, not per delivery.
-    careful: bool,
-    /// The window at which it was last throttled.
-    ceiling: usize,
-    /// Deliveries since the window last grew.
-    since_growth: usize,
-    /// Claims sent to the workers and not finished.
-    out: usize,
-    /// Claims to go out, oldest first.
-    held: VecDeque<Box<Claim>>,
-    /// Failures of the lane in a row.
-    failures: u32,
-    /// When a closed lane may be tried.
-    closed_until: Option<Instant>,
-    /// An attempt begun before this counts for nothing: the last halving or closing.
-    epoch: Option<Instant>,
-    /// Since when it has been failing, for the log.
-    failing_since: Option<Instant>,
-    /// The highest id known to wait in the queue; none: nothing waits, as far as known.
-    waiting: Option<Id>,
-    /// Put to wait, and not yet confirmed by the queue.
-    unconfirmed: usize,
-    /// When the queue last confirmed such a one.
-    confirmed_at: Option<Instant>,
-    /// These, and those confirmed since the last claim was begun: it may not have seen them.
-    parked: BTreeSet<Id>,
-    /// Different messages in a row that failed by their own fault.
-    at_fault: Vec<Id>,
-    last_error: String,
-    /// On a stack of lanes that wait for a slot.
-    on_stack: bool,
-    /// Among the lanes that want more of what waits.
-    wanting: bool,
+/// Why and for how long a lane closes.
+#[derive(Clone, Copy)]
+struct Closing<'a> {
+    why: &'a str,
+    retry_after: Option<Duration>,
+    /// Several messages say so, or whatever the message nothing reaches the endpoint.
+    by_many: bool,
+    /// The message has waited for so long without an attempt that those behind it have their turn soon.
+    is_overdue: bool,
 }
 
-impl Lane {
-    fn new(origin: Arc<str>) -> Lane {
-        Lane {
-            origin,
-            state: State::New,
-            window: 1,
-            careful: false,
-            ceiling: 0,
-            since_growth: 0,
-            out: 0,
-            held: VecDeque::new(),
-            failures: 0,
-            closed_until: None,
-            epoch: None,
-            failing_since: None,
-            waiting: None,
-            unconfirmed: 0,
-            confirmed_at: None,
-            parked: BTreeSet::new(),
-            at_fault: Vec::new(),
-            last_error: String::new(),
-            on_stack: false,
-            wanting: false,
-        }
-    }
-
-    fn is_idle(&self) -> bool {
-        self.out == 0 && self.held.is_empty() && self.unconfirmed == 0 && !self.on_stack && !self.wanting
-    }
-
-    /// Whether all that was put to wait had been confirmed when the queue was asked at `asked`.
-    fn had_settled(&self, asked: Instant) -> bool {
-        self.unconfirmed == 0 && self.confirmed_at.is_none_or(|confirmed| confirmed < asked)
-    }
-
-    fn until_open(&self, now: Instant) -> Duration {
-        self.closed_until.map(|until| until.saturating_duration_since(now)).unwrap_or_default()
-    }
-
-    /// Whether an attempt begun then is older than what the lane already knows.
-    fn is_past(&self, begun: Instant) -> bool {
-        self.epoch.is_some_and(|epoch| begun < epoch)
+/// What kind of claim this lane would send next.
+fn kind(lane: &Lane) -> Kind {
+    match lane.state {
+        State::New => Kind::New,
+        State::Closed if lane.fails_slowly => Kind::FailedSlowly,
+        State::Closed => Kind::Failed,
+        State::Open if lane.is_exposed() => Kind::Exposed,
+        State::Open => Kind::Trusted,
     }
 }
 
@@ -292,8 +271,16 @@ pub struct Lanes {
     free: Vec<usize>,
     /// New lanes with claims to send and no slot; the newest arrival is last, and goes first.
     new_without_slot: Vec<usize>,
-    /// Failed lanes with a probe to send and no slot; first come, first served.
+    /// Lanes that failed (fast, slowly) with a probe to send and no slot; first come, first served.
     failed_without_slot: VecDeque<usize>,
+    failed_slowly_without_slot: VecDeque<usize>,
+    /// Open lanes with claims to send that no worker is left for, since they are not known to be fast.
+    exposed_without_slot: VecDeque<usize>,
+    /// Whether failed lanes go before new ones where both may have the next slot: in turn.
+    failed_first: bool,
+    /// Open lanes that hold claims back because of what is out.
+    watched: VecDeque<usize>,
+    nudged: Option<Instant>,
     /// Open lanes of which the queue has more waiting.
     wanting: VecDeque<usize>,
     /// Every claim not yet confirmed settled.
@@ -305,14 +292,11 @@ pub struct Lanes {
     held_bytes: usize,
     /// Bytes of those that are being settled and are kept until that is confirmed.
     leaving_bytes: usize,
-    /// Claims out in all, of lanes not proven, and of these of failed ones.
-    out: usize,
-    out_unproven: usize,
-    out_failed: usize,
-    /// Claims held by lanes not proven.
-    held_unproven: usize,
-    /// One at a time is worked on.
-    suspects: usize,
+    /// Sums over all lanes.
+    shares: Shares,
+    most: Most,
+    /// Claims here that two, three, and more agents died of.
+    suspects: [usize; 3],
     /// Ordered mode: recovered ones being filed under their lanes; nothing is claimed meanwhile.
     filing: HashSet<Id>,
     last_spill: Option<Instant>,
@@ -327,22 +311,25 @@ impl Lanes {
     /// No lanes yet. `seed` is for the jitter.
     pub fn new(limits: Limits, seed: u64) -> Lanes {
         Lanes {
+            most: Most::of(limits.workers),
             limits,
             by_origin: HashMap::new(),
             lanes: Vec::new(),
             free: Vec::new(),
             new_without_slot: Vec::new(),
             failed_without_slot: VecDeque::new(),
+            failed_slowly_without_slot: VecDeque::new(),
+            exposed_without_slot: VecDeque::new(),
+            failed_first: false,
+            watched: VecDeque::new(),
+            nudged: None,
             wanting: VecDeque::new(),
             held: HashMap::default(),
             discarded: HashSet::new(),
             held_bytes: 0,
             leaving_bytes: 0,
-            out: 0,
-            out_unproven: 0,
-            out_failed: 0,
-            held_unproven: 0,
-            suspects: 0,
+            shares: Shares::default(),
+            suspects: [0; 3],
             filing: HashSet::new(),
             last_spill: None,
             lately_confirmed: Vec::new(),
@@ -354,6 +341,7 @@ impl Lanes {
     /// What the reader may claim now; `None` while there is no room worth a claim. `again`
     /// if a claim whose answer was lost is to be sent again.
     pub fn appetite(&mut self, again: bool, now: Instant, effects: &mut Effects) -> Option<Bounds> {
+        self.nudge(now, effects);
         if !self.has_room() {
             if self.filing.is_empty() && self.has_idle_worker() {
                 self.spill(now, effects);
@@ -369,18 +357,24 @@ impl Lanes {
         let limit = self.held_at_most();
         let messages = (limit - self.n_held()).min(CLAIM_MESSAGES);
         self.round_up = !self.round_up;
-        let unproven = self.most_unproven().saturating_sub(self.out_unproven + self.without_slot());
-        let failed = self.most_failed().saturating_sub(self.out_failed + self.failed_without_slot.len());
+        // Twice as many new lanes as may be out, so that the next are here when a slot is free.
+        let new = (2 * self.most.new_lanes()).saturating_sub(self.shares.new + self.new_without_slot.len());
+        let (fast, slow) = (self.failed_without_slot.len(), self.failed_slowly_without_slot.len());
+        let failed = self.most.failed().saturating_sub(self.shares.failed + fast + slow);
+        let failed_slowly = self.most.failed_slowly().saturating_sub(self.shares.failed_slowly + slow);
         Some(Bounds {
             messages,
             bytes: CLAIM_BYTES.min(self.limits.bytes - self.bytes()).max(1),
             largest: self.limits.bytes.max(LARGEST),
             returning: if self.round_up { messages.div_ceil(2) } else { messages / 2 },
             wants: self.wants(),
-            probes: unproven,
-            failed_probes: failed.min(unproven),
+            probes: new,
+            failed_probes: failed,
+            slow_probes: failed_slowly.min(failed),
             probe_for: self.limits.attempt,
-            suspect: self.suspects == 0,
+            fragile: self.limits.workers.saturating_sub(self.shares.out),
+            suspects: self.suspects.iter().sum(),
+            gravest: self.suspects.iter().rposition(|n| *n > 0).map_or(0, |at| at as u32 + 2),
             ordered: self.limits.ordered,
             popped: None,
             seen: 0,
@@ -450,7 +444,7 @@ impl Lanes {
             // Another agent has the lane open.
             Source::Waiting { probe: false } => {
                 if lane.state != State::Open {
-                    self.open(at, now, effects);
+                    self.open(at, true, now, effects);
                 }
             }
             Source::Waiting { probe: true } => {
@@ -464,16 +458,19 @@ impl Lanes {
             Source::Retry | Source::Queue => {
                 let closed = lane.state == State::Closed;
                 // With nothing waiting there is nothing else to try a closed lane with.
-                let may_probe = lane.waiting.is_none() && lane.until_open(now).is_zero() && lane.is_idle();
+                let may_probe = !lane.has_waiting && lane.until_open(now).is_zero() && lane.is_idle();
                 if claim.has_own_backoff() {
-                    // Once the lane may be tried it is tried with this one too: what is known to wait for it may
-                    // be gone by another agent's hand, and a lane all of whose messages are on a backoff of
-                    // their own would stay closed for good.
-                    if closed && !(lane.until_open(now).is_zero() && lane.is_idle()) {
+                    // When the lane may be tried, it is tried with what waits for it. With this one only if nothing
+                    // does, or a while later: what is known to wait may be gone by another agent's hand, and a
+                    // lane all of whose messages are on a backoff of their own would stay closed for good.
+                    let patience =
+                        if lane.has_waiting { self.limits.retry_first.max(AFTER_LACKING) } else { Duration::ZERO };
+                    let may_probe = lane.closed_until.is_none_or(|until| until + patience <= now) && lane.is_idle();
+                    if closed && !may_probe {
                         return self.put_off(&claim, now, effects);
                     }
-                } else if (lane.waiting.is_some() || closed) && !(closed && may_probe)
-                    || lane.state == State::New && self.held_unproven >= self.limits.messages / 2
+                } else if (lane.has_waiting || closed) && !(closed && may_probe)
+                    || lane.state == State::New && self.shares.held_unproven >= self.limits.messages / 2
                 {
                     if claim.source == Source::Retry {
                         effects.changes.push(LaneChange::Freed(lane.origin.clone()));
@@ -482,8 +479,12 @@ impl Lanes {
                 }
             }
         }
+        let (id, may_be_held) = (claim.id, !claim.is_fragile() || claim.source == Source::Waiting { probe: true });
         self.hold(claim);
-        self.let_out(at, effects);
+        self.let_out(at, now, effects);
+        if !may_be_held && let Some(claim) = self.take_held(at, id) {
+            self.put_to_wait(&claim, None, now, effects);
+        }
     }
 
     /// Takes note of a claim that cannot be decoded and is settled at once.
@@ -496,24 +497,26 @@ impl Lanes {
     /// and lets out what may go now.
     pub fn finish(&mut self, claim: Box<Claim>, outcome: Outcome, begun: Instant, now: Instant, effects: &mut Effects) {
         let at = claim.lane;
-        let was_full = self.lanes[at].out >= self.lanes[at].window;
+        let was_full = !self.lanes[at].has_room();
         let was_closed = self.lanes[at].state == State::Closed;
-        self.came_back(&claim);
+        let sent = self.came_back(&claim);
+        self.note_duration(at, &outcome, sent, begun, now);
         let mut history = claim.history.clone();
         match outcome {
             Outcome::Delivered => {
                 self.settle(&claim, Place::Delivered, History::default(), effects);
-                self.delivered(at, &claim, was_full, begun, now, effects);
+                self.delivered(at, &claim, was_full, now, effects);
             }
             Outcome::Dead { reason, fault } => {
                 history.attempts = history.attempts.saturating_add(1);
-                history.last_error = reason;
-                self.settle(&claim, Place::Dead, history.clone(), effects);
+                history.last_error = reason.clone();
+                self.settle(&claim, Place::Dead, history, effects);
                 match fault {
-                    Some(Fault::Message) => self.message_failed(at, &claim, &history.last_error, begun, now, effects),
-                    Some(Fault::NoAnswer) => self.no_answer(at, &history.last_error, begun, now, effects),
-                    Some(Fault::Throttled) => self.throttled(at, &history.last_error, None, begun, now, effects),
-                    Some(Fault::Ours) | None => self.still_closed(at, now, effects),
+                    Some(fault) => {
+                        let blame = Blame { fault, why: &reason, retry_after: None, is_dead: true };
+                        self.blame(&claim, blame, begun, now, effects)
+                    }
+                    None => self.still_closed(at, now, effects),
                 }
             }
             Outcome::Later { fault: Fault::Ours, error, .. } => {
@@ -531,44 +534,91 @@ impl Lanes {
             }
             Outcome::Later { fault, retry_after, error } => {
                 history.attempts = history.attempts.saturating_add(1);
-                history.last_error = error;
-                if fault == Fault::Message && !self.limits.ordered {
-                    history.own_failures = history.own_failures.saturating_add(1);
-                    let jitter = self.jitter();
-                    let delay = retry_after.unwrap_or_else(|| {
-                        policy::message_backoff(history.own_failures, self.limits.retry_first, jitter)
-                    });
-                    let why = history.last_error.clone();
-                    self.settle(&claim, Place::Retry(delay), history, effects);
-                    self.message_failed(at, &claim, &why, begun, now, effects);
-                } else {
-                    let why = history.last_error.clone();
-                    let delay = (self.lanes[at].state == State::Closed).then(|| self.lanes[at].until_open(now));
+                history.last_error = error.clone();
+                if self.waits_for_lane(&claim, fault, retry_after, now) {
+                    let lane = &self.lanes[at];
+                    let delay = (lane.state == State::Closed).then(|| lane.until_open(now));
                     self.file(&claim, history, delay, effects);
-                    match fault {
-                        Fault::Throttled => self.throttled(at, &why, retry_after, begun, now, effects),
-                        Fault::Message => self.close(at, &why, retry_after, now, effects),
-                        _ => self.no_answer(at, &why, begun, now, effects),
-                    }
+                } else {
+                    history.own_failures = history.own_failures.saturating_add(1);
+                    let delay = retry_after.unwrap_or_else(|| self.own_backoff(fault, history.own_failures));
+                    self.settle(&claim, Place::Retry(delay), history, effects);
                 }
+                let blame = Blame { fault, why: &error, retry_after, is_dead: false };
+                self.blame(&claim, blame, begun, now, effects);
             }
         }
         if !was_closed && claim.source == (Source::Waiting { probe: true }) {
             self.probe_ended(at, effects);
         }
-        self.let_out(at, effects);
-        self.fill_slots(effects);
+        self.let_out(at, now, effects);
+        self.fill_slots(now, effects);
+    }
+
+    /// Whether a message that failed waits for its lane and is its next probe, or is on a backoff of its own, so
+    /// that others are tried meanwhile.
+    fn waits_for_lane(&self, claim: &Claim, fault: Fault, retry_after: Option<Duration>, now: Instant) -> bool {
+        let lane = &self.lanes[claim.lane];
+        if self.limits.ordered {
+            return true;
+        }
+        match fault {
+            Fault::Message | Fault::Ours => false,
+            // Any other would have failed as well: it keeps its place, unless all those behind it are to be attempted.
+            Fault::Unreachable => !self.is_overdue(claim, now) || !lane.has_others(),
+            // What an endpoint could not take beside the others is sent again at once, but only once.
+            Fault::Throttled if lane.state == State::Open && lane.window > 1 => {
+                claim.history.attempts == 0 && retry_after.is_none()
+            }
+            Fault::Throttled | Fault::NoAnswer if lane.state == State::Open => false,
+            _ => !lane.has_others() && retry_after.is_none_or(|wanted| wanted <= ONE_MESSAGE_ASKS),
+        }
+    }
+
+    /// It has waited for longer than messages live after their first failure, and was never attempted.
+    fn is_overdue(&self, claim: &Claim, now: Instant) -> bool {
+        claim.history.attempts == 0
+            && claim.history_at(now).age.is_some_and(|waited| waited >= self.limits.give_up_after)
+    }
+
+    fn own_backoff(&mut self, fault: Fault, own_failures: u32) -> Duration {
+        let jitter = self.jitter();
+        let Limits { retry_first, retry_max, .. } = self.limits;
+        match fault {
+            Fault::Message => policy::message_backoff(own_failures, retry_first, jitter),
+            // With the endpoint: as that is tried.
+            _ => policy::lane_backoff(own_failures, retry_first, retry_max, jitter),
+        }
+    }
+
+    fn note_duration(&mut self, at: usize, outcome: &Outcome, sent: Instant, begun: Instant, now: Instant) {
+        let is_answered = match outcome {
+            Outcome::Delivered => true,
+            Outcome::Dead { fault, .. } => match fault {
+                Some(fault) => *fault == Fault::Message,
+                None => return,
+            },
+            Outcome::Later { fault: Fault::Ours, .. } => return,
+            Outcome::Later { fault, .. } => *fault == Fault::Message,
+        };
+        let (took, at_most) = (now.saturating_duration_since(begun), self.most.failed());
+        self.change(at, |lane| {
+            lane.took(took, is_answered);
+            if is_answered {
+                lane.overtake(sent, now, at_most);
+            }
+        });
     }
 
     /// A claim that a worker gives up without an attempt: it is not this agent's any more, or the agent stops.
-    pub fn abandon(&mut self, claim: Box<Claim>, effects: &mut Effects) {
+    pub fn abandon(&mut self, claim: Box<Claim>, now: Instant, effects: &mut Effects) {
         let at = claim.lane;
         self.came_back(&claim);
         if !self.discarded.remove(&(claim.id, claim.agent)) {
             self.held.remove(&claim.id);
         }
-        self.let_out(at, effects);
-        self.fill_slots(effects);
+        self.let_out(at, now, effects);
+        self.fill_slots(now, effects);
     }
 
     /// The queue has settled these.
@@ -600,37 +650,42 @@ impl Lanes {
             let lane = &mut self.lanes[at];
             // What was put to wait since may not have been there yet when the queue looked.
             if lane.had_settled(asked) {
-                lane.waiting = None;
+                lane.has_waiting = false;
                 self.stop_wanting(at);
             }
         }
     }
 
     /// The queue says how often a lane that is now probed has failed in a row, with other agents too.
-    pub fn has_failed(&mut self, origin: &str, failures: u32, now: Instant) {
-        let at = self.lane_of(origin, now);
+    pub fn has_failed(&mut self, failed: &FailedLane, now: Instant) {
+        let at = self.lane_of(&failed.origin, now);
         if self.lanes[at].state == State::New {
+            self.change(at, |lane| lane.fails_slowly = failed.slowly);
             self.become_closed(at, now);
         }
         let lane = &mut self.lanes[at];
-        lane.failures = lane.failures.max(failures);
+        lane.failures = lane.failures.max(failed.failures);
     }
 
     /// What waits in the queue by lane, as of a look begun at `asked`: lanes that
     /// other agents closed are not tried from here as if nothing were known.
     pub fn learn(&mut self, waiting: &[WaitingLane], asked: Instant, now: Instant) {
-        for known in waiting.iter().take(MOST_LANES / 2) {
+        // In order, each is needed: a lane not known to have older ones waiting would be overtaken.
+        let most = if self.limits.ordered { waiting.len() } else { MOST_LANES / 2 };
+        for known in waiting.iter().take(most) {
             let at = self.lane_of(&known.origin, now);
             let lane = &mut self.lanes[at];
             if lane.is_past(asked) {
                 continue;
             }
-            lane.waiting = lane.waiting.max(Some(Id(0)));
+            lane.has_waiting = true;
             match (known.due_in, lane.state) {
                 (Some(due_in), State::New | State::Open) => {
                     self.become_closed(at, now);
                     self.lanes[at].closed_until = Some(now + due_in);
                 }
+                // Another agent may have tried it since; while it is tried from here, this one knows better.
+                (Some(due_in), State::Closed) if lane.is_idle() => lane.closed_until = Some(now + due_in),
                 (None, State::Open) => self.start_wanting(at),
                 _ => {}
             }
@@ -649,16 +704,18 @@ impl Lanes {
 
     /// Forgets claims that another agent has now, told by their id and number; those that workers have are told apart by
     /// [`Lanes::is_discarded`]. What is being settled stays noted until that is confirmed.
-    pub fn discard(&mut self, is_theirs: impl Fn(Id, AgentNumber) -> bool, effects: &mut Effects) {
+    pub fn discard(&mut self, is_theirs: impl Fn(Id, AgentNumber) -> bool, now: Instant, effects: &mut Effects) {
         let mut dropped = Vec::new();
-        for lane in &mut self.lanes {
-            let (theirs, kept): (VecDeque<_>, _) =
-                lane.held.drain(..).partition(|claim| is_theirs(claim.id, claim.agent));
-            lane.held = kept;
-            dropped.extend(theirs);
+        for at in 0..self.lanes.len() {
+            dropped.extend(self.change(at, |lane| {
+                let (theirs, kept): (VecDeque<_>, _) =
+                    lane.held.drain(..).partition(|claim| is_theirs(claim.id, claim.agent));
+                lane.held = kept;
+                theirs
+            }));
         }
         for claim in dropped {
-            self.forget_bytes(&claim);
+            self.forget_held(&claim);
             self.held.remove(&claim.id);
         }
         let discarded = &mut self.discarded;
@@ -669,7 +726,7 @@ impl Lanes {
             }
             hold.here.is_some() || hold.leaving > 0
         });
-        self.fill_slots(effects);
+        self.fill_slots(now, effects);
     }
 
     /// Whether this claim, which is out, was discarded since.
@@ -681,14 +738,18 @@ impl Lanes {
     /// still recorded as in flight in the queue, which gives it back when the agent leaves.
     pub fn stop(&mut self) -> usize {
         let mut n = 0;
-        for lane in &mut self.lanes {
-            n += lane.held.len();
-            for claim in lane.held.drain(..) {
+        for at in 0..self.lanes.len() {
+            let held = self.change(at, |lane| std::mem::take(&mut lane.held));
+            n += held.len();
+            for claim in held {
                 self.held.remove(&claim.id);
             }
         }
         self.new_without_slot.clear();
         self.failed_without_slot.clear();
+        self.failed_slowly_without_slot.clear();
+        self.exposed_without_slot.clear();
+        self.watched.clear();
         n
     }
 
@@ -707,27 +768,19 @@ impl Lanes {
 
     // ---- what an attempt does to its lane ----
 
-    fn delivered(
-        &mut self,
-        at: usize,
-        claim: &Claim,
-        was_full: bool,
-        begun: Instant,
-        now: Instant,
-        effects: &mut Effects,
-    ) {
+    fn delivered(&mut self, at: usize, claim: &Claim, was_full: bool, now: Instant, effects: &mut Effects) {
         let limits = &self.limits;
         let lane = &mut self.lanes[at];
         lane.at_fault.clear();
-        if lane.is_past(begun) && lane.state == State::Closed {
-            return;
-        }
+        lane.unanswered.clear();
+        lane.last_delivery = Some(now);
         if lane.state != State::Open {
-            let tell = lane.state == State::Closed || lane.waiting.is_some() || claim.source != Source::Queue;
+            // However long ago it began: the endpoint has just answered.
+            let tell = lane.state == State::Closed || lane.has_waiting || claim.source != Source::Queue;
             if tell {
                 effects.changes.push(LaneChange::Open(lane.origin.clone()));
             }
-            self.open(at, now, effects);
+            self.open(at, true, now, effects);
         } else if was_full && lane.window < limits.endpoint_concurrency && !limits.ordered {
             lane.since_growth += 1;
             // Up to what it was throttled at by one per window, and only slowly into that again.
@@ -739,58 +792,77 @@ impl Lanes {
         }
     }
 
-    fn no_answer(&mut self, at: usize, why: &str, begun: Instant, now: Instant, effects: &mut Effects) {
-        if !self.lanes[at].is_past(begun) {
-            self.close(at, why, None, now, effects);
+    /// What a failed attempt does to its lane.
+    fn blame(&mut self, claim: &Claim, blame: Blame, begun: Instant, now: Instant, effects: &mut Effects) {
+        let Blame { fault, why, retry_after, is_dead } = blame;
+        let at = claim.lane;
+        if fault == Fault::Ours {
+            return self.still_closed(at, now, effects);
         }
-    }
-
-    fn throttled(
-        &mut self,
-        at: usize,
-        why: &str,
-        retry_after: Option<Duration>,
-        begun: Instant,
-        now: Instant,
-        effects: &mut Effects,
-    ) {
-        let lane = &mut self.lanes[at];
-        if lane.is_past(begun) {
+        if self.lanes[at].is_past(begun) {
             return;
         }
-        if retry_after.is_none() && lane.state == State::Open && lane.window > 1 {
-            lane.ceiling = lane.window;
-            lane.window /= 2;
-            lane.careful = true;
-            lane.since_growth = 0;
-            lane.epoch = Some(now);
-        } else {
-            self.close(at, why, retry_after, now, effects);
+        let is_overdue = self.is_overdue(claim, now);
+        let closing = Closing { why, retry_after, by_many: false, is_overdue };
+        if self.limits.ordered {
+            return if is_dead && fault == Fault::Message {
+                self.message_failed(claim, why, now, effects)
+            } else {
+                self.close(at, closing, now, effects)
+            };
+        }
+        let lane = &mut self.lanes[at];
+        match fault {
+            // Whatever its path, nothing reaches this endpoint.
+            Fault::Unreachable => self.close(at, Closing { by_many: true, ..closing }, now, effects),
+            Fault::Message => self.message_failed(claim, why, now, effects),
+            Fault::Throttled | Fault::NoAnswer | Fault::Ours => {
+                if lane.state != State::Open {
+                    return self.close(at, closing, now, effects);
+                }
+                if fault == Fault::Throttled && lane.window > 1 {
+                    lane.ceiling = lane.window;
+                    lane.window /= 2;
+                    lane.careful = true;
+                    lane.since_growth = 0;
+                    lane.epoch = Some(now);
+                }
+                // One that has failed before is known to be bad, be its endpoint well or not.
+                if claim.has_own_backoff() {
+                    return;
+                }
+                if !lane.unanswered.contains(&claim.id) {
+                    lane.unanswered.push(claim.id);
+                }
+                let lately = |last: Instant| now.saturating_duration_since(last) < self.limits.retry_first;
+                let enough = if lane.last_delivery.is_some_and(lately) { MESSAGES_AT_FAULT } else { UNANSWERED };
+                if lane.unanswered.len() >= enough {
+                    self.close(at, Closing { by_many: true, ..closing }, now, effects);
+                }
+            }
         }
     }
 
-    fn message_failed(
-        &mut self,
-        at: usize,
-        claim: &Claim,
-        why: &str,
-        begun: Instant,
-        now: Instant,
-        effects: &mut Effects,
-    ) {
+    fn message_failed(&mut self, claim: &Claim, why: &str, now: Instant, effects: &mut Effects) {
+        let at = claim.lane;
         let jitter = self.jitter();
         let lane = &mut self.lanes[at];
-        if lane.is_past(begun) {
-            return;
+        lane.unanswered.clear();
+        if lane.state == State::Closed && !lane.is_refusing {
+            // It answers: so it is not down, whatever it thinks of this message.
+            effects.changes.push(LaneChange::Open(lane.origin.clone()));
+            self.open(at, false, now, effects);
         }
         if claim.has_own_backoff() {
             return self.still_closed(at, now, effects);
         }
+        let lane = &mut self.lanes[at];
         if !lane.at_fault.contains(&claim.id) {
             lane.at_fault.push(claim.id);
         }
         if lane.at_fault.len() >= MESSAGES_AT_FAULT {
-            self.close(at, why, None, now, effects);
+            self.close(at, Closing { why, retry_after: None, by_many: true, is_overdue: false }, now, effects);
+            self.lanes[at].is_refusing = true;
         } else if lane.state == State::Closed {
             // The endpoint is alive, and only this message was a bad probe: another is tried soon. Closing
             // for twice as long would keep all that waits from an endpoint that takes nine in ten.
@@ -812,7 +884,7 @@ impl Lanes {
         if !effects.changes.contains(&change) {
             effects.changes.push(change);
         }
-        lane.waiting = lane.waiting.max(Some(Id(0)));
+        lane.has_waiting = true;
         if lane.state == State::Open {
             self.start_wanting(at);
         }
@@ -822,46 +894,49 @@ impl Lanes {
     /// the time that was set aside for the probe.
     fn still_closed(&mut self, at: usize, now: Instant, effects: &mut Effects) {
         let lane = &mut self.lanes[at];
-        if lane.state == State::Closed && lane.out == 0 && lane.closed_until.is_none() {
+        if lane.state == State::Closed && lane.out.is_empty() && lane.closed_until.is_none() {
             lane.closed_until = Some(now + AFTER_LACKING);
             effects.changes.push(LaneChange::Due { origin: lane.origin.clone(), after: AFTER_LACKING });
         }
     }
 
-    fn close(&mut self, at: usize, why: &str, retry_after: Option<Duration>, now: Instant, effects: &mut Effects) {
+    fn close(&mut self, at: usize, closing: Closing, now: Instant, effects: &mut Effects) {
         let jitter = self.jitter();
+        let Limits { retry_first, retry_max, .. } = self.limits;
         let lane = &mut self.lanes[at];
         lane.failures += 1;
-        lane.last_error = why.to_string();
-        let backoff = policy::lane_backoff(lane.failures, self.limits.retry_first, self.limits.retry_max, jitter);
-        self.close_for(at, retry_after.unwrap_or(backoff), now, effects);
+        lane.last_error = closing.why.to_string();
+        lane.is_refusing = false;
+        let delay = match closing.retry_after {
+            Some(wanted) if closing.by_many || lane.failures > 1 => wanted,
+            Some(wanted) => wanted.min(ONE_MESSAGE_ASKS),
+            None => policy::lane_backoff(lane.failures, retry_first, retry_max, jitter),
+        };
+        let delay = if closing.is_overdue { delay.min(OVERDUE_EVERY) } else { delay };
+        self.close_for(at, delay, now, effects);
     }
 
     fn close_for(&mut self, at: usize, delay: Duration, now: Instant, effects: &mut Effects) {
         self.become_closed(at, now);
-        let lane = &mut self.lanes[at];
-        lane.window = 1;
-        lane.careful = false;
-        lane.since_growth = 0;
-        lane.at_fault.clear();
-        lane.epoch = Some(now);
-        lane.closed_until = Some(now + delay);
-        lane.failures = lane.failures.max(1);
-        let held: Vec<Box<Claim>> = lane.held.drain(..).collect();
+        let held = self.change(at, |lane| {
+            lane.window = 1;
+            lane.careful = false;
+            lane.since_growth = 0;
+            lane.at_fault.clear();
+            lane.unanswered.clear();
+            lane.epoch = Some(now);
+            lane.closed_until = Some(now + delay);
+            lane.failures = lane.failures.max(1);
+            std::mem::take(&mut lane.held)
+        });
         let waiting = held.len();
-        for claim in held {
-            self.forget_bytes(&claim);
-            if claim.has_own_backoff() && !self.limits.ordered {
-                self.put_off(&claim, now, effects);
-            } else {
-                self.put_to_wait(&claim, Some(delay), now, effects);
-            }
-        }
+        self.give_up(held, Some(delay), now, effects);
         let lane = &mut self.lanes[at];
         effects.changes.push(LaneChange::Close {
             origin: lane.origin.clone(),
             after: delay,
             failures: lane.failures,
+            slowly: lane.fails_slowly,
             why: lane.last_error.clone(),
         });
         effects.news.push(News::Down {
@@ -874,45 +949,43 @@ impl Lanes {
     }
 
     fn become_closed(&mut self, at: usize, now: Instant) {
-        let lane = &mut self.lanes[at];
-        let (before, out, held) = (lane.state, lane.out, lane.held.len());
-        lane.state = State::Closed;
-        lane.failing_since.get_or_insert(now);
-        match before {
-            State::New => self.out_failed += out,
-            State::Open => {
-                self.out_unproven += out;
-                self.out_failed += out;
-                self.held_unproven += held;
-            }
-            State::Closed => {}
-        }
+        self.change(at, |lane| {
+            lane.state = State::Closed;
+            lane.failing_since.get_or_insert(now);
+        });
         self.stop_wanting(at);
     }
 
-    fn open(&mut self, at: usize, now: Instant, effects: &mut Effects) {
+    /// `by_delivery`: not only by an answer, after which the next failure counts on.
+    fn open(&mut self, at: usize, by_delivery: bool, now: Instant, effects: &mut Effects) {
+        self.change(at, |lane| {
+            lane.state = State::Open;
+            if by_delivery {
+                lane.failures = 0;
+            }
+            lane.is_refusing = false;
+            lane.closed_until = None;
+            lane.window = 1;
+            lane.careful = false;
+            lane.since_growth = 0;
+        });
         let lane = &mut self.lanes[at];
-        let (before, out, held) = (lane.state, lane.out, lane.held.len());
-        lane.state = State::Open;
-        lane.failures = 0;
-        lane.closed_until = None;
-        lane.window = 1;
-        lane.careful = false;
-        lane.since_growth = 0;
         if let Some(since) = lane.failing_since.take() {
             let after = now.saturating_duration_since(since);
             effects.news.push(News::Back { origin: lane.origin.clone(), after });
         }
-        if before != State::Open {
-            self.out_unproven -= out;
-            self.held_unproven -= held;
-        }
-        if before == State::Closed {
-            self.out_failed -= out;
-        }
-        if self.lanes[at].waiting.is_some() {
+        if self.lanes[at].has_waiting {
             self.start_wanting(at);
         }
+    }
+
+    /// Changes a lane, and the sums with it.
+    fn change<T>(&mut self, at: usize, change: impl FnOnce(&mut Lane) -> T) -> T {
+        let lane = &mut self.lanes[at];
+        self.shares -= lane.shares();
+        let result = change(lane);
+        self.shares += lane.shares();
+        result
     }
 
     // ---- what becomes of claims that may not go out now ----
@@ -948,7 +1021,7 @@ impl Lanes {
     fn file(&mut self, claim: &Claim, history: History, delay: Option<Duration>, effects: &mut Effects) {
         self.settle(claim, Place::Waiting(delay), history, effects);
         let lane = &mut self.lanes[claim.lane];
-        lane.waiting = lane.waiting.max(Some(claim.id));
+        lane.has_waiting = true;
         lane.unconfirmed += 1;
         lane.parked.insert(claim.id);
         if lane.state == State::Open {
@@ -959,12 +1032,40 @@ impl Lanes {
         }
     }
 
-    /// A message on a backoff of its own whose lane is closed: due at the reopening and its own backoff, no attempt spent.
+    /// A message on a backoff of its own whose lane is closed: due at the reopening and its own backoff, no attempt
+    /// spent; dead if it is too old for that.
     fn put_off(&mut self, claim: &Claim, now: Instant, effects: &mut Effects) {
+        let mut history = claim.history_at(now);
+        let give_up_after = self.limits.give_up_after;
+        if history.attempts > 0 && history.age.is_some_and(|age| age >= give_up_after) {
+            history.last_error = policy::gave_up(give_up_after, &history.last_error);
+            let (origin, reason) = (claim.origin.clone(), history.last_error.clone());
+            effects.news.push(News::GaveUp { id: claim.id, origin, reason });
+            return self.settle(claim, Place::Dead, history, effects);
+        }
         let jitter = self.jitter();
-        let own = policy::message_backoff(claim.history.own_failures, self.limits.retry_first, jitter);
+        let Limits { retry_first, retry_max, .. } = self.limits;
+        let own = policy::lane_backoff(claim.history.own_failures, retry_first, retry_max, jitter);
         let delay = self.lanes[claim.lane].until_open(now) + own;
-        self.settle(claim, Place::Retry(delay), claim.history.clone(), effects);
+        self.settle(claim, Place::Retry(delay), history, effects);
+    }
+
+    /// Gives back claims that were taken out of a lane.
+    fn give_up(
+        &mut self,
+        held: impl IntoIterator<Item = Box<Claim>>,
+        delay: Option<Duration>,
+        now: Instant,
+        effects: &mut Effects,
+    ) {
+        for claim in held {
+            self.forget_held(&claim);
+            if claim.has_own_backoff() && !self.limits.ordered {
+                self.put_off(&claim, now, effects);
+            } else {
+                self.put_to_wait(&claim, delay, now, effects);
+            }
+        }
     }
 
     /// Memory is full while a worker is idle: the lane that holds most, if it does
@@ -976,125 +1077,146 @@ impl Lanes {
         self.last_spill = Some(now);
         let kept = self.kept_of_waiting();
         let Some(at) = (0..self.lanes.len()).max_by_key(|&at| self.lanes[at].held.len()) else { return };
-        let lane = &mut self.lanes[at];
+        let lane = &self.lanes[at];
         let n = lane.held.len();
         let Some(head) = lane.held.front() else { return };
         let waited = now.saturating_duration_since(head.claimed_at);
         if n <= kept || waited < Duration::from_micros(100) * n as u32 {
             return;
         }
-        let given_back = lane.held.split_off(kept);
-        for claim in given_back {
-            self.forget_bytes(&claim);
-            if claim.has_own_backoff() && !self.limits.ordered {
-                self.put_off(&claim, now, effects);
-            } else {
-                self.put_to_wait(&claim, None, now, effects);
-            }
-        }
+        let given_back = self.change(at, |lane| lane.held.split_off(kept));
+        self.give_up(given_back, None, now, effects);
     }
 
     // ---- going out ----
 
     fn hold(&mut self, claim: Box<Claim>) {
         self.held_bytes += claim.envelope.size();
-        self.suspects += usize::from(claim.is_suspect());
-        let lane = &mut self.lanes[claim.lane];
-        self.held_unproven += usize::from(lane.state != State::Open);
-        // Oldest first: what comes back from waiting is older than what came meanwhile.
-        let behind = lane.held.iter().rev().take_while(|held| held.id > claim.id).count();
-        lane.held.insert(lane.held.len() - behind, claim);
+        self.count_suspect(&claim, 1);
+        self.change(claim.lane, |lane| {
+            // Oldest first: what comes back from waiting is older than what came meanwhile.
+            let behind = lane.held.iter().rev().take_while(|held| held.id > claim.id).count();
+            lane.held.insert(lane.held.len() - behind, claim);
+        });
     }
 
     /// Sends what a lane may send.
-    fn let_out(&mut self, at: usize, effects: &mut Effects) {
+    fn let_out(&mut self, at: usize, now: Instant, effects: &mut Effects) {
         loop {
-            let lane = &mut self.lanes[at];
-            if lane.held.is_empty() || lane.out >= lane.window {
+            let lane = &self.lanes[at];
+            if lane.held.is_empty() {
                 return;
             }
-            if lane.state != State::Open && !self.has_slot(at) {
+            let is_scout = !lane.has_room();
+            if is_scout && (self.limits.ordered || !lane.may_scout(now)) {
+                return self.watch(at);
+            }
+            if !self.most.allows(kind(lane), &self.shares) {
                 return self.wait_for_slot(at);
             }
-            let lane = &mut self.lanes[at];
-            let claim = lane.held.pop_front().expect("not empty");
-            lane.out += 1;
-            self.out += 1;
-            if lane.state != State::Open {
-                self.held_unproven -= 1;
-                self.out_unproven += 1;
-                self.out_failed += usize::from(lane.state == State::Closed);
-            }
+            let claim = self.change(at, |lane| {
+                // Beside silent ones the newest: those that came with them may be as bad.
+                let claim = if is_scout { lane.held.pop_back() } else { lane.held.pop_front() };
+                let claim = claim.expect("not empty");
+                lane.out.push(Out { id: claim.id, since: now, is_overtaken: false });
+                claim
+            });
             effects.ready.push(claim);
         }
     }
 
-    fn came_back(&mut self, claim: &Claim) {
-        let lane = &mut self.lanes[claim.lane];
-        lane.out -= 1;
-        self.out -= 1;
-        self.held_bytes -= claim.envelope.size();
-        self.suspects -= usize::from(claim.is_suspect());
-        if lane.state != State::Open {
-            self.out_unproven -= 1;
-            self.out_failed -= usize::from(lane.state == State::Closed);
+    /// An open lane holds claims back because of those that are out: if these are silent, one more may go out later.
+    fn watch(&mut self, at: usize) {
+        let lane = &mut self.lanes[at];
+        if lane.state == State::Open && !self.limits.ordered && !lane.is_watched {
+            lane.is_watched = true;
+            self.watched.push_back(at);
         }
     }
 
-    /// A claim leaves a lane's `held` without going out.
-    fn forget_bytes(&mut self, claim: &Claim) {
+    /// Whether lanes have to be looked at again soon though nothing happens.
+    pub fn is_watching(&self) -> bool {
+        !self.watched.is_empty()
+    }
+
+    /// Looks at lanes that hold claims back: beside attempts that are silent one more may go out by now.
+    pub fn nudge(&mut self, now: Instant, effects: &mut Effects) {
+        if self.nudged.is_some_and(|last| now.saturating_duration_since(last) < NUDGE_EVERY) {
+            return;
+        }
+        self.nudged = Some(now);
+        for _ in 0..self.watched.len().min(NUDGED) {
+            let Some(at) = self.watched.pop_front() else { return };
+            self.lanes[at].is_watched = false;
+            self.let_out(at, now, effects);
+        }
+    }
+
+    /// A claim is with its worker no more. Returns when it was sent there.
+    fn came_back(&mut self, claim: &Claim) -> Instant {
         self.held_bytes -= claim.envelope.size();
-        self.suspects -= usize::from(claim.is_suspect());
-        self.held_unproven -= usize::from(self.lanes[claim.lane].state != State::Open);
+        self.count_suspect(claim, -1);
+        self.change(claim.lane, |lane| {
+            let at = lane.out.iter().position(|out| out.id == claim.id);
+            lane.out.remove(at.expect("what comes back was out")).since
+        })
     }
 
-    /// Lanes not proven have at most half of the workers, those that failed at most a quarter; at least one each.
-    fn has_slot(&self, at: usize) -> bool {
-        self.out_unproven < self.most_unproven()
-            && (self.lanes[at].state != State::Closed || self.out_failed < self.most_failed())
+    fn take_held(&mut self, at: usize, id: Id) -> Option<Box<Claim>> {
+        let place = self.lanes[at].held.iter().position(|held| held.id == id)?;
+        let claim = self.change(at, |lane| lane.held.remove(place))?;
+        self.forget_held(&claim);
+        Some(claim)
     }
 
-    fn most_unproven(&self) -> usize {
-        (self.limits.workers / 2).max(1)
+    /// A claim has left a lane's `held` without going out.
+    fn forget_held(&mut self, claim: &Claim) {
+        self.held_bytes -= claim.envelope.size();
+        self.count_suspect(claim, -1);
     }
 
-    fn most_failed(&self) -> usize {
-        (self.limits.workers / 4).max(1)
-    }
-
-    fn without_slot(&self) -> usize {
-        self.new_without_slot.len() + self.failed_without_slot.len()
+    fn count_suspect(&mut self, claim: &Claim, by: isize) {
+        if claim.is_suspect() {
+            let grade = (claim.recovered as usize - 2).min(2);
+            self.suspects[grade] = self.suspects[grade].saturating_add_signed(by);
+        }
     }
 
     fn wait_for_slot(&mut self, at: usize) {
         let lane = &mut self.lanes[at];
         if !lane.on_stack {
             lane.on_stack = true;
-            match lane.state {
-                State::Closed => self.failed_without_slot.push_back(at),
-                _ => self.new_without_slot.push(at),
+            match kind(lane) {
+                Kind::New => self.new_without_slot.push(at),
+                Kind::Failed => self.failed_without_slot.push_back(at),
+                Kind::FailedSlowly => self.failed_slowly_without_slot.push_back(at),
+                Kind::Exposed | Kind::Trusted => self.exposed_without_slot.push_back(at),
             }
         }
     }
 
-    /// New before failed, and of the new the newest: behind a thousand black holes a healthy newcomer must not queue.
-    fn fill_slots(&mut self, effects: &mut Effects) {
-        while self.out_unproven < self.most_unproven() {
-            let at = match self.new_without_slot.pop() {
-                Some(at) => at,
-                None if self.out_failed < self.most_failed() => match self.failed_without_slot.pop_front() {
-                    Some(at) => at,
-                    None => return,
-                },
-                None => return,
-            };
+    /// Of the new lanes the newest first: behind a thousand black holes a healthy newcomer must not queue.
+    /// New and failed ones go first in turn, where both may have the next slot.
+    fn fill_slots(&mut self, now: Instant, effects: &mut Effects) {
+        loop {
+            self.failed_first = !self.failed_first;
+            let unproven = [Kind::New, Kind::Failed, Kind::FailedSlowly];
+            let order = if self.failed_first { [1, 2, 0] } else { [0, 1, 2] };
+            let kinds = std::iter::once(Kind::Exposed).chain(order.map(|n| unproven[n]));
+            let next = kinds.filter(|kind| self.most.allows(*kind, &self.shares)).find_map(|kind| match kind {
+                Kind::New => self.new_without_slot.pop(),
+                Kind::Failed => self.failed_without_slot.pop_front(),
+                Kind::FailedSlowly => self.failed_slowly_without_slot.pop_front(),
+                Kind::Exposed | Kind::Trusted => self.exposed_without_slot.pop_front(),
+            });
+            let Some(at) = next else { return };
             self.lanes[at].on_stack = false;
-            self.let_out(at, effects);
+            self.let_out(at, now, effects);
         }
     }
 
     fn has_idle_worker(&self) -> bool {
-        self.out < self.limits.workers
+        self.shares.out < self.limits.workers
     }
 
     // ---- what waits in the queue ----
@@ -1105,7 +1227,7 @@ impl Lanes {
 
     /// Open lanes that have room for more of what waits, in turn; and, with 0, those
     /// that have none, so that the queue does not take them for lanes to be tried.
-    fn wants(&mut self) -> Vec<(String, usize)> {
+    fn wants(&mut self) -> Vec<Want> {
         let kept = self.kept_of_waiting();
         let mut wants = Vec::new();
         for _ in 0..self.wanting.len().min(WANTS_PER_CLAIM) {
@@ -1113,7 +1235,8 @@ impl Lanes {
             let &at = self.wanting.back().expect("not empty");
             let lane = &self.lanes[at];
             let room = if lane.held.len() <= kept / 2 { kept - lane.held.len() } else { 0 };
-            wants.push((lane.origin.to_string(), room));
+            let free = lane.window.saturating_sub(lane.in_window() + lane.held.len());
+            wants.push(Want { origin: lane.origin.to_string(), room, free });
         }
         wants
     }
@@ -1162,7 +1285,7 @@ impl Lanes {
         let mut idle: Vec<(Duration, usize)> = self
             .by_origin
             .values()
-            .filter(|&&at| self.lanes[at].is_idle())
+            .filter(|&&at| self.lanes[at].is_idle() && !(self.limits.ordered && self.lanes[at].has_waiting))
             .map(|&at| (self.lanes[at].until_open(now), at))
             .collect();
         idle.sort_unstable();

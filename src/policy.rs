@@ -38,6 +38,8 @@ pub struct Retry {
     pub final_statuses: Vec<u16>,
     /// Statuses that are not final, whatever the table says (`--retryable`).
     pub retryable_statuses: Vec<u16>,
+    /// Strict order (`--ordered`): a message's age counts from when it was first held up behind older ones.
+    pub ordered: bool,
 }
 
 impl Default for Retry {
@@ -48,32 +50,45 @@ impl Default for Retry {
             give_up_after: Duration::from_secs(24 * 3600),
             final_statuses: Vec::new(),
             retryable_statuses: Vec::new(),
+            ordered: false,
         }
     }
 }
 
 /// What is to become of a message after this attempt. `history` is as it was
-/// before it: `history.age` is the time since the message was first put off.
+/// before it: `history.age` is the time since its first failure, or, if it has none yet,
+/// since it was first put off. The latter counts in strict order alone, where those behind a
+/// message that fails cannot be attempted themselves; even so, none dies unattempted.
 ///
 /// What this machine lacked never makes a message dead, however old: it was not
 /// attempted, and a machine short of descriptors would bury all that waits.
 pub fn judge(attempt: &Attempt, history: &History, retry: &Retry) -> Outcome {
     match judge_attempt(attempt, retry) {
         Outcome::Later { fault, error, .. }
-            if fault != Fault::Ours && history.age.is_some_and(|age| age >= retry.give_up_after) =>
+            if fault != Fault::Ours
+                && (history.attempts > 0 || retry.ordered)
+                && history.age.is_some_and(|age| age >= retry.give_up_after) =>
         {
-            let after = spell_duration(retry.give_up_after);
-            Outcome::Dead { reason: format!("gave up after {after}: {error}"), fault: Some(fault) }
+            Outcome::Dead { reason: gave_up(retry.give_up_after, &error), fault: Some(fault) }
         }
         outcome => outcome,
     }
 }
 
+/// The reason of a death by age.
+pub fn gave_up(after: Duration, last_error: &str) -> String {
+    format!("gave up after {}: {last_error}", spell_duration(after))
+}
+
 fn judge_attempt(attempt: &Attempt, retry: &Retry) -> Outcome {
     match attempt {
         Attempt::Answered { status, retry_after, note } => judge_status(*status, *retry_after, note.as_deref(), retry),
-        Attempt::Failed { error, .. } => {
-            Outcome::Later { fault: Fault::NoAnswer, retry_after: None, error: error.clone() }
+        Attempt::Failed { failure, error } => {
+            let fault = match failure {
+                Failure::Resolve | Failure::Denied | Failure::Connect | Failure::Tls => Fault::Unreachable,
+                Failure::Timeout | Failure::Broken => Fault::NoAnswer,
+            };
+            Outcome::Later { fault, retry_after: None, error: error.clone() }
         }
         Attempt::Refused { reason } => Outcome::Dead { reason: reason.clone(), fault: None },
         Attempt::Lacking { error } => Outcome::Later { fault: Fault::Ours, retry_after: None, error: error.clone() },
@@ -231,9 +246,11 @@ pub enum Outcome {
 /// Whose fault a failed attempt was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
-    /// The endpoint gave no answer: its lane closes.
+    /// No way to the endpoint, whatever the message: no address, no connection, no agreement on TLS. Its lane closes.
+    Unreachable,
+    /// The request got no answer: the endpoint is down, or this path of it is bad.
     NoAnswer,
-    /// The endpoint answered 429, 502, 503 or 504: its lane narrows.
+    /// The answer was 429, 502, 503 or 504: the endpoint is busy or down, or this path of it is bad.
     Throttled,
     /// The message is at fault: it gets a backoff of its own.
     Message,
@@ -250,7 +267,7 @@ mod tests {
     }
 
     fn aged(age: Duration) -> History {
-        History { age: Some(age), ..History::default() }
+        History { age: Some(age), attempts: 1, ..History::default() }
     }
 
     fn later(fault: Fault, error: &str) -> Outcome {
@@ -323,13 +340,18 @@ mod tests {
     }
 
     #[test]
-    fn no_answer_of_any_kind_is_the_endpoints_fault() {
-        for failure in
-            [Failure::Resolve, Failure::Denied, Failure::Connect, Failure::Tls, Failure::Timeout, Failure::Broken]
-        {
-            let attempt = Attempt::Failed { failure, error: "connection refused".to_string() };
+    fn no_way_to_the_endpoint_and_no_answer_to_this_request_are_told_apart() {
+        for (failure, fault) in [
+            (Failure::Resolve, Fault::Unreachable),
+            (Failure::Denied, Fault::Unreachable),
+            (Failure::Connect, Fault::Unreachable),
+            (Failure::Tls, Fault::Unreachable),
+            (Failure::Timeout, Fault::NoAnswer),
+            (Failure::Broken, Fault::NoAnswer),
+        ] {
+            let attempt = Attempt::Failed { failure, error: "no good".to_string() };
             let outcome = judge(&attempt, &History::default(), &Retry::default());
-            assert_eq!(outcome, later(Fault::NoAnswer, "connection refused"));
+            assert_eq!(outcome, later(fault, "no good"));
         }
     }
 
@@ -351,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_put_off_too_long_ago_dies_with_its_last_error() {
+    fn a_message_dies_with_its_last_error_when_its_first_failure_is_too_long_ago() {
         let day = Duration::from_secs(24 * 3600);
         let second = Duration::from_secs(1);
         let check = |history: History, expected: Outcome| {
@@ -365,6 +387,11 @@ mod tests {
         check(aged(day * 9), dead("gave up after 24h: 500 Internal Server Error"));
         assert_eq!(judge(&answered(204), &aged(day * 9), &Retry::default()), Outcome::Delivered);
         assert_eq!(judge(&answered(410), &aged(day * 9), &Retry::default()), dead("410 Gone"));
+        // It has only waited so far: this is its first failure, unless it waited behind others in order.
+        let waited = History { attempts: 0, ..aged(day * 9) };
+        check(waited.clone(), later(Fault::Message, error));
+        let in_order = Retry { ordered: true, ..Retry::default() };
+        assert_eq!(judge(&answered(500), &waited, &in_order), dead("gave up after 24h: 500 Internal Server Error"));
     }
 
     #[test]

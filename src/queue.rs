@@ -81,10 +81,6 @@ pub trait Queue: Send {
     /// So many lanes that have messages waiting, leaving out the first `from` of them.
     fn some_lanes(&mut self, from: usize, limit: usize) -> Result<Vec<WaitingLane>, Error>;
 
-    /// Buries what waits for a lane and was first put off at least `age` ago, at most `limit` of it;
-    /// returns how many.
-    fn expire(&mut self, origin: &str, age: Duration, reason: &str, limit: usize) -> Result<usize, Error>;
-
     /// Once, at the start of an agent: brings the queue up to date with what earlier
     /// programs left, and returns what its operator should know or change, a line each.
     fn prepare(&mut self) -> Result<Vec<String>, Error>;
@@ -125,7 +121,8 @@ pub struct History {
     /// Of these, the failures that were the message's own fault; more than none
     /// means that it is on a backoff of its own, and no probe of its lane.
     pub own_failures: u32,
-    /// How long ago it was first put off, by the queue's clock; `None` if never.
+    /// How long ago it first failed, or, while it was never attempted, was first put off, by the queue's clock;
+    /// `None` if never.
     pub age: Option<Duration>,
     /// The last error, for people; empty if there was none.
     pub last_error: String,
@@ -181,16 +178,23 @@ pub struct Bounds {
     pub largest: usize,
     /// Messages that return (from the retry schedule or from waiting), while the queue has new ones.
     pub returning: usize,
-    /// Lanes that are open here and have messages waiting: origin, and how many of them to take.
-    pub wants: Vec<(String, usize)>,
-    /// Other lanes that may be tried now, with one message each.
+    /// Lanes that are open here and have messages waiting.
+    pub wants: Vec<Want>,
+    /// Other lanes that have not failed and may be tried now, with one message each.
     pub probes: usize,
-    /// How many of these may be lanes that failed.
+    /// Lanes that failed and may be tried again, with one message each.
     pub failed_probes: usize,
+    /// How many of these may be lanes that fail slowly.
+    pub slow_probes: usize,
     /// How long the lane of a probe is left alone: a whole attempt.
     pub probe_for: Duration,
-    /// Whether one message that two or more agents died of may be among them.
-    pub suspect: bool,
+    /// How many messages may be among them that were in flight in an agent that died: as many as go out at once.
+    pub fragile: usize,
+    /// How many messages that two or more agents died of are here now: the more agents died of one,
+    /// the fewer of them are worked on together ([`Bounds::most_suspects`]).
+    pub suspects: usize,
+    /// The most agents that died of one of these.
+    pub gravest: u32,
     /// Strict order: retries first and alone, due or not, and only while no older agent
     /// is registered and nobody else has messages in flight.
     pub ordered: bool,
@@ -200,7 +204,39 @@ pub struct Bounds {
     pub seen: u64,
 }
 
+/// A lane that is open here and of which more waits in the queue.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Want {
+    /// Its origin.
+    pub origin: String,
+    /// How many messages to take.
+    pub room: usize,
+    /// How many of these can go out at once: no more that were in flight in an agent that died.
+    pub free: usize,
+}
+
+/// A lane that failed, as the queue knows it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FailedLane {
+    /// Its origin.
+    pub origin: String,
+    /// How many times in a row it has failed.
+    pub failures: u32,
+    /// Whether its last failure took long.
+    pub slowly: bool,
+}
+
 impl Bounds {
+    /// How many messages that so many agents died of may be worked on together. An innocent one that was beside
+    /// a poisonous one each time never comes to five deaths but alone with it.
+    pub fn most_suspects(agents_died: u32) -> usize {
+        match agents_died {
+            0..=2 => 16,
+            3 => 4,
+            _ => 1,
+        }
+    }
+
     /// A claim of nothing but a value already popped.
     pub fn only(popped: Vec<u8>) -> Bounds {
         Bounds {
@@ -211,8 +247,11 @@ impl Bounds {
             wants: Vec::new(),
             probes: 0,
             failed_probes: 0,
+            slow_probes: 0,
             probe_for: Duration::ZERO,
-            suspect: false,
+            fragile: 0,
+            suspects: 0,
+            gravest: 0,
             ordered: false,
             popped: Some(popped),
             seen: 0,
@@ -233,8 +272,8 @@ pub enum Claimed {
         claims: Vec<RawClaim>,
         /// Origins that have nothing waiting any more.
         emptied: Vec<String>,
-        /// Of lanes that are probed: how many times in a row they have failed.
-        failures: Vec<(String, u32)>,
+        /// Lanes that are probed, as far as they failed before.
+        failures: Vec<FailedLane>,
         /// Messages that were too large to be given out, and their sizes in bytes; they are dead.
         oversized: Vec<(Id, usize)>,
         /// Time until a retry or a closed lane is due; `None` if nothing is scheduled.
@@ -305,6 +344,8 @@ pub enum LaneChange {
         after: Duration,
         /// How many times in a row it has failed, this one included.
         failures: u32,
+        /// Whether this failure took long.
+        slowly: bool,
         /// The last error, for people.
         why: String,
     },

@@ -21,6 +21,8 @@ use crate::worker::panic_message;
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
 /// While open lanes have messages waiting in Redis, new messages are looked for this often.
 const DRAINING_WAIT: Duration = Duration::from_millis(5);
+/// While attempts of a lane that holds others back may become silent, the lanes are looked at this often.
+const WATCHING_WAIT: Duration = Duration::from_millis(50);
 /// A full Redis refuses to wait: it is polled.
 const POLL: Duration = Duration::from_millis(50);
 /// A standby looks this often whether it is its turn.
@@ -203,8 +205,8 @@ impl Reader<'_> {
                         for origin in &emptied {
                             lanes.emptied(origin, asked);
                         }
-                        for (origin, n) in &failures {
-                            lanes.has_failed(origin, *n, now);
+                        for failed in &failures {
+                            lanes.has_failed(failed, now);
                         }
                     },
                     claims,
@@ -227,8 +229,15 @@ impl Reader<'_> {
             if left.is_zero() || self.shared.is_stopping() {
                 return Ok(());
             }
-            match queue.wait(left.min(LONGEST_WAIT))? {
-                Waited::Nothing => self.shared.turn(0),
+            let is_watching = self.shared.is_watching();
+            let at_most = if is_watching { left.min(WATCHING_WAIT) } else { left.min(LONGEST_WAIT) };
+            match queue.wait(at_most)? {
+                Waited::Nothing => {
+                    self.shared.turn(0);
+                    if is_watching {
+                        self.shared.nudge();
+                    }
+                }
                 Waited::Something => return Ok(()),
                 Waited::Popped(value) => {
                     self.popped = Some(value);

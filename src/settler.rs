@@ -7,7 +7,6 @@
 //! removing) is done one bounded call at a time between two looks at the clock.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -52,8 +51,6 @@ const MOST_TAKEN_OVER: usize = 100;
 pub struct Options {
     /// How long the agent is taken for alive without a beat (`--lease`).
     pub lease: Duration,
-    /// What waits behind a dead endpoint and is older ends too (`--give-up-after`).
-    pub give_up_after: Duration,
     /// Dead letters older than this are removed for good (`--keep-dead`).
     pub keep_dead: Option<Duration>,
     /// Nothing is put off for longer: what is due later than that was put off by a clock that was ahead.
@@ -125,8 +122,6 @@ impl Batch {
 enum Chore {
     /// Taking back what a dead agent had in flight; how much it was so far.
     Recover(Peer, usize),
-    /// Burying what waits for an endpoint that failed again, and is too old.
-    Expire { origin: Arc<str>, why: String, buried: usize },
     /// Removing dead letters past their keeping.
     Forget(Duration, usize),
     /// Making due what a clock that went back has put off too far.
@@ -280,7 +275,6 @@ impl Settler<'_> {
                 self.astray.extend(astray);
             }
             self.shared.confirmed(&batch.settlements);
-            self.expire_later(&batch.changes);
             if Instant::now() >= self.next_beat {
                 return Ok(());
             }
@@ -340,17 +334,6 @@ impl Settler<'_> {
         Ok(())
     }
 
-    /// What waits behind an endpoint that failed again, and is too old, ends as well.
-    fn expire_later(&mut self, changes: &[LaneChange]) {
-        for change in changes {
-            let LaneChange::Close { origin, why, .. } = change else { continue };
-            let is_known = |chore: &Chore| matches!(chore, Chore::Expire { origin: known, .. } if known == origin);
-            if !self.chores.iter().any(is_known) {
-                self.chores.push_back(Chore::Expire { origin: origin.clone(), why: why.clone(), buried: 0 });
-            }
-        }
-    }
-
     /// One call of the chore that has waited longest.
     fn do_chore(&mut self, queue: &mut dyn Queue) -> Result<(), Error> {
         let Some(number) = self.number else { return Ok(()) };
@@ -361,7 +344,7 @@ impl Settler<'_> {
             self.chores.push_back(Chore::Forget(age, 0));
         }
         let Some(mut chore) = self.chores.pop_front() else { return Ok(()) };
-        if matches!(chore, Chore::Expire { .. } | Chore::Forget(..)) {
+        if matches!(chore, Chore::Forget(..)) {
             if self.shared.since_clock() > CLOCK_SEEN_WITHIN {
                 // What is buried for its age is buried by a clock that was just seen to go on as it should.
                 self.chores.push_front(chore);
@@ -394,18 +377,11 @@ impl Settler<'_> {
                 dead.lease = None;
                 (n, recovered)
             }
-            Chore::Expire { origin, why, buried } => {
-                (queue.expire(origin, self.options.give_up_after, &self.reason(why), AT_ONCE)?, buried)
-            }
             Chore::Forget(age, removed) => (queue.forget_dead(*age, AT_ONCE)?, removed),
             Chore::Hasten(longest, hastened) => (queue.hasten(*longest, AT_ONCE)?, hastened),
         };
         *so_far += n;
         Ok(Some(n))
-    }
-
-    fn reason(&self, why: &str) -> String {
-        format!("gave up after {} behind a failing endpoint: {why}", spell(self.options.give_up_after))
     }
 
     fn done(&mut self, chore: Chore) {
@@ -418,10 +394,6 @@ impl Settler<'_> {
                 } else {
                     info!("agent {} is dead; it had nothing in flight", dead.number);
                 }
-            }
-            Chore::Expire { origin, why, buried } if buried > 0 => {
-                add(&self.shared.metrics.dead, buried as u64);
-                warn!("{buried} messages that waited for {origin} are dead: {}", self.reason(&why));
             }
             Chore::Forget(age, removed) if removed > 0 => {
                 info!("{removed} dead messages older than {} removed for good", spell(age));

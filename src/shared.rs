@@ -12,7 +12,7 @@ use log::warn;
 
 use crate::clock::Clock;
 use crate::journal::{Journal, spell};
-use crate::lanes::{Claim, Effects, LaneCounts, Lanes, Limits};
+use crate::lanes::{Claim, Effects, LaneCounts, Lanes, Limits, News};
 use crate::metrics::{Metrics, add};
 use crate::policy::Outcome;
 use crate::queue::{AgentNumber, Bounds, History, Id, LaneChange, Settlement, WaitingLane};
@@ -130,7 +130,7 @@ impl Shared {
         loop {
             let mut effects = Effects::default();
             let bounds = inner.lanes.appetite(again, Instant::now(), &mut effects);
-            if !effects.settlements.is_empty() {
+            if !effects.is_empty() {
                 inner = self.perform_and_lock(inner, effects);
             }
             let now = Instant::now();
@@ -143,6 +143,19 @@ impl Shared {
             inner = self.room.wait_timeout(inner, nap).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
             inner.reader_waits = false;
         }
+    }
+
+    /// Whether lanes have to be looked at again soon though nothing happens.
+    pub fn is_watching(&self) -> bool {
+        self.inner().lanes.is_watching()
+    }
+
+    /// Lets out what may go beside attempts that have become silent.
+    pub fn nudge(&self) {
+        let mut effects = Effects::default();
+        let mut inner = self.inner();
+        inner.lanes.nudge(Instant::now(), &mut effects);
+        self.perform(inner, effects);
     }
 
     /// Whether some open lane has more waiting in the queue.
@@ -240,7 +253,7 @@ impl Shared {
     pub fn abandon(&self, claim: Box<Claim>) {
         let mut effects = Effects::default();
         let mut inner = self.inner();
-        inner.lanes.abandon(claim, &mut effects);
+        inner.lanes.abandon(claim, Instant::now(), &mut effects);
         self.perform(inner, effects);
     }
 
@@ -268,7 +281,7 @@ impl Shared {
     pub fn registered(&self, number: AgentNumber, sent: Instant, is_theirs: impl Fn(Id, AgentNumber) -> bool) {
         let mut effects = Effects::default();
         let mut inner = self.inner();
-        inner.lanes.discard(is_theirs, &mut effects);
+        inner.lanes.discard(is_theirs, Instant::now(), &mut effects);
         self.number.store(number.0, Ordering::SeqCst);
         self.perform(inner, effects);
         self.beat_confirmed(sent);
@@ -403,6 +416,8 @@ impl Shared {
         self.wake_reader(&mut inner);
         let ready = if effects.ready.is_empty() { None } else { inner.ready.clone() };
         drop(inner);
+        let n_gave_up = effects.news.iter().filter(|news| matches!(news, News::GaveUp { .. })).count();
+        add(&self.metrics.dead, n_gave_up as u64);
         self.journal.lanes(effects.news);
         for settlement in effects.settlements {
             self.report(Report::Settle(settlement));

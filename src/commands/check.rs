@@ -385,6 +385,8 @@ const CALLS: &[Call] = &[
     Call(&["ZCARD", "<dead>"]),
     Call(&["ZRANGE", "<agents>", "1", "0"]),
     Call(&["ZRANGEBYLEX", "<waiting>", "[b", "[a"]),
+    Call(&["ZREVRANGEBYLEX", "<waiting>", "[a", "[b"]),
+    Call(&["ZREVRANGEBYSCORE", "<lanes>", "0", "1"]),
     Call(&["ZRANGEBYSCORE", "<lanes>", "1", "0"]),
     Call(&["ZREM", "<retry>", ""]),
     Call(&["ZREVRANGE", "<inflight>", "1", "0"]),

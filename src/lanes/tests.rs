@@ -23,6 +23,7 @@ fn limits() -> Limits {
         ordered: false,
         retry_first: Duration::from_secs(5),
         retry_max: Duration::from_secs(600),
+        give_up_after: Duration::from_secs(24 * 3600),
         attempt: Duration::from_secs(35),
     }
 }
@@ -30,6 +31,14 @@ fn limits() -> Limits {
 fn envelope(origin: &str) -> Envelope {
     let headers: [(&str, &str); 0] = [];
     Envelope::decode(Envelope::encode(headers, origin, b"x")).unwrap()
+}
+
+fn failed(origin: &str, failures: u32, slowly: bool) -> FailedLane {
+    FailedLane { origin: origin.to_string(), failures, slowly }
+}
+
+fn want(origin: &str, room: usize) -> (String, usize) {
+    (origin.to_string(), room)
 }
 
 fn later(fault: Fault) -> Outcome {
@@ -126,6 +135,17 @@ impl Scene {
         let bounds = self.lanes.appetite(false, self.now, &mut effects);
         self.perform(effects);
         bounds
+    }
+
+    fn nudge(&mut self) {
+        let mut effects = Effects::default();
+        self.lanes.nudge(self.now, &mut effects);
+        self.perform(effects);
+    }
+
+    fn wants(&mut self) -> Vec<(String, usize)> {
+        let wants = self.appetite().expect("room").wants;
+        wants.into_iter().map(|want| (want.origin, want.room)).collect()
     }
 
     fn place_of(&self, id: Id) -> Option<&Place> {
@@ -239,43 +259,165 @@ fn no_answer_closes_the_lane_and_all_it_holds_waits_in_the_queue() {
     let mut scene = Scene::new(limits());
     scene.admit_many(A, 5);
     let failed = scene.finish(A, later(Fault::NoAnswer));
-    assert!(matches!(scene.place_of(failed), Some(Place::Waiting(_))));
-    assert_eq!((scene.n_waiting(A), scene.n_out(A)), (5, 0));
+    assert!(matches!(scene.place_of(failed), Some(Place::Retry(after)) if about(5).contains(after)));
+    assert_eq!((scene.n_waiting(A), scene.n_out(A)), (4, 0));
     let closings = scene.closings(A);
     assert_eq!(closings.len(), 1);
     assert!(closings[0].0 == 1 && about(5).contains(&closings[0].1), "{closings:?}");
 }
 
 #[test]
-fn a_throttling_endpoint_is_closed_only_when_its_window_is_one() {
+fn a_throttling_endpoint_narrows_and_is_closed_when_it_takes_nothing_any_more() {
     // [Closing at once on 503: an endpoint that takes 4 at a time got 1/s.]
     let mut scene = Scene::new(limits());
     scene.widen(A);
-    scene.admit_many(A, 100);
-    for window in [4, 2, 1] {
+    scene.admit_many(A, 200);
+    for window in [4, 2, 1, 1, 1, 1, 1] {
         scene.pass(1);
         // One begun after the last halving has to say so.
-        let begun_since = scene.n_out(A);
-        for _ in 0..begun_since {
+        for _ in 0..scene.n_out(A) {
             scene.finish(A, later(Fault::Throttled));
         }
         assert_eq!(scene.lanes.lanes[0].window, window);
         assert!(scene.closings(A).is_empty());
         scene.pass(1);
+        scene.finish(A, Outcome::Delivered);
+        scene.pass(1);
     }
-    scene.finish(A, later(Fault::Throttled));
+    // Ten in a row at most, and fewer when the last delivery is long ago.
+    scene.pass(6);
+    let mut n = 0;
+    while scene.closings(A).is_empty() {
+        scene.finish(A, later(Fault::Throttled));
+        scene.pass(1);
+        n += 1;
+    }
+    assert_eq!(n, 3);
+}
+
+#[test]
+fn one_bad_path_of_a_proven_origin_holds_up_nothing() {
+    // [One message to a path that answers 503, 429 with a Retry-After, or not at all, held up 119 of 120 good ones.]
+    for (fault, retry_after) in
+        [(Fault::NoAnswer, None), (Fault::Throttled, None), (Fault::Throttled, Some(Duration::from_secs(3600)))]
+    {
+        for n_bad in [1, 9] {
+            let mut scene = Scene::new(limits());
+            scene.widen(A);
+            for _ in 0..60 {
+                for _ in 0..n_bad {
+                    let bad = scene.admit(A);
+                    let outcome = Outcome::Later { fault, retry_after, error: "bad path".to_string() };
+                    assert_eq!(scene.finish(A, outcome.clone()), bad);
+                    if fault == Fault::Throttled
+                        && retry_after.is_none()
+                        && scene.place_of(bad) == Some(&Place::Waiting(None))
+                    {
+                        // What a wide window may not have taken is sent again at once, but only once.
+                        scene.confirm();
+                        scene.admit_with(A, Source::Waiting { probe: false }, |claim| {
+                            claim.id = bad;
+                            claim.history.attempts = 1;
+                        });
+                        scene.finish(A, outcome);
+                    }
+                    let place = scene.place_of(bad).unwrap();
+                    let expected = retry_after.map_or(about(5), |wanted| wanted..=wanted);
+                    assert!(matches!(place, Place::Retry(after) if expected.contains(after)), "{place:?}");
+                    scene.confirm();
+                    scene.lanes.emptied(A, scene.now + Duration::from_millis(1));
+                }
+                let good = scene.admit(A);
+                assert_eq!(scene.finish(A, Outcome::Delivered), good, "not behind the bad ones");
+                scene.confirm();
+                scene.pass(1);
+            }
+            assert!(scene.closings(A).is_empty(), "{fault:?}");
+        }
+    }
+}
+
+#[test]
+fn what_nothing_reaches_is_closed_at_once_whatever_the_path() {
+    let mut scene = Scene::new(limits());
+    scene.widen(A);
+    scene.admit(A);
+    scene.finish(A, later(Fault::Unreachable));
     assert_eq!(scene.closings(A).len(), 1);
 }
 
 #[test]
-fn retry_after_closes_the_lane_for_that_time() {
+fn an_answer_to_any_message_opens_the_lane_however_long_ago_its_attempt_began() {
     let mut scene = Scene::new(limits());
     scene.widen(A);
+    scene.admit_many(A, 2);
+    scene.pass(1);
+    scene.finish(A, later(Fault::Unreachable));
+    assert_eq!(scene.lanes.lanes[0].state, State::Closed);
+    scene.finish(A, Outcome::Delivered);
+    assert_eq!(scene.lanes.lanes[0].state, State::Open);
+    assert_eq!(scene.changes.last(), Some(&LaneChange::Open(Arc::from(A))));
+}
+
+#[test]
+fn a_probe_that_failed_is_not_the_next_one_while_others_wait() {
+    let mut scene = Scene::new(limits());
+    scene.admit_many(A, 2);
+    let first = scene.finish(A, later(Fault::NoAnswer));
+    assert!(matches!(scene.place_of(first), Some(Place::Retry(_))), "the other one is tried first");
+    scene.confirm();
+    scene.pass(6);
+    scene.lanes.emptied(A, scene.now);
+    scene.admit_with(A, Source::Waiting { probe: true }, |claim| claim.id = Id(2));
+    let second = scene.finish(A, later(Fault::NoAnswer));
+    assert!(matches!(scene.place_of(second), Some(Place::Waiting(_))), "none else waits");
+}
+
+#[test]
+fn beside_silent_attempts_one_more_goes_out_and_the_silent_ones_no_longer_count_once_it_is_answered() {
+    let mut scene = Scene::new(limits());
+    scene.admit(A);
+    scene.finish(A, Outcome::Delivered);
+    let (silent, held) = (scene.admit(A), [scene.admit(A), scene.admit(A)]);
+    scene.now += Duration::from_millis(200);
+    scene.nudge();
+    assert_eq!(scene.n_out(A), 1, "it may still be answered");
+    scene.now += Duration::from_millis(100);
+    scene.nudge();
+    assert_eq!(scene.out.back().unwrap().0.id, held[1], "the newest");
+    let (claim, begun) = scene.out.pop_back().unwrap();
+    scene.now += Duration::from_millis(10);
+    let mut effects = Effects::default();
+    scene.lanes.finish(claim, Outcome::Delivered, begun, scene.now, &mut effects);
+    scene.perform(effects);
+    let out: Vec<Id> = scene.out.iter().map(|(claim, _)| claim.id).collect();
+    assert_eq!(out, [silent, held[0]], "the silent one is beside the window now");
+    // What is silent altogether costs two attempts more, and no third.
+    let mut scene = Scene::new(limits());
+    scene.admit(A);
+    scene.finish(A, Outcome::Delivered);
     scene.admit_many(A, 20);
+    for _ in 0..100 {
+        scene.now += Duration::from_millis(300);
+        scene.nudge();
+    }
+    assert_eq!(scene.n_out(A), 1 + 2);
+}
+
+#[test]
+fn retry_after_closes_the_lane_for_that_time_when_more_than_one_message_is_told_so() {
     let wanted = Some(Duration::from_secs(77));
     let outcome = Outcome::Later { fault: Fault::Throttled, retry_after: wanted, error: "429".to_string() };
+    let mut scene = Scene::new(limits());
+    scene.admit_many(A, 20);
+    let asked = scene.finish(A, outcome.clone());
+    assert_eq!(scene.place_of(asked), Some(&Place::Retry(Duration::from_secs(77))));
+    assert_eq!(scene.closings(A), vec![(1, Duration::from_secs(60))], "one alone is not heeded for longer");
+    scene.confirm();
+    scene.pass(61);
+    scene.admit_with(A, Source::Waiting { probe: true }, |claim| claim.id = Id(2));
     scene.finish(A, outcome);
-    assert_eq!(scene.closings(A), vec![(1, Duration::from_secs(77))]);
+    assert_eq!(scene.closings(A)[1], (2, Duration::from_secs(77)));
 }
 
 #[test]
@@ -301,7 +443,7 @@ fn the_backoff_doubles_with_the_failures_of_the_lane_up_to_the_longest() {
 #[test]
 fn failures_seen_by_other_agents_count() {
     let mut scene = Scene::new(limits());
-    scene.lanes.has_failed(A, 3, scene.now);
+    scene.lanes.has_failed(&failed(A, 3, false), scene.now);
     scene.admit_with(A, Source::Waiting { probe: true }, |_| {});
     scene.finish(A, later(Fault::NoAnswer));
     let (failures, after) = scene.closings(A)[0];
@@ -309,16 +451,16 @@ fn failures_seen_by_other_agents_count() {
 }
 
 #[test]
-fn an_attempt_begun_before_the_closing_counts_for_nothing() {
+fn a_failure_begun_before_the_closing_counts_for_nothing() {
     let mut scene = Scene::new(limits());
     scene.widen(A);
     scene.admit_many(A, 8);
-    scene.pass(1);
+    scene.pass(30);
     for _ in 0..8 {
         scene.finish(A, later(Fault::NoAnswer));
     }
     assert_eq!(scene.closings(A).len(), 1);
-    assert_eq!(scene.n_waiting(A), 8);
+    assert_eq!(scene.closings(A)[0].0, 1);
 }
 
 // ---- rule 3: the message's fault ----
@@ -380,14 +522,15 @@ fn a_closed_lane_is_tried_with_a_message_on_its_own_backoff_when_nothing_else_wa
     scene.pass(6);
     scene.admit_with(A, Source::Retry, |claim| claim.history.own_failures = 1);
     assert_eq!(scene.n_out(A), 1);
-    let id = scene.finish(A, later(Fault::Message));
-    assert!(matches!(scene.place_of(id), Some(Place::Retry(_))));
-    assert_eq!(scene.closings(A).len(), 1, "it says nothing of the lane");
+    let id = scene.finish(A, later(Fault::NoAnswer));
+    assert!(matches!(scene.place_of(id), Some(Place::Waiting(_))));
+    assert_eq!(scene.closings(A).len(), 2, "the endpoint is down");
     scene.confirm();
-    scene.admit_with(A, Source::Retry, |claim| claim.history.own_failures = 2);
-    scene.finish(A, Outcome::Delivered);
-    scene.admit(A);
-    assert_eq!(scene.n_out(A), 1, "open again");
+    scene.pass(13);
+    scene.admit_with(A, Source::Waiting { probe: true }, |claim| claim.id = id);
+    scene.finish(A, later(Fault::Message));
+    assert_eq!(scene.lanes.lanes[0].state, State::Open, "it answers");
+    assert_eq!(scene.lanes.lanes[0].failures, 2, "and the next failure counts on until a delivery");
 }
 
 #[test]
@@ -403,11 +546,14 @@ fn ten_different_messages_at_fault_in_a_row_close_the_lane() {
 }
 
 #[test]
-fn a_probe_answered_with_its_own_fault_is_no_failure_of_the_lane_and_the_next_is_tried_soon() {
+fn a_lane_whose_answers_all_refuse_is_tried_at_the_same_pace_and_stays_closed() {
     // [Else one bad message in ten, when it happened to be the probe, doubled the time that the good ones waited.]
     let mut scene = Scene::new(limits());
-    scene.admit(A);
-    scene.finish(A, later(Fault::NoAnswer));
+    scene.widen(A);
+    for _ in 0..10 {
+        scene.admit(A);
+        scene.finish(A, later(Fault::Message));
+    }
     scene.confirm();
     for n in 1..=10 {
         assert_eq!(scene.closings(A).len(), 1, "after {n}");
@@ -425,6 +571,39 @@ fn a_probe_answered_with_its_own_fault_is_no_failure_of_the_lane_and_the_next_is
         Some(2),
         "ten different ones in a row do close it"
     );
+}
+
+#[test]
+fn a_message_ends_by_the_age_of_its_own_first_failure_while_its_endpoint_is_down() {
+    let mut scene = Scene::new(limits());
+    scene.admit(A);
+    scene.finish(A, later(Fault::NoAnswer));
+    for (attempts, hours, dies) in [(1, 25, true), (1, 23, false), (0, 25, false)] {
+        let id = scene.admit_with(A, Source::Retry, |claim| {
+            claim.history.own_failures = 1;
+            claim.history.attempts = attempts;
+            claim.history.age = Some(Duration::from_secs(hours * 3600));
+            claim.history.last_error = "503".to_string();
+        });
+        assert_eq!(scene.place_of(id) == Some(&Place::Dead), dies, "{attempts} attempts, {hours} h");
+        if dies {
+            assert_eq!(scene.settled.last().unwrap().history.last_error, "gave up after 24h: 503");
+        }
+    }
+}
+
+#[test]
+fn what_has_waited_too_long_without_an_attempt_is_attempted_one_a_second() {
+    let mut scene = Scene::new(limits());
+    for n in 0..5 {
+        scene.admit_with(A, Source::Waiting { probe: true }, |claim| {
+            claim.history.age = Some(Duration::from_secs(25 * 3600));
+        });
+        scene.finish(A, later(Fault::Unreachable));
+        assert_eq!(scene.closings(A)[n].1, OVERDUE_EVERY);
+        scene.confirm();
+        scene.pass(2);
+    }
 }
 
 // ---- rule 4: what waits in the queue ----
@@ -455,8 +634,7 @@ fn a_probe_that_is_delivered_opens_the_lane_and_more_of_what_waits_is_asked_for(
     assert_eq!(scene.n_out(A), 1);
     scene.finish(A, Outcome::Delivered);
     assert_eq!(scene.changes.last(), Some(&LaneChange::Open(Arc::from(A))));
-    let wants = scene.appetite().unwrap().wants;
-    assert_eq!(wants, vec![(A.to_string(), 16)], "256 messages among 16 workers");
+    assert_eq!(scene.wants(), vec![want(A, 16)], "256 messages among 16 workers");
     assert!(matches!(scene.news.last(), Some(News::Back { .. })));
 }
 
@@ -481,14 +659,14 @@ fn an_emptied_lane_takes_new_messages_again_but_not_while_one_is_on_its_way_to_w
     let asked = scene.now;
     // The failed one is on its way: the queue may not have seen it when it said that nothing waits.
     scene.lanes.emptied(A, asked);
-    assert!(scene.lanes.lanes[0].waiting.is_some());
+    assert!(scene.lanes.lanes[0].has_waiting);
     scene.pass(1);
     scene.confirm();
     scene.lanes.emptied(A, asked);
-    assert!(scene.lanes.lanes[0].waiting.is_some(), "confirmed only after the queue was asked");
+    assert!(scene.lanes.lanes[0].has_waiting, "confirmed only after the queue was asked");
     scene.pass(1);
     scene.lanes.emptied(A, scene.now);
-    assert!(scene.lanes.lanes[0].waiting.is_none());
+    assert!(!scene.lanes.lanes[0].has_waiting);
     scene.admit_with(A, Source::Waiting { probe: true }, |claim| claim.id = Id(1));
     scene.finish(A, Outcome::Delivered);
     scene.admit(A);
@@ -643,30 +821,74 @@ fn a_probe_that_says_nothing_of_its_endpoint_frees_the_lane_in_the_queue() {
 
 #[test]
 fn lanes_not_proven_have_half_of_the_workers_and_failed_ones_a_quarter() {
+    let probe = Source::Waiting { probe: true };
     let mut scene = Scene::new(limits());
     for n in 0..20 {
-        scene.admit_with(&origin(n), Source::Waiting { probe: true }, |_| {});
-        scene.lanes.has_failed(&origin(n), 1, scene.now);
+        scene.lanes.has_failed(&failed(&origin(n), 1, true), scene.now);
+        scene.admit_with(&origin(n), probe, |_| {});
     }
-    assert_eq!(scene.out.len(), 8, "they were new when they came");
-    let mut scene = Scene::new(limits());
-    for n in 0..20 {
-        scene.lanes.has_failed(&origin(n), 1, scene.now);
-        scene.admit_with(&origin(n), Source::Waiting { probe: true }, |_| {});
-    }
-    assert_eq!(scene.out.len(), 4);
+    assert_eq!(scene.out.len(), 3, "a quarter, less what is kept for those that fail fast");
     for n in 20..40 {
+        scene.lanes.has_failed(&failed(&origin(n), 1, false), scene.now);
+        scene.admit_with(&origin(n), probe, |_| {});
+    }
+    assert_eq!(scene.out.len(), 4, "a quarter");
+    for n in 40..60 {
         scene.admit(&origin(n));
     }
-    assert_eq!(scene.out.len(), 8);
+    assert_eq!(scene.out.len(), 8, "half");
     // A proven lane does not care.
     let mut proven = Scene::new(limits());
     proven.widen(A);
     for n in 0..40 {
         proven.admit(&origin(n));
     }
+    assert_eq!(proven.out.len(), 6, "half, less what is kept for those that failed");
     proven.admit_many(A, 8);
-    assert_eq!((proven.n_out(A), proven.out.len()), (8, 16));
+    assert_eq!((proven.n_out(A), proven.out.len()), (8, 14));
+}
+
+#[test]
+fn a_lane_that_failed_is_tried_however_many_new_ones_hang() {
+    // [Behind 300 black holes an endpoint that was well again was not tried for a minute.]
+    for workers in [2, 4, 16, 128] {
+        let mut scene = Scene::new(Limits { workers, endpoint_concurrency: 1, messages: 4096, ..limits() });
+        for n in 0..300 {
+            scene.admit(&origin(n));
+        }
+        assert!(scene.appetite().unwrap().failed_probes > 0, "{workers}");
+        scene.lanes.has_failed(&failed(A, 1, false), scene.now);
+        scene.admit_with(A, Source::Waiting { probe: true }, |_| {});
+        let mut n_timed_out = 0;
+        while scene.n_out(A) == 0 {
+            let hanging = scene.out.front().unwrap().0.origin.to_string();
+            scene.finish(&hanging, later(Fault::NoAnswer));
+            n_timed_out += 1;
+        }
+        assert!(n_timed_out <= if workers < 16 { 2 } else { 0 }, "{workers}: {n_timed_out}");
+    }
+}
+
+#[test]
+fn slow_lanes_have_half_of_the_workers_until_they_have_shown_to_be_fast() {
+    // [128 origins that answer 200 after 28 s: a healthy endpoint waited for 23 s.]
+    let mut scene = Scene::new(limits());
+    scene.widen(A);
+    for n in 0..20 {
+        scene.admit(&origin(n));
+        scene.finish(&origin(n), Outcome::Delivered);
+    }
+    for n in 0..20 {
+        scene.admit(&origin(n));
+    }
+    assert_eq!(scene.out.len(), 8, "one delivery says little");
+    scene.admit_many(A, 8);
+    assert_eq!(scene.n_out(A), 8, "it has always been fast");
+    scene.pass(28);
+    for n in 0..8 {
+        scene.finish(&origin(n), Outcome::Delivered);
+    }
+    assert_eq!(scene.out.len() - scene.n_out(A), 8, "the next have their turn");
 }
 
 #[test]
@@ -691,8 +913,8 @@ fn lanes_not_proven_hold_half_of_the_memory_and_the_rest_waits_in_the_queue() {
         scene.admit(&origin(n));
     }
     let waiting = scene.settled.iter().filter(|one| one.place == Place::Waiting(None)).count();
-    assert_eq!(scene.lanes.held_unproven, 128);
-    assert_eq!(waiting, 200 - 128 - 8);
+    assert_eq!(scene.lanes.shares.held_unproven, 128);
+    assert_eq!(waiting, 200 - 128 - 6);
     scene.confirm();
     scene.admit(B);
     assert!(scene.appetite().is_some(), "the reader goes on");
@@ -723,14 +945,14 @@ fn full_with_a_worker_idle_the_lane_that_does_not_keep_up_gives_back_all_but_a_f
     assert_eq!(scene.n_waiting(A), 0);
     scene.pass(1);
     scene.appetite();
-    assert_eq!(scene.n_waiting(A), 256 - 8 - 16);
+    // One went out beside those that are silent for a second by now.
+    assert_eq!(scene.n_waiting(A), 256 - 9 - 16);
     scene.confirm();
-    let wants = scene.appetite().expect("room again").wants;
-    assert_eq!(wants, vec![(A.to_string(), 0)], "it still holds what it may");
+    assert_eq!(scene.wants(), vec![want(A, 0)], "it still holds what it may");
     for _ in 0..16 {
         scene.finish(A, Outcome::Delivered);
     }
-    assert_eq!(scene.appetite().unwrap().wants, vec![(A.to_string(), 16 - scene.lanes.lanes[0].held.len())]);
+    assert_eq!(scene.wants(), vec![want(A, 16 - scene.lanes.lanes[0].held.len())]);
 }
 
 #[test]
@@ -776,13 +998,34 @@ fn lane_records_are_bounded_and_forgotten_when_idle() {
 }
 
 #[test]
-fn one_suspect_at_a_time() {
+fn what_agents_died_of_is_counted_by_how_many_died() {
     let mut scene = Scene::new(limits());
-    assert!(scene.appetite().unwrap().suspect);
-    scene.admit_with(A, Source::Retry, |claim| claim.recovered = 2);
-    assert!(!scene.appetite().unwrap().suspect);
-    scene.finish(A, Outcome::Delivered);
-    assert!(scene.appetite().unwrap().suspect);
+    let seen = |scene: &mut Scene| {
+        let bounds = scene.appetite().unwrap();
+        (bounds.fragile, bounds.suspects, bounds.gravest)
+    };
+    assert_eq!(seen(&mut scene), (16, 0, 0));
+    scene.admit_with(&origin(1), Source::Retry, |claim| claim.recovered = 2);
+    assert_eq!(seen(&mut scene), (15, 1, 2));
+    scene.admit_with(&origin(2), Source::Retry, |claim| claim.recovered = 7);
+    assert_eq!(seen(&mut scene), (14, 2, 4));
+    scene.finish(&origin(2), Outcome::Delivered);
+    assert_eq!(seen(&mut scene), (15, 1, 2));
+    scene.finish(&origin(1), later(Fault::NoAnswer));
+    assert_eq!(seen(&mut scene), (16, 0, 0));
+}
+
+#[test]
+fn what_was_in_flight_in_an_agent_that_died_goes_out_at_once_or_waits_in_the_queue() {
+    // [Else two deaths in a row made suspects of thousands that were never attempted.]
+    for limits in [limits(), ordered()] {
+        let mut scene = Scene::new(limits);
+        for _ in 0..3 {
+            scene.admit_with(A, Source::Waiting { probe: false }, |claim| claim.recovered = 1);
+        }
+        assert_eq!((scene.n_out(A), scene.n_waiting(A)), (1, 2));
+        assert_eq!(scene.lanes.shares.held_unproven, 0);
+    }
 }
 
 #[test]
@@ -840,17 +1083,17 @@ fn claims_of_another_agent_now_are_discarded_and_the_counts_stay_right() {
     scene.admit_many(A, 20);
     let ids: HashSet<Id> = scene.lanes.held().into_iter().collect();
     let mut effects = Effects::default();
-    scene.lanes.discard(|id, _| ids.contains(&id), &mut effects);
+    scene.lanes.discard(|id, _| ids.contains(&id), scene.now, &mut effects);
     scene.perform(effects);
     assert_eq!(scene.lanes.held.len(), 0);
     while let Some((claim, _)) = scene.out.pop_front() {
         assert!(!scene.lanes.holds(claim.id) && scene.lanes.is_discarded(&claim));
         let mut effects = Effects::default();
-        scene.lanes.abandon(claim, &mut effects);
+        scene.lanes.abandon(claim, scene.now, &mut effects);
         scene.perform(effects);
     }
     let lanes = &scene.lanes;
-    assert_eq!((lanes.out, lanes.held_bytes, lanes.out_unproven, lanes.held_unproven), (0, 0, 0, 0));
+    assert_eq!((lanes.shares, lanes.held_bytes), (Shares::default(), 0));
     assert!(lanes.discarded.is_empty());
 }
 
@@ -865,7 +1108,7 @@ fn what_is_discarded_while_it_is_out_takes_room_until_it_comes_back() {
     let n_out = scene.out.len();
     assert!(n_out > 4, "{n_out} are out");
     let mut effects = Effects::default();
-    scene.lanes.discard(|_, _| true, &mut effects);
+    scene.lanes.discard(|_, _| true, scene.now, &mut effects);
     scene.perform(effects);
     let room = scene.appetite().map_or(0, |bounds| bounds.messages);
     assert!(room <= 16 - n_out, "room for {room} beside {n_out} that are out");
@@ -877,9 +1120,9 @@ fn a_discarded_claim_that_ends_leaves_the_same_message_held_anew_alone() {
     scene.admit(A);
     let (old, _) = scene.out.pop_front().unwrap();
     let mut effects = Effects::default();
-    scene.lanes.discard(|_, _| true, &mut effects);
+    scene.lanes.discard(|_, _| true, scene.now, &mut effects);
     let (id, envelope) = (old.id, Envelope::decode(old.envelope.raw().to_vec()).unwrap());
-    let anew = Claim::new(id, envelope, History::default(), 1, Source::Retry, AgentNumber(99), scene.now);
+    let anew = Claim::new(id, envelope, History::default(), 0, Source::Retry, AgentNumber(99), scene.now);
     scene.lanes.admit(Box::new(anew), scene.now, &mut effects);
     let now = scene.now;
     scene.lanes.finish(old, Outcome::Delivered, now, now, &mut effects);
@@ -983,20 +1226,20 @@ fn the_counts_agree_with_the_lanes_whatever_happens() {
             }
             let lanes = &scene.lanes;
             let sum = |of: &dyn Fn(&Lane) -> usize| lanes.lanes.iter().map(of).sum::<usize>();
-            assert_eq!(lanes.out, sum(&|lane| lane.out));
-            assert_eq!(lanes.out, scene.out.len());
-            let unproven = |lane: &Lane| lane.state != State::Open;
-            assert_eq!(lanes.out_unproven, sum(&|lane| if unproven(lane) { lane.out } else { 0 }));
-            assert_eq!(lanes.out_failed, sum(&|lane| if lane.state == State::Closed { lane.out } else { 0 }));
-            assert_eq!(lanes.held_unproven, sum(&|lane| if unproven(lane) { lane.held.len() } else { 0 }));
+            let mut shares = Shares::default();
+            for lane in &lanes.lanes {
+                shares += lane.shares();
+            }
+            assert_eq!(lanes.shares, shares);
+            assert_eq!(lanes.shares.out, scene.out.len());
             let held = sum(&|lane| lane.held.len()) + scene.out.len() + scene.settled.len();
             assert_eq!(lanes.held.len(), held, "every claim held is in a lane, out, or on its way to be settled");
-            assert!(lanes.lanes.iter().all(|lane| lane.out <= 8));
+            assert!(lanes.lanes.iter().all(|lane| lane.out.len() <= 8 + 2 + 4));
             // What may go out does.
             let stuck = lanes
                 .lanes
                 .iter()
-                .any(|lane| lane.state == State::Open && lane.out < lane.window && !lane.held.is_empty());
+                .any(|lane| lane.state == State::Open && lane.has_room() && !lane.held.is_empty() && !lane.on_stack);
             assert!(!stuck, "an open lane holds what it could send");
         }
     }

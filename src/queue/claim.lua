@@ -1,21 +1,25 @@
--- claim(me, call, messages, bytes, returning, probes, of failed lanes, probe ms, suspect, ordered, again,
---       largest, popped?, popped, highest number seen, {origin, n}...)
+-- claim(me, call, messages, bytes, returning, new lanes, failed lanes, of these slow ones, probe ms, fragile, suspects,
+--       gravest, ordered, again, largest, popped?, popped, highest number seen,
+--       {origin, n, free}...)
 --   -> {state, now, due in (-1: nothing is), more, emptied origins, failures of probed lanes, messages, oversized,
 --       the id before the first new one, new messages}
--- Takes due retries, messages of lanes that the agent wants, one each of other
--- lanes that may be tried, then from the left of K, until a bound. Messages come
--- flat as id, bytes, history, recovered, source: k (queue, given again), o (waiting, its lane
+-- Takes due retries, one message each of lanes that failed and may be tried again, messages of lanes
+-- that the agent wants, one each of lanes that never failed, then from the left of K, until a bound.
+-- Messages come flat as id, bytes, history, recovered, source: k (queue, given again), o (waiting, its lane
 -- is open), p (waiting, a probe), r (retry).
 local me, call = ARGV[1], ARGV[2]
 local max_messages, max_bytes, max_returning = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local probes, failed_probes, probe_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local suspect, ordered, again = ARGV[9] == '1', ARGV[10] == '1', ARGV[11] == '1'
-local largest = tonumber(ARGV[12])
-local popped = ARGV[13] == '1' and ARGV[14]
-local seen_number = tonumber(ARGV[15])
-local WANTS = 16
-assert(seen_number and largest and max_messages and max_bytes and max_returning and probes and failed_probes and probe_ms and tonumber(call))
-for i = WANTS, #ARGV, 2 do assert(tonumber(ARGV[i + 1])) end
+local new_probes, failed_probes, slow_probes = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local probe_ms, fragile = tonumber(ARGV[9]), tonumber(ARGV[10])
+local suspects_out, gravest = tonumber(ARGV[11]), tonumber(ARGV[12])
+local ordered, again = ARGV[13] == '1', ARGV[14] == '1'
+local largest = tonumber(ARGV[15])
+local popped = ARGV[16] == '1' and ARGV[17]
+local seen_number = tonumber(ARGV[18])
+local WANTS = 19
+assert(largest and max_messages and max_bytes and max_returning and new_probes and failed_probes and slow_probes)
+assert(seen_number and probe_ms and fragile and suspects_out and gravest and tonumber(call))
+for i = WANTS, #ARGV, 3 do assert(tonumber(ARGV[i + 1]) and tonumber(ARGV[i + 2])) end
 
 if not redis.call('ZSCORE', AGENTS, me) then return {'gone'} end
 local messages, ids, sources, bytes = {}, {}, {}, 0
@@ -61,7 +65,19 @@ end
 
 check_types()
 local any_recovered = redis.call('HLEN', RECOVERED) > 0
-local function is_suspect(recovered) return recovered and tonumber(recovered) >= 2 end
+-- What was in flight in an agent that died is given out only as far as it goes out at once, and the more
+-- agents died of one, the fewer of such are out together.
+local most_suspects = {[2] = 16, [3] = 4, [4] = 1}
+local function may_go(deaths)
+  if deaths == 0 then return true end
+  if fragile <= 0 then return false end
+  return deaths < 2 or suspects_out < most_suspects[math.min(4, math.max(deaths, gravest))]
+end
+local function goes(deaths)
+  if deaths == 0 then return end
+  fragile = fragile - 1
+  if deaths >= 2 then suspects_out, gravest = suspects_out + 1, math.max(gravest, deaths) end
+end
 
 local n_queued = redis.call('LLEN', K) + (popped and 1 or 0)
 if n_queued == 0 then max_returning = max_messages end
@@ -69,7 +85,7 @@ local returning_bytes = n_queued > 0 and max_bytes / 2 or max_bytes
 
 -- Retries. In ordered mode all of them, due or not, and nothing beside them: they
 -- are filed under their lanes before anything newer is attempted.
-local retried, strays, suspects = {}, {}, {}
+local retried, strays, passed_over = {}, {}, false
 local max_retries = max_returning
 if not ordered and redis.call('ZCARD', LANES) > 0 then max_retries = math.ceil(max_returning / 2) end
 if ordered then max_retries = max_messages end
@@ -80,90 +96,119 @@ while #retried < max_retries and bytes < returning_bytes and not full do
     or redis.call('ZRANGEBYSCORE', RETRY, '-inf', now, 'LIMIT', seen, want)
   if #due == 0 then break end
   seen = seen + #due
-  local bodies, histories = redis.call('HMGET', MESSAGES, unpack(due)), redis.call('HMGET', HISTORY, unpack(due))
-  local counts = any_recovered and redis.call('HMGET', RECOVERED, unpack(due)) or {}
+  local deaths = any_recovered and redis.call('HMGET', RECOVERED, unpack(due)) or {}
   for i, id in ipairs(due) do
     if bytes >= returning_bytes then full = true break end
-    if not bodies[i] then strays[#strays + 1] = id
-    elseif not ordered and is_suspect(counts[i]) and not suspect then suspects[#suspects + 1] = id
+    local died = tonumber(deaths[i] or '0')
+    if not ordered and not may_go(died) then passed_over = true
     else
-      if not ordered and is_suspect(counts[i]) then suspect = false end
-      retried[#retried + 1] = id
-      give(id, bodies[i], histories[i], counts[i], 'r')
+      local body = redis.call('HGET', MESSAGES, id)
+      if not body then strays[#strays + 1] = id
+      else
+        if not ordered then goes(died) end
+        retried[#retried + 1] = id
+        give(id, body, redis.call('HGET', HISTORY, id), deaths[i], 'r')
+      end
     end
   end
   if seen > 2000 then break end
 end
 
--- Lanes: those that the agent wants, then others that may be tried.
-local left, emptied, moved_lanes, probed, failures, n_probed = {}, {}, {}, {}, {}, 0
-local function take_from(origin, n, source)
+local left, emptied, moved_lanes, failures = {}, {}, {}, {}
+-- `free`: how many of the lane go out at once; one that no agent died of may be held.
+local function take_from(origin, n, free, source)
   local room = math.min(n, max_returning - #ids)
   if room <= 0 or bytes >= returning_bytes then return 0 end
-  local members = waiting_of(origin, 0, room + 1)
+  -- Every second failure in a row the newest is tried: the oldest may be the very ones that are bad.
+  local failed = source == 'p' and redis.call('HGET', FAILURES, origin)
+  local newest = failed and not ordered and tonumber(string.match(failed, '^%d+') or 0) % 2 == 0
+  local members = newest and newest_waiting_of(origin, room + 1) or waiting_of(origin, 0, room + 1)
   local taken = 0
   for i = 1, math.min(room, #members) do
     if bytes >= returning_bytes then break end
     local id = string.sub(members[i], -16)
-    local recovered = any_recovered and redis.call('HGET', RECOVERED, id)
-    if is_suspect(recovered) then
-      if not suspect then break end
-      suspect = false
-    end
+    local died = any_recovered and tonumber(redis.call('HGET', RECOVERED, id) or '0') or 0
+    if died > 0 and (free <= 0 or not may_go(died)) then passed_over = true break end
     local body = redis.call('HGET', MESSAGES, id)
-    if body then give(id, body, redis.call('HGET', HISTORY, id), recovered, source) end
+    if body then
+      goes(died)
+      free = free - 1
+      give(id, body, redis.call('HGET', HISTORY, id), tostring(died), source)
+    end
     left[#left + 1] = members[i]
     taken = taken + 1
   end
   if taken > 0 and taken == #members then
     emptied[#emptied + 1] = origin
   elseif source == 'p' then
-    -- Nobody else tries it while this attempt is under way; a suspect that must wait is looked at again soon.
+    -- Nobody else tries it while this attempt is under way; one whose message must wait is looked at again soon.
     moved_lanes[#moved_lanes + 1] = taken > 0 and probed_until(now + probe_ms) or due_at(now + 100)
     moved_lanes[#moved_lanes + 1] = origin
   end
+  if taken > 0 and failed then failures[#failures + 1] = origin failures[#failures + 1] = failed end
   return taken
 end
-local function probe(origin)
-  local failed = redis.call('HGET', FAILURES, origin)
-  if take_from(origin, 1, 'p') > 0 then
-    n_probed = n_probed + 1
-    if failed then failures[#failures + 1] = origin failures[#failures + 1] = failed end
-  end
-end
+
+-- Lanes that failed and may be tried: those due last and those due first in turn, so that one that is well again
+-- need not wait for all that are not; those that fail fast before those that fail slowly. They are first, but a few:
+-- proven lanes with a backlog would leave them nothing.
 local lanes_left = false
+local function try_failed()
+  local most = math.max(1, math.ceil(max_returning / 4))
+  if failed_probes < most then most = failed_probes end
+  local n = math.min(64, 2 * most + 1)
+  local due = {redis.call('ZREVRANGEBYSCORE', LANES, now, '(0', 'LIMIT', 0, n),
+    redis.call('ZRANGEBYSCORE', LANES, '(0', now, 'LIMIT', 0, n)}
+  local found, known = {}, {}
+  for i = 1, n do
+    for _, list in ipairs(due) do
+      local origin = list[i]
+      if origin and not known[origin] then known[origin] = true found[#found + 1] = origin end
+    end
+  end
+  if #found == 0 then return end
+  local records = redis.call('HMGET', FAILURES, unpack(found))
+  local function take_all(slowly)
+    for i, origin in ipairs(found) do
+      if (fails_slowly(records[i]) and true or false) == slowly then
+        if most <= 0 or slowly and slow_probes <= 0 or bytes >= returning_bytes then lanes_left = true return end
+        if take_from(origin, 1, 1, 'p') > 0 then
+          most = most - 1
+          if slowly then slow_probes = slow_probes - 1 end
+        end
+      end
+    end
+  end
+  take_all(false)
+  take_all(true)
+end
 if not (ordered and #ids > 0) then
-  local wanted = {}
-  for i = WANTS, #ARGV, 2 do
+  try_failed()
+  local wanted, n_wanted = {}, 0
+  for i = WANTS, #ARGV, 3 do
     local origin = ARGV[i]
     wanted[origin] = true
+    n_wanted = n_wanted + 1
     local due = redis.call('ZSCORE', LANES, origin)
-    due = due and tonumber(due)
     if not due then emptied[#emptied + 1] = origin
-    elseif due <= 0 then take_from(origin, tonumber(ARGV[i + 1]), 'o')
-    elseif due <= now and n_probed < probes and failed_probes > 0 then failed_probes = failed_probes - 1 probe(origin) end
+    elseif tonumber(due) <= 0 then take_from(origin, tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), 'o') end
   end
-  if probes > 0 then
-    local due = redis.call('ZRANGEBYSCORE', LANES, '-inf', now, 'WITHSCORES', 'LIMIT', 0, probes + (#ARGV - WANTS + 1) / 2)
-    for i = 1, #due, 2 do
-      if not wanted[due[i]] then
-        local since = tonumber(due[i + 1])
-        -- Those that never failed come first, so what follows has failed too.
-        if since > 0 and failed_probes <= 0 then break end
-        if n_probed >= probes or #ids >= max_returning or bytes >= returning_bytes then lanes_left = true break end
-        if since > 0 then failed_probes = failed_probes - 1 end
-        if since == 0 then
-          if take_from(due[i], 1, 'o') > 0 then n_probed = n_probed + 1 end
-        else probe(due[i]) end
-      end
+  local n_probed = 0
+  local due = redis.call('ZRANGEBYSCORE', LANES, '-inf', 0, 'WITHSCORES', 'LIMIT', 0, new_probes + n_wanted + 1)
+  for i = 1, #due, 2 do
+    if not wanted[due[i]] then
+      if n_probed >= new_probes or #ids >= max_returning or bytes >= returning_bytes then lanes_left = true break end
+      local source = tonumber(due[i + 1]) == 0 and 'o' or 'p'
+      if take_from(due[i], 1, 1, source) > 0 then n_probed = n_probed + 1 end
     end
   end
 end
 
 -- From the left of K, in growing steps: the size of what comes is not known before.
 -- One too large for an agent to hold is dead at once: it would be in the way of every claim.
-local fresh, oversized, from_k = {}, {}, 0
+local fresh, oversized, from_k, largest_seen = {}, {}, 0, 0
 local function take(body)
+  largest_seen = math.max(largest_seen, #body)
   if #body > largest then oversized[#oversized + 1] = body
   else fresh[#fresh + 1] = body bytes = bytes + #body end
 end
@@ -171,7 +216,7 @@ if popped then take(popped) end
 if not (ordered and #retried > 0) then
   while #ids + #fresh < max_messages and bytes < max_bytes and #oversized == 0 do
     -- Never many at once: a page is read whole, however large its messages turn out to be.
-    local want = math.min(math.max(1, from_k), 16, max_messages - #ids - #fresh)
+    local want = math.min(math.max(1, from_k), largest_seen > 65536 and 1 or 4, max_messages - #ids - #fresh)
     local values = redis.call('LRANGE', K, from_k, from_k + want - 1)
     for i = 1, #values do
       if bytes >= max_bytes then break end
@@ -183,7 +228,7 @@ if not (ordered and #retried > 0) then
 end
 
 local buried, base = {}, 0
-if #ids + #fresh + #oversized + #strays + #suspects + #moved_lanes + #left > 0 or again then
+if #ids + #fresh + #oversized + #strays + #moved_lanes + #left > 0 or again then
   open_for_writing()
   if #fresh > 0 then
     base = next_numbers(#fresh, seen_number)
@@ -216,11 +261,6 @@ if #ids + #fresh + #oversized + #strays + #suspects + #moved_lanes + #left > 0 o
     redis.call('HSET', CALLS, me, table.concat(record, ' '))
   end
   if #moved_lanes > 0 then all('ZADD', LANES, moved_lanes) end
-  if #suspects > 0 then
-    local later = {}
-    for i, id in ipairs(suspects) do later[2 * i - 1], later[2 * i] = now + 100, id end
-    all('ZADD', RETRY, later)
-  end
   all('ZREM', RETRY, retried)
   all('ZREM', RETRY, strays)
   all('ZREM', WAITING, left)
@@ -230,9 +270,11 @@ end
 
 local due_in = -1
 local function not_later(score) score = math.max(0, score - now) if due_in < 0 or score < due_in then due_in = score end end
-local next_retry = redis.call('ZRANGE', RETRY, 0, 0, 'WITHSCORES')
+-- What is due and has no place now is looked for again in a moment: a place may be free by then.
+if passed_over or lanes_left then not_later(now + 20) end
+local next_retry = redis.call('ZRANGEBYSCORE', RETRY, passed_over and '(' .. string.format('%.0f', now) or '-inf', '+inf',
+  'WITHSCORES', 'LIMIT', 0, 1)
 if next_retry[2] then not_later(tonumber(next_retry[2])) end
-if lanes_left then due_in = 0 end
 local next_lane = redis.call('ZRANGEBYSCORE', LANES, '(' .. string.format('%.0f', now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 if next_lane[2] then not_later(tonumber(next_lane[2])) end
 return {'ok', now, due_in, redis.call('LLEN', K) > 0 and 1 or 0, emptied, failures, messages, buried,

@@ -54,6 +54,9 @@ local function member(origin, id) return origin .. '\n' .. id end
 local function waiting_of(origin, from, n)
   return redis.call('ZRANGEBYLEX', WAITING, '[' .. origin .. '\n', '[' .. origin .. '\n:', 'LIMIT', from, n)
 end
+local function newest_waiting_of(origin, n)
+  return redis.call('ZREVRANGEBYLEX', WAITING, '[' .. origin .. '\n:', '[' .. origin .. '\n', 'LIMIT', 0, n)
+end
 -- When a lane may be tried: an odd time says that it is left alone because it is being
 -- probed, an even one that it backs off. Never failed is negative, open is 0.
 local function probed_until(ms) return ms + 1 - ms % 2 end
@@ -66,9 +69,13 @@ local function close_if_empty(origin)
   end
 end
 
--- history: attempts, failures of its own, first put off (ms), last error.
+-- failures of a lane: how many in a row, s if the last one was slow (else f), the last error.
+local function fails_slowly(record) return record and string.match(record, '^%d+ s ') end
+
+-- history: attempts, failures of its own, its first failure (or, not attempted yet, when it was first put off; ms), last error.
 local function first_put_off(history) return history and tonumber(string.match(history, '^%d+ %d+ (%d+) ')) end
 local function put_off(id, old, attempts, own, why)
-  redis.call('HSET', HISTORY, id,
-    string.format('%d %d %.0f ', attempts, own, first_put_off(old) or now) .. why)
+  local first = first_put_off(old)
+  if not first or attempts + 0 > 0 and tonumber(string.match(old, '^%d+')) == 0 then first = now end
+  redis.call('HSET', HISTORY, id, string.format('%d %d %.0f ', attempts, own, first) .. why)
 end

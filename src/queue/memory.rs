@@ -9,8 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::{
-    AgentNumber, Beat, Bounds, Claimed, Error, Fate, History, Id, Joined, LaneChange, Peer, Place, Queue, RawClaim,
-    Settlement, Source, Waited, WaitingLane,
+    AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, History, Id, Joined, LaneChange, Peer, Place, Queue,
+    RawClaim, Settlement, Source, Waited, WaitingLane, Want,
 };
 
 /// So many agents that were taken for dead are remembered.
@@ -61,8 +61,8 @@ pub struct State {
     pub waiting: BTreeSet<(String, Id)>,
     /// When a lane with waiting messages may be tried: a time; 0: open; negative: never failed, since then.
     pub lanes: BTreeMap<String, i64>,
-    /// Of lanes that failed: how many times in a row, and the last error.
-    pub failures: BTreeMap<String, (u32, String)>,
+    /// Of lanes that failed: how many times in a row, whether the last one was slow, and the last error.
+    pub failures: BTreeMap<String, (u32, bool, String)>,
     /// Due times of messages with a backoff of their own, recovered or replayed.
     pub retry: BTreeMap<Id, i64>,
     /// Dead letters, and when they died.
@@ -92,7 +92,7 @@ pub struct Record {
     pub attempts: u32,
     /// Of these, failures of the message's own.
     pub own_failures: u32,
-    /// When it was first put off.
+    /// When it first failed, or, not attempted yet, was first put off.
     pub first: i64,
     /// The last error.
     pub last_error: String,
@@ -278,10 +278,6 @@ impl Queue for Memory {
         Ok(self.lanes()?.into_iter().skip(from).take(limit).collect())
     }
 
-    fn expire(&mut self, origin: &str, age: Duration, reason: &str, limit: usize) -> Result<usize, Error> {
-        self.make(|state, clock| state.expire(clock, origin, age, reason, limit))
-    }
-
     fn prepare(&mut self) -> Result<Vec<String>, Error> {
         Ok(match self.adopt()? {
             0 => Vec::new(),
@@ -347,16 +343,22 @@ struct Batch {
     returning: usize,
     /// Whether bytes that return are bounded by half.
     halved: bool,
-    suspect: bool,
-    /// Leave the retry schedule, and are put back there for a moment.
+    /// Of those that were in flight in an agent that died, how many more may be taken; how many that two died of
+    /// are worked on, and the most that died of one.
+    fragile: usize,
+    suspects: usize,
+    gravest: u32,
+    /// Whether something is due that may not be taken now.
+    passed_over: bool,
+    lanes_left: bool,
+    /// Leave the retry schedule.
     retried: Vec<Id>,
-    suspects: Vec<Id>,
+    strays: Vec<Id>,
     /// Leave their lanes.
     left: Vec<(String, Id)>,
     emptied: Vec<String>,
     moved_lanes: Vec<(String, i64)>,
-    probed: usize,
-    failures: Vec<(String, u32)>,
+    failures: Vec<FailedLane>,
 }
 
 /// New messages that a claim takes.
@@ -371,6 +373,19 @@ struct Fresh {
 impl Batch {
     fn has_returning_bytes(&self, bounds: &Bounds) -> bool {
         self.bytes * if self.halved { 2 } else { 1 } >= bounds.bytes
+    }
+
+    fn may_go(&self, died: u32) -> bool {
+        let together = Bounds::most_suspects(died.max(self.gravest));
+        died == 0 || self.fragile > 0 && (died < 2 || self.suspects < together)
+    }
+
+    fn goes(&mut self, died: u32) {
+        self.fragile -= usize::from(died > 0);
+        if died >= 2 {
+            self.suspects += 1;
+            self.gravest = self.gravest.max(died);
+        }
     }
 }
 
@@ -473,23 +488,31 @@ impl State {
             bytes: 0,
             returning: if queued == 0 { bounds.messages } else { bounds.returning },
             halved: queued > 0,
-            suspect: bounds.suspect,
+            fragile: bounds.fragile,
+            suspects: bounds.suspects,
+            gravest: bounds.gravest,
+            passed_over: false,
+            lanes_left: false,
             retried: Vec::new(),
-            suspects: Vec::new(),
+            strays: Vec::new(),
             left: Vec::new(),
             emptied: Vec::new(),
             moved_lanes: Vec::new(),
-            probed: 0,
             failures: Vec::new(),
         };
         self.take_retries(clock, bounds, &mut batch);
         let files_first = bounds.ordered && !batch.claims.is_empty();
-        let lanes_left = !files_first && self.take_from_lanes(clock, bounds, &mut batch);
+        if !files_first {
+            self.try_failed(clock, bounds, &mut batch);
+            self.take_from_lanes(clock, bounds, &mut batch);
+        }
+        let files_first = bounds.ordered && !batch.retried.is_empty();
         let Fresh { taken, too_large, of_queue } = self.look_at_queue(bounds, &batch, files_first);
-        let Batch { mut claims, retried, suspects, left, emptied, moved_lanes, failures, .. } = batch;
+        let Batch { mut claims, retried, strays, left, emptied, moved_lanes, failures, .. } = batch;
+        let (passed_over, lanes_left) = (batch.passed_over, batch.lanes_left);
 
         let mut oversized = Vec::new();
-        let counts = [claims.len(), taken.len(), too_large.len(), suspects.len(), moved_lanes.len(), left.len()];
+        let counts = [claims.len(), taken.len(), too_large.len(), strays.len(), moved_lanes.len(), left.len()];
         if counts.iter().any(|n| *n > 0) || again {
             for (id, body) in self.new_ids(clock, taken.len(), bounds.seen).zip(taken) {
                 self.messages.insert(id, body);
@@ -508,8 +531,7 @@ impl State {
                 self.claims.insert(me, (call, taken));
             }
             self.lanes.extend(moved_lanes);
-            self.retry.extend(suspects.iter().map(|id| (*id, clock.now() + 100)));
-            self.retry.retain(|id, _| !retried.contains(id));
+            self.retry.retain(|id, _| !retried.contains(id) && !strays.contains(id));
             for member in left {
                 self.waiting.remove(&member);
             }
@@ -519,10 +541,10 @@ impl State {
             self.queue.drain(..of_queue);
         }
 
-        let mut due: Vec<i64> =
-            self.retry.values().chain(self.lanes.values().filter(|s| **s > clock.now())).copied().collect();
-        if lanes_left {
-            due.push(clock.now());
+        let retries = self.retry.values().filter(|at| !passed_over || **at > clock.now());
+        let mut due: Vec<i64> = retries.chain(self.lanes.values().filter(|s| **s > clock.now())).copied().collect();
+        if passed_over || lanes_left {
+            due.push(clock.now() + 20);
         }
         let due_in = due.into_iter().min().map(|score| millis(score - clock.now()));
         Claimed::Taken {
@@ -552,8 +574,8 @@ impl State {
         })
     }
 
-    fn is_suspect(&self, id: Id) -> bool {
-        self.recovered.get(&id).is_some_and(|died| *died >= 2)
+    fn died(&self, id: Id) -> u32 {
+        self.recovered.get(&id).copied().unwrap_or(0)
     }
 
     fn take_retries(&self, clock: Clock, bounds: &Bounds, batch: &mut Batch) {
@@ -572,106 +594,124 @@ impl State {
                 if batch.has_returning_bytes(bounds) {
                     return;
                 }
-                let suspect = !bounds.ordered && self.is_suspect(id);
-                if suspect && !batch.suspect {
-                    batch.suspects.push(id);
+                let died = self.died(id);
+                if !bounds.ordered && !batch.may_go(died) {
+                    batch.passed_over = true;
                 } else if let Some(claim) = self.give(clock, id, Source::Retry) {
-                    batch.suspect &= !suspect;
+                    if !bounds.ordered {
+                        batch.goes(died);
+                    }
                     batch.retried.push(id);
                     batch.bytes += claim.bytes.len();
                     batch.claims.push(claim);
+                } else {
+                    batch.strays.push(id);
                 }
             }
         }
     }
 
-    /// Returns whether lanes that may be tried were left for want of room.
-    fn take_from_lanes(&self, clock: Clock, bounds: &Bounds, batch: &mut Batch) -> bool {
-        let now = clock.now();
-        let mut failed_probes = bounds.failed_probes;
-        for (origin, n) in &bounds.wants {
-            match self.lanes.get(origin) {
-                None => batch.emptied.push(origin.clone()),
-                Some(due) if *due <= 0 => {
-                    self.take_from(clock, origin, *n, false, bounds, batch);
+    /// Lanes that failed and may be tried again: the last due and the first due in turn, fast ones before slow ones.
+    fn try_failed(&self, clock: Clock, bounds: &Bounds, batch: &mut Batch) {
+        let mut most = batch.returning.div_ceil(4).max(1).min(bounds.failed_probes);
+        let mut most_slow = bounds.slow_probes;
+        let n = 64.min(2 * most + 1);
+        let due: Vec<String> = by_score(&self.lanes)
+            .into_iter()
+            .filter(|(_, at)| *at > 0 && *at <= clock.now())
+            .map(|(origin, _)| origin)
+            .collect();
+        let mut found: Vec<&String> = Vec::new();
+        for (last, first) in due.iter().rev().zip(&due).take(n) {
+            for origin in [last, first] {
+                if !found.contains(&origin) {
+                    found.push(origin);
                 }
-                Some(due) if *due <= now && batch.probed < bounds.probes && failed_probes > 0 => {
-                    failed_probes -= 1;
-                    self.probe(clock, origin, bounds, batch);
+            }
+        }
+        for slowly in [false, true] {
+            for origin in &found {
+                if self.failures.get(*origin).is_some_and(|(_, slowly, _)| *slowly) != slowly {
+                    continue;
+                }
+                if most == 0 || slowly && most_slow == 0 || batch.has_returning_bytes(bounds) {
+                    batch.lanes_left = true;
+                    break;
+                }
+                let one = Want { origin: origin.to_string(), room: 1, free: 1 };
+                if self.take_from(clock, &one, true, bounds, batch) > 0 {
+                    most -= 1;
+                    most_slow -= usize::from(slowly);
+                }
+            }
+        }
+    }
+
+    fn take_from_lanes(&self, clock: Clock, bounds: &Bounds, batch: &mut Batch) {
+        for want in &bounds.wants {
+            match self.lanes.get(&want.origin) {
+                None => batch.emptied.push(want.origin.clone()),
+                Some(due) if *due <= 0 => {
+                    self.take_from(clock, want, false, bounds, batch);
                 }
                 Some(_) => {}
             }
         }
-        if bounds.probes == 0 {
-            return false;
-        }
+        let mut probed = 0;
         let due = by_score(&self.lanes);
-        let due = due.iter().filter(|(_, at)| *at <= now).take(bounds.probes + bounds.wants.len());
-        for (origin, at) in due.filter(|(origin, _)| !bounds.wants.iter().any(|(wanted, _)| wanted == origin)) {
-            // Those that never failed come first, so what follows has failed too.
-            if *at > 0 && failed_probes == 0 {
-                return false;
+        let due = due.iter().filter(|(_, at)| *at <= 0).take(bounds.probes + bounds.wants.len() + 1);
+        for (origin, at) in due.filter(|(origin, _)| !bounds.wants.iter().any(|want| want.origin == *origin)) {
+            if probed >= bounds.probes || batch.claims.len() >= batch.returning || batch.has_returning_bytes(bounds) {
+                batch.lanes_left = true;
+                return;
             }
-            if batch.probed >= bounds.probes
-                || batch.claims.len() >= batch.returning
-                || batch.has_returning_bytes(bounds)
-            {
-                return true;
-            }
-            failed_probes -= usize::from(*at > 0);
-            if *at != 0 {
-                self.probe(clock, origin, bounds, batch);
-            } else if self.take_from(clock, origin, 1, false, bounds, batch) > 0 {
-                batch.probed += 1;
-            }
-        }
-        false
-    }
-
-    fn probe(&self, clock: Clock, origin: &str, bounds: &Bounds, batch: &mut Batch) {
-        if self.take_from(clock, origin, 1, true, bounds, batch) > 0 {
-            batch.probed += 1;
-            batch.failures.extend(self.failures.get(origin).map(|(n, _)| (origin.to_string(), *n)));
+            let one = Want { origin: origin.clone(), room: 1, free: 1 };
+            probed += usize::from(self.take_from(clock, &one, *at != 0, bounds, batch) > 0);
         }
     }
 
-    fn take_from(
-        &self,
-        clock: Clock,
-        origin: &str,
-        n: usize,
-        probe: bool,
-        bounds: &Bounds,
-        batch: &mut Batch,
-    ) -> usize {
-        let room = n.min(batch.returning.saturating_sub(batch.claims.len()));
+    fn take_from(&self, clock: Clock, want: &Want, probe: bool, bounds: &Bounds, batch: &mut Batch) -> usize {
+        let Want { origin, room, mut free } = want.clone();
+        let room = room.min(batch.returning.saturating_sub(batch.claims.len()));
         if room == 0 || batch.has_returning_bytes(bounds) {
             return 0;
         }
-        let members: Vec<Id> = self.waiting_of(origin).take(room + 1).collect();
+        let failed = self.failures.get(&origin).filter(|_| probe);
+        let newest = !bounds.ordered && failed.is_some_and(|(failures, ..)| failures % 2 == 0);
+        let mut members: Vec<Id> = self.waiting_of(&origin).collect();
+        if newest {
+            members.reverse();
+        }
+        members.truncate(room + 1);
         let mut taken = 0;
         for id in members.iter().take(room) {
             if batch.has_returning_bytes(bounds) {
                 break;
             }
-            if self.is_suspect(*id) {
-                if !batch.suspect {
-                    break;
-                }
-                batch.suspect = false;
+            let died = self.died(*id);
+            if died > 0 && (free == 0 || !batch.may_go(died)) {
+                batch.passed_over = true;
+                break;
             }
             if let Some(claim) = self.give(clock, *id, Source::Waiting { probe }) {
+                batch.goes(died);
+                free = free.saturating_sub(1);
                 batch.bytes += claim.bytes.len();
                 batch.claims.push(claim);
             }
-            batch.left.push((origin.to_string(), *id));
+            batch.left.push((origin.clone(), *id));
             taken += 1;
         }
         if taken > 0 && taken == members.len() {
-            batch.emptied.push(origin.to_string());
+            batch.emptied.push(origin.clone());
         } else if probe {
             let due = if taken > 0 { probed(clock.after(bounds.probe_for)) } else { not_probed(clock.now() + 100) };
-            batch.moved_lanes.push((origin.to_string(), due));
+            batch.moved_lanes.push((origin.clone(), due));
+        }
+        if taken > 0
+            && let Some((failures, slowly, _)) = failed
+        {
+            batch.failures.push(FailedLane { origin, failures: *failures, slowly: *slowly });
         }
         taken
     }
@@ -692,7 +732,7 @@ impl State {
         // In growing pages, as the script reads them: one too large ends it with its page.
         while !popped_only && has_room && fresh.too_large.is_empty() {
             let room = bounds.messages.saturating_sub(batch.claims.len() + fresh.taken.len());
-            let page: Vec<_> = self.queue.range(fresh.of_queue..).take(room.min(fresh.of_queue.clamp(1, 16))).collect();
+            let page: Vec<_> = self.queue.range(fresh.of_queue..).take(room.min(fresh.of_queue.clamp(1, 4))).collect();
             if page.is_empty() {
                 break;
             }
@@ -802,13 +842,13 @@ impl State {
                     *due = not_probed(clock.after(*after));
                 }
             }
-            LaneChange::Close { origin, after, failures, why } => {
-                let known = self.failures.get(&**origin).map_or(0, |(known, _)| *known);
+            LaneChange::Close { origin, after, failures, slowly, why } => {
+                let known = self.failures.get(&**origin).map_or(0, |(known, ..)| *known);
                 if let Some(due) = self.lanes.get_mut(&**origin)
                     && *failures > known
                 {
                     *due = not_probed(clock.after(*after));
-                    self.failures.insert(origin.to_string(), (*failures, why.clone()));
+                    self.failures.insert(origin.to_string(), (*failures, *slowly, why.clone()));
                 }
             }
         }
@@ -872,20 +912,6 @@ impl State {
         ids.len()
     }
 
-    fn expire(&mut self, clock: Clock, origin: &str, age: Duration, reason: &str, limit: usize) -> usize {
-        let ids: Vec<Id> = self.waiting_of(origin).collect();
-        let old = |id: &&Id| self.history.get(id).is_some_and(|record| clock.now() - record.first >= score(age));
-        let ids: Vec<Id> = ids.iter().take(limit).take_while(old).copied().collect();
-        for id in &ids {
-            let Record { attempts, own_failures, .. } = self.history[id];
-            self.dead.insert(*id, clock.now());
-            self.put_off(clock, *id, attempts, own_failures, reason);
-            self.waiting.remove(&(origin.to_string(), *id));
-        }
-        self.close_if_empty(origin);
-        ids.len()
-    }
-
     fn replay(&mut self, clock: Clock, ids: &[Id]) -> usize {
         let mut n = 0;
         for id in ids {
@@ -923,7 +949,8 @@ impl State {
     }
 
     fn put_off(&mut self, clock: Clock, id: Id, attempts: u32, own_failures: u32, why: &str) {
-        let first = self.history.get(&id).map_or(clock.now(), |record| record.first);
+        let failed_before = |record: &&Record| attempts == 0 || record.attempts > 0;
+        let first = self.history.get(&id).filter(failed_before).map_or(clock.now(), |record| record.first);
         self.history.insert(id, Record { attempts, own_failures, first, last_error: why.to_string() });
     }
 

@@ -258,6 +258,8 @@ impl Operator {
             let found = lanes.len();
             for (origin, time, messages, oldest, record) in lanes {
                 let (failures, last_error) = record.split_once(' ').unwrap_or((&record, ""));
+                // How it failed, fast or slowly.
+                let last_error = last_error.strip_prefix("f ").or(last_error.strip_prefix("s ")).unwrap_or(last_error);
                 take(LaneSeen {
                     origin,
                     next_try: u64::try_from(time).ok().filter(|time| *time > 0),

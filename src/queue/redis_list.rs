@@ -11,8 +11,8 @@ use redis::Value;
 use super::advice;
 use super::connection::{Arguments, Failure, Link, Move, Server, wire_text};
 use super::{
-    AgentNumber, Beat, Bounds, Claimed, Error, Fate, History, Id, Joined, LaneChange, Peer, Place, Queue, RawClaim,
-    Settlement, Source, Waited, WaitingLane,
+    AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, History, Id, Joined, LaneChange, Peer, Place, Queue,
+    RawClaim, Settlement, Source, Waited, WaitingLane,
 };
 
 /// How a wait is made.
@@ -93,7 +93,6 @@ struct Moves {
     has: Move,
     restore: Move,
     hasten: Move,
-    expire: Move,
     replay: Move,
     drop: Move,
     forget: Move,
@@ -124,7 +123,6 @@ impl Moves {
             has: new("has", include_str!("has.lua")),
             restore: new("restore", include_str!("restore.lua")),
             hasten: new("hasten", include_str!("hasten.lua")),
-            expire: new("expire", include_str!("expire.lua")),
             replay: new("replay", include_str!("replay.lua")),
             drop: new("drop", include_str!("drop.lua")),
             forget: new("forget", include_str!("forget.lua")),
@@ -421,15 +419,18 @@ impl Queue for RedisList {
         arguments
             .text(bounds.probes)
             .text(bounds.failed_probes)
+            .text(bounds.slow_probes)
             .millis(bounds.probe_for)
-            .flag(bounds.suspect)
+            .text(bounds.fragile)
+            .text(bounds.suspects)
+            .text(bounds.gravest)
             .flag(bounds.ordered)
             .flag(again)
             .text(bounds.largest);
         arguments.flag(bounds.popped.is_some()).bytes(bounds.popped.as_deref().unwrap_or_default());
         arguments.text(bounds.seen);
-        for (origin, n) in &bounds.wants {
-            arguments.text(origin).text(n);
+        for want in &bounds.wants {
+            arguments.text(&want.origin).text(want.room).text(want.free);
         }
         let mut answer = Answer::of(self.run(|moves| &moves.claim, &arguments)?)?;
         match answer.text()?.as_str() {
@@ -451,7 +452,9 @@ impl Queue for RedisList {
         while records.more() {
             let origin = records.text()?;
             let record = records.text()?;
-            failures.push((origin, record.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)));
+            let mut words = record.split(' ');
+            let failures_in_a_row = words.next().and_then(|n| n.parse().ok()).unwrap_or(0);
+            failures.push(FailedLane { origin, failures: failures_in_a_row, slowly: words.next() == Some("s") });
         }
         let mut claims = Vec::new();
         let mut messages = answer.list()?;
@@ -687,12 +690,6 @@ impl Queue for RedisList {
         Ok(lines)
     }
 
-    fn expire(&mut self, origin: &str, age: Duration, reason: &str, limit: usize) -> Result<usize, Error> {
-        let mut arguments = Arguments::default();
-        arguments.text(origin).millis(age).text(reason).text(limit);
-        count(self.run(|moves| &moves.expire, &arguments)?)
-    }
-
     fn forget_dead(&mut self, age: Duration, limit: usize) -> Result<usize, Error> {
         let mut arguments = Arguments::default();
         arguments.millis(age).text(limit);
@@ -750,8 +747,9 @@ fn settle_arguments(me: AgentNumber, call: u64, settlements: &[Settlement], chan
             LaneChange::Open(origin) => arguments.text(origin).text("o"),
             LaneChange::Freed(origin) => arguments.text(origin).text("f"),
             LaneChange::Due { origin, after } => arguments.text(origin).text("d").millis(*after),
-            LaneChange::Close { origin, after, failures, why } => {
-                arguments.text(origin).text("c").millis(*after).text(failures).text(why)
+            LaneChange::Close { origin, after, failures, slowly, why } => {
+                let how = if *slowly { "s" } else { "f" };
+                arguments.text(origin).text("c").millis(*after).text(failures).text(how).text(why)
             }
         };
     }

@@ -2,7 +2,7 @@
 --                  n, {id, delay, attempts, own, why}...            to the retry schedule
 --                  n, {id, origin, delay or -1, attempts, own, why}...  to wait for their lanes
 --                  n, {id, attempts, own, why}...                   dead
---                  n, {origin, 'o'}... or {origin, 'c', delay, failures, why}... or {origin, 'd', delay}...
+--                  n, {origin, 'o'}... or {origin, 'c', delay, failures, s or f, why}... or {origin, 'd', delay}...
 --                     or {origin, 'f'}...      lanes that opened, closed, are due, or whose prober died)
 --   -> {state, ids that are not ours any more}
 -- What was delivered goes wherever it is. Everything else is done only if it is
@@ -31,7 +31,7 @@ end)
 local deaths = many(function() return {id = id_word(), attempts = number(), own = number(), why = word()} end)
 local changes = many(function()
   local change = {origin = word(), what = word()}
-  if change.what == 'c' then change.delay, change.failures, change.why = number(), number(), word() end
+  if change.what == 'c' then change.delay, change.failures, change.how, change.why = number(), number(), word(), word() end
   if change.what == 'd' then change.delay = number() end
   return change
 end)
@@ -101,7 +101,7 @@ for _, change in ipairs(changes) do
       local known = tonumber(string.match(redis.call('HGET', FAILURES, change.origin) or '0', '^%d+'))
       if change.failures > known then
         redis.call('ZADD', LANES, due_at(now + change.delay), change.origin)
-        redis.call('HSET', FAILURES, change.origin, string.format('%d ', change.failures) .. change.why)
+        redis.call('HSET', FAILURES, change.origin, string.format('%d %s ', change.failures, change.how) .. change.why)
       end
     end
   end

@@ -332,8 +332,8 @@ impl SimAgent {
         for origin in &emptied {
             self.lanes.emptied(origin, asked);
         }
-        for (origin, n) in &failures {
-            self.lanes.has_failed(origin, *n, now);
+        for failed in &failures {
+            self.lanes.has_failed(failed, now);
         }
         let mut effects = Effects::default();
         for claim in decoded {
@@ -394,7 +394,7 @@ impl SimAgent {
         if self.shared_number != Some(claim.agent) && self.lanes.is_discarded(claim) {
             let claim = self.ready.pop_front().expect("just seen");
             let mut effects = Effects::default();
-            self.lanes.abandon(claim, &mut effects);
+            self.lanes.abandon(claim, now, &mut effects);
             self.perform(effects);
             return Ok(());
         }
@@ -433,16 +433,6 @@ impl SimAgent {
                 let is_lost = |one: &mut Settlement| one.kept.is_some() && lost.contains(&one.id);
                 self.astray.extend(batch.settlements.extract_if(.., is_lost));
                 self.lanes.confirmed(&batch.settlements, now);
-                for change in &batch.changes {
-                    if let LaneChange::Close { origin, .. } = change {
-                        let expire = Move::Expire { origin: origin.to_string(), age: self.retry.give_up_after };
-                        // They are looked at again when it fails the next time.
-                        match net.send(expire, rng) {
-                            Ok(_) | Err(Stop::Cut) => {}
-                            Err(broken) => return Err(broken),
-                        }
-                    }
-                }
                 Ok(())
             }
             Settling::Joined(Joined { number, old: fate }, old, sent) => {
@@ -465,7 +455,7 @@ impl SimAgent {
                     Some(old) => agent == old,
                     None => others.contains(&id),
                 };
-                self.lanes.discard(is_theirs, &mut effects);
+                self.lanes.discard(is_theirs, now, &mut effects);
                 self.shared_number = Some(number);
                 self.perform(effects);
                 self.beat_sent = Some(sent);
@@ -603,7 +593,7 @@ impl SimAgent {
             let settlement = Settlement { id: claim.id, origin: origin.clone(), place, history, kept: None };
             self.backlog.settlements.push(settlement);
             if self.limits.ordered {
-                self.backlog.changes.push(LaneChange::Close { origin, after: delay, failures: 1, why });
+                self.backlog.changes.push(LaneChange::Close { origin, after: delay, failures: 1, slowly: false, why });
             }
         }
         let Some(number) = self.settler_number else { return Ok(()) };

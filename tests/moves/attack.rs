@@ -414,10 +414,15 @@ impl<'a> Run<'a> {
             ordered: attack.ordered,
             retry_first: Duration::from_secs(5),
             retry_max: Duration::from_secs(120),
+            give_up_after: Duration::from_secs(*rng.pick(&[60, 3600, 86_400])),
             attempt: Duration::from_secs(35),
         };
-        let give_up_after = Duration::from_secs(*rng.pick(&[60, 3600, 86_400]));
-        let retry = Retry { max: limits.retry_max, give_up_after, ..Retry::default() };
+        let retry = Retry {
+            max: limits.retry_max,
+            give_up_after: limits.give_up_after,
+            ordered: attack.ordered,
+            ..Retry::default()
+        };
         let net = Net {
             world,
             now,

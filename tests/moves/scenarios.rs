@@ -9,8 +9,8 @@ use acapy_deliver::queue::connection::Server;
 use acapy_deliver::queue::memory::State;
 use acapy_deliver::queue::redis_list::{Keys, Pop, RedisList};
 use acapy_deliver::queue::{
-    AgentNumber, Bounds, Claimed, Error, Fate, History, Id, LaneChange, Peer, Place, Queue, RawClaim, Settlement,
-    Source, Waited,
+    AgentNumber, Bounds, Claimed, Error, FailedLane, Fate, History, Id, LaneChange, Peer, Place, Queue, RawClaim,
+    Settlement, Source, Waited, Want,
 };
 use redis::Value;
 
@@ -38,7 +38,7 @@ pub struct Bench {
 struct Taken {
     claims: Vec<RawClaim>,
     emptied: Vec<String>,
-    failures: Vec<(String, u32)>,
+    failures: Vec<FailedLane>,
     oversized: Vec<(Id, usize)>,
     due_in: Option<Duration>,
     more: bool,
@@ -63,8 +63,11 @@ fn bounds() -> Bounds {
         wants: Vec::new(),
         probes: 0,
         failed_probes: 0,
+        slow_probes: 0,
         probe_for: SECOND * 35,
-        suspect: true,
+        fragile: 100_000,
+        suspects: 0,
+        gravest: 0,
         ordered: false,
         popped: None,
         seen: 0,
@@ -72,15 +75,19 @@ fn bounds() -> Bounds {
 }
 
 fn probing() -> Bounds {
-    Bounds { probes: 10, failed_probes: 10, ..bounds() }
+    Bounds { probes: 10, failed_probes: 10, slow_probes: 10, ..bounds() }
 }
 
 fn ordered() -> Bounds {
     Bounds { ordered: true, ..probing() }
 }
 
+fn want(origin: &str, room: usize) -> Want {
+    Want { origin: origin.to_string(), room, free: room }
+}
+
 fn wanting(origin: &str, n: usize) -> Bounds {
-    Bounds { wants: vec![(origin.to_string(), n)], ..bounds() }
+    Bounds { wants: vec![want(origin, n)], ..bounds() }
 }
 
 fn settlement(id: Id, place: Place) -> Settlement {
@@ -89,7 +96,7 @@ fn settlement(id: Id, place: Place) -> Settlement {
 }
 
 fn close(origin: &str, after: Duration, failures: u32) -> LaneChange {
-    LaneChange::Close { origin: Arc::from(origin), after, failures, why: "down".to_string() }
+    LaneChange::Close { origin: Arc::from(origin), after, failures, slowly: true, why: "down".to_string() }
 }
 
 impl Bench {
@@ -220,10 +227,15 @@ scenarios! {
     what_waits_is_pulled_lowest_id_first_and_as_much_as_wanted
     a_probe_takes_one_and_moves_the_lane_on
     a_lane_whose_prober_died_is_due_again
-    lanes_that_never_failed_are_tried_before_failed_ones
+    of_lanes_that_never_failed_the_newest_is_first
+    lanes_that_failed_are_tried_whatever_else_may_be_taken
+    of_lanes_that_failed_the_last_due_and_the_fast_ones_are_not_left_behind
+    every_second_failure_in_a_row_the_newest_is_the_probe
+    what_is_due_and_has_no_place_is_looked_for_again_in_a_moment
     an_emptied_lane_is_told_and_forgotten
-    suspects_are_taken_one_at_a_time_from_the_retry_schedule
-    suspects_are_taken_one_at_a_time_from_their_lane
+    what_agents_died_of_is_taken_only_as_far_as_it_goes_out_at_once
+    the_more_agents_died_of_a_message_the_fewer_of_such_are_taken_together
+    suspects_are_taken_a_few_at_a_time_from_their_lane
     a_message_recovered_for_the_fifth_time_is_dead
     a_settled_attempt_clears_the_count_of_deaths
     an_agent_whose_lease_has_changed_is_not_recovered
@@ -236,7 +248,7 @@ scenarios! {
     a_standby_that_asked_again_leaves_nothing_to_a_late_first
     what_was_delivered_goes_wherever_it_is
     what_is_not_ours_any_more_stays_where_it_is
-    the_first_time_a_message_was_put_off_is_remembered
+    the_first_failure_of_a_message_is_remembered
     a_delivered_message_leaves_no_count_of_deaths
     a_lane_closes_once_for_the_same_failure
     a_lane_keeps_its_time_when_more_comes_to_wait
@@ -245,7 +257,6 @@ scenarios! {
     a_full_redis_still_makes_every_move
     twenty_thousand_messages_are_settled_and_recovered_in_one_go
     a_wrong_type_at_any_key_leaves_everything_as_it_was
-    what_waits_too_long_expires_and_the_younger_stays
     dead_letters_past_their_keeping_are_forgotten
     only_the_dead_are_replayed_as_if_never_attempted
     only_the_dead_are_dropped
@@ -382,10 +393,10 @@ mod rules {
         assert_eq!(b.claim(me, 2, &probing()).due_in, Some(SECOND * 7));
         b.pass(SECOND * 7);
         assert_eq!(b.claim(me, 3, &Bounds { failed_probes: 0, ..probing() }).ids(), []);
-        assert_eq!(b.claim(me, 4, &Bounds { probes: 0, ..probing() }).ids(), []);
+        assert_eq!(b.claim(me, 4, &Bounds { slow_probes: 0, ..probing() }).ids(), [], "it failed slowly");
         let taken = b.claim(me, 5, &probing());
         assert_eq!((taken.ids(), taken.sources()), (vec![ids[0]], vec![Source::Waiting { probe: true }]));
-        assert_eq!(taken.failures, [(A.to_string(), 3)]);
+        assert_eq!(taken.failures, [FailedLane { origin: A.to_string(), failures: 3, slowly: true }]);
         // An odd time says that it is being probed.
         assert_eq!(b.state().lanes[A], b.now() + 35_001);
         assert_eq!(b.claim(other, 1, &probing()).ids(), []);
@@ -401,20 +412,65 @@ mod rules {
         assert_eq!(b.claim(me, 2, &probing()).ids(), [ids[1]]);
     }
 
-    pub fn lanes_that_never_failed_are_tried_before_failed_ones(b: &mut Bench) {
-        let (me, ids) = b.agent_with(4);
-        let wait =
-            |id, origin: &str, delay| Settlement { origin: Arc::from(origin), ..settlement(id, Place::Waiting(delay)) };
-        b.settle(
-            me,
-            1,
-            &[wait(ids[0], "failed", Some(Duration::ZERO)), wait(ids[1], "failed too", Some(Duration::ZERO))],
-        );
-        b.settle(me, 2, &[wait(ids[2], "new", None)]);
-        b.pass(ms(1));
-        b.settle(me, 3, &[wait(ids[3], "newest", None)]);
-        let taken = b.claim(me, 2, &Bounds { probes: 3, failed_probes: 1, ..bounds() });
-        assert_eq!(taken.ids(), [ids[3], ids[2], ids[0]]);
+    fn wait_for(id: Id, origin: &str, delay: Option<Duration>) -> Settlement {
+        Settlement { origin: Arc::from(origin), ..settlement(id, Place::Waiting(delay)) }
+    }
+
+    pub fn of_lanes_that_never_failed_the_newest_is_first(b: &mut Bench) {
+        let (me, ids) = b.agent_with(3);
+        for (call, origin) in (1..).zip(["new", "newer", "newest"]) {
+            b.settle(me, call, &[wait_for(ids[call as usize - 1], origin, None)]);
+            b.pass(ms(1));
+        }
+        assert_eq!(b.claim(me, 2, &Bounds { probes: 2, ..bounds() }).ids(), [ids[2], ids[1]]);
+    }
+
+    pub fn lanes_that_failed_are_tried_whatever_else_may_be_taken(b: &mut Bench) {
+        let (me, ids) = b.agent_with(20);
+        b.settle(me, 1, &[wait_for(ids[0], "failed", Some(Duration::ZERO))]);
+        for id in &ids[1..] {
+            b.settle(me, id.0, &[wait_for(*id, A, None)]);
+        }
+        b.list.settle(me, u64::MAX >> 12, &[], &[LaneChange::Open(Arc::from(A))]).unwrap();
+        b.push(4, 10);
+        let taken = b.claim(me, 2, &Bounds { messages: 8, returning: 4, failed_probes: 1, ..wanting(A, 10) });
+        assert_eq!(taken.ids()[..4], [ids[0], ids[1], ids[2], ids[3]]);
+    }
+
+    pub fn of_lanes_that_failed_the_last_due_and_the_fast_ones_are_not_left_behind(b: &mut Bench) {
+        let (me, ids) = b.agent_with(5);
+        for (n, id) in (0..).zip(&ids) {
+            let lane = format!("lane {n}");
+            b.settle(me, 2 * n + 1, &[wait_for(*id, &lane, Some(SECOND * (n as u32 + 1)))]);
+            // All but the fourth fail slowly.
+            let mut change = close(&lane, SECOND * (n as u32 + 1), 1);
+            if let LaneChange::Close { slowly, .. } = &mut change {
+                *slowly = n != 3;
+            }
+            b.list.settle(me, 2 * n + 2, &[], &[change]).unwrap();
+        }
+        b.pass(SECOND * 10);
+        let two = Bounds { failed_probes: 2, slow_probes: 1, ..bounds() };
+        let taken = b.claim(me, 2, &two);
+        assert_eq!(taken.ids(), [ids[3], ids[4]], "the fast one, and the last due");
+        assert_eq!(b.claim(me, 3, &two).ids(), [ids[2]], "one slow one");
+    }
+
+    pub fn every_second_failure_in_a_row_the_newest_is_the_probe(b: &mut Bench) {
+        let (me, ids) = b.waiting(4, Some(Duration::ZERO));
+        for (failures, expected) in [(1, ids[0]), (2, ids[3]), (3, ids[1])] {
+            b.list.settle(me, 100 + failures, &[], &[close(A, Duration::ZERO, failures as u32)]).unwrap();
+            assert_eq!(b.claim(me, failures + 1, &probing()).ids(), [expected], "after {failures}");
+        }
+    }
+
+    pub fn what_is_due_and_has_no_place_is_looked_for_again_in_a_moment(b: &mut Bench) {
+        let (me, _) = b.waiting(3, Some(Duration::ZERO));
+        assert_eq!(b.claim(me, 2, &bounds()).due_in, Some(ms(20)), "a lane that failed is due");
+        b.list.settle(me, 2, &[], &[LaneChange::Open(Arc::from(A))]).unwrap();
+        assert_eq!(b.claim(me, 3, &bounds()).due_in, Some(ms(20)), "one that did not");
+        let taken = b.claim(me, 4, &Bounds { wants: vec![want(A, 0)], ..bounds() });
+        assert_eq!(taken.due_in, None, "its agent knows how much it wants");
     }
 
     pub fn an_emptied_lane_is_told_and_forgotten(b: &mut Bench) {
@@ -429,28 +485,60 @@ mod rules {
         assert_eq!(b.claim(me, 4, &wanting(A, 3)).emptied, [A]);
     }
 
-    fn die_twice(b: &mut Bench) -> (AgentNumber, Vec<Id>) {
-        let (first, ids) = b.agent_with(3);
-        let second = b.die(first);
-        assert_eq!(b.claim(second, 1, &bounds()).ids(), ids);
-        (b.die(second), ids)
+    pub fn what_agents_died_of_is_taken_only_as_far_as_it_goes_out_at_once(b: &mut Bench) {
+        let (first, ids) = b.agent_with(5);
+        let me = b.die(first);
+        let taken = b.claim(me, 1, &Bounds { fragile: 2, ..bounds() });
+        assert_eq!((taken.ids(), taken.due_in), (ids[..2].to_vec(), Some(ms(20))));
+        b.settle_all(me, 1, &ids[..2], &Place::Delivered);
+        for id in &ids[2..] {
+            let taken = b.claim(me, id.0, &Bounds { fragile: 1, ..bounds() });
+            let mut waits = settlement(taken.ids()[0], Place::Waiting(None));
+            waits.history.attempts = 0;
+            b.settle(me, id.0, &[waits]);
+        }
+        b.list.settle(me, u64::MAX >> 12, &[], &[LaneChange::Open(Arc::from(A))]).unwrap();
+        let wants = vec![Want { origin: A.to_string(), room: 3, free: 1 }];
+        assert_eq!(b.claim(me, 1 << 52, &Bounds { wants, ..bounds() }).ids(), [ids[2]]);
     }
 
-    pub fn suspects_are_taken_one_at_a_time_from_the_retry_schedule(b: &mut Bench) {
-        let (me, ids) = die_twice(b);
-        assert_eq!(b.claim(me, 1, &Bounds { suspect: false, ..bounds() }).ids(), []);
-        assert_eq!(b.claim(me, 2, &bounds()).ids(), []);
-        b.pass(ms(100));
-        let taken = b.claim(me, 3, &bounds());
-        assert_eq!((taken.ids(), taken.claims[0].recovered), (vec![ids[0]], 2));
-        b.pass(ms(100));
-        assert_eq!(b.claim(me, 4, &Bounds { suspect: false, ..bounds() }).ids(), []);
-        b.pass(ms(100));
-        assert_eq!(b.claim(me, 5, &bounds()).ids(), [ids[1]]);
+    /// Messages that so many agents died of.
+    fn suspects(b: &mut Bench, n: usize, deaths: u32) -> (AgentNumber, Vec<Id>) {
+        let (mut agent, ids) = b.agent_with(n);
+        for death in 1..=deaths {
+            agent = b.die(agent);
+            if death < deaths {
+                let mut call = 0;
+                let mut taken = Vec::new();
+                while taken.len() < n {
+                    call += 1;
+                    // As if none of them were here.
+                    taken.extend(b.claim(agent, call, &bounds()).ids());
+                }
+            }
+        }
+        (agent, ids)
     }
 
-    pub fn suspects_are_taken_one_at_a_time_from_their_lane(b: &mut Bench) {
-        let (me, ids) = die_twice(b);
+    pub fn the_more_agents_died_of_a_message_the_fewer_of_such_are_taken_together(b: &mut Bench) {
+        for (deaths, together) in [(2, 16), (3, 4), (4, 1)] {
+            let (me, ids) = suspects(b, 20, deaths);
+            let taken = b.claim(me, 1, &bounds());
+            assert_eq!(taken.ids(), ids[..together], "{deaths}");
+            assert_eq!((taken.claims[0].recovered, taken.due_in), (deaths, Some(ms(20))));
+            let some_here = Bounds { suspects: together, gravest: deaths, ..bounds() };
+            assert_eq!(b.claim(me, 2, &some_here).ids(), [], "{deaths}");
+            let graver = Bounds { suspects: 1, gravest: 4, ..bounds() };
+            assert_eq!(b.claim(me, 3, &graver).ids(), [], "{deaths}: alone with the gravest");
+            let rest = b.claim(me, 4, &bounds()).ids();
+            assert!(rest.len() == together.min(20 - together), "{deaths}");
+            b.settle_all(me, 1, &ids, &Place::Delivered);
+            b.list.leave(me).unwrap();
+        }
+    }
+
+    pub fn suspects_are_taken_a_few_at_a_time_from_their_lane(b: &mut Bench) {
+        let (me, ids) = suspects(b, 3, 4);
         for call in 1..=3 {
             let one = b.claim(me, call, &bounds()).ids();
             assert_eq!(one.len(), 1);
@@ -458,15 +546,15 @@ mod rules {
             // Not attempted, so the count stays.
             waits.history.attempts = 0;
             b.settle(me, call, &[waits]);
-            b.pass(ms(100));
         }
-        assert_eq!(b.claim(me, 4, &Bounds { suspect: false, ..probing() }).ids(), []);
+        let busy = |bounds: Bounds| Bounds { suspects: 1, gravest: 2, ..bounds };
+        assert_eq!(b.claim(me, 4, &busy(probing())).ids(), []);
         assert_eq!(b.state().lanes[A], b.now() + 100);
         b.pass(ms(100));
         assert_eq!(b.claim(me, 5, &probing()).ids(), [ids[0]]);
         b.list.settle(me, 5, &[], &[LaneChange::Open(Arc::from(A))]).unwrap();
         assert_eq!(b.claim(me, 6, &wanting(A, 10)).ids(), [ids[1]]);
-        assert_eq!(b.claim(me, 7, &Bounds { suspect: false, ..wanting(A, 10) }).ids(), []);
+        assert_eq!(b.claim(me, 7, &busy(wanting(A, 10))).ids(), []);
     }
 
     pub fn a_message_recovered_for_the_fifth_time_is_dead(b: &mut Bench) {
@@ -625,6 +713,7 @@ mod rules {
                 agents: state.agents.clone(),
                 claims: state.claims.clone(),
                 settles: state.settles.clone(),
+                lengths: state.lengths.clone(),
                 ..State::default()
             },
             State { last_number: 0, ..state }
@@ -652,18 +741,26 @@ mod rules {
         assert_eq!((after.inflight, after.history, after.dead), (before.inflight, before.history, before.dead));
     }
 
-    pub fn the_first_time_a_message_was_put_off_is_remembered(b: &mut Bench) {
+    pub fn the_first_failure_of_a_message_is_remembered(b: &mut Bench) {
         let (me, ids) = b.agent_with(1);
-        let first = b.now();
-        b.settle_all(me, 1, &ids, &Place::Retry(Duration::ZERO));
-        b.pass(SECOND * 50);
-        let claim = b.claim(me, 2, &bounds()).claims.remove(0);
-        assert_eq!(claim.history.age, Some(SECOND * 50));
-        assert_eq!((claim.history.attempts, claim.history.last_error.as_str()), (1, "why not"));
-        b.settle_all(me, 2, &ids, &Place::Waiting(None));
+        let mut waits = settlement(ids[0], Place::Waiting(None));
+        waits.history.attempts = 0;
+        b.settle(me, 1, &[waits.clone()]);
+        b.pass(SECOND * 7);
+        assert_eq!(b.claim(me, 2, &probing()).claims[0].history.age, Some(SECOND * 7), "first put off");
+        b.settle(me, 2, &[waits]);
         b.pass(SECOND);
-        assert_eq!(b.claim(me, 3, &probing()).claims[0].history.age, Some(SECOND * 51));
-        b.settle_all(me, 3, &ids, &Place::Dead);
+        assert_eq!(b.claim(me, 3, &probing()).claims[0].history.age, Some(SECOND * 8));
+        let first = b.now();
+        b.settle_all(me, 3, &ids, &Place::Retry(Duration::ZERO));
+        b.pass(SECOND * 50);
+        let claim = b.claim(me, 4, &bounds()).claims.remove(0);
+        assert_eq!(claim.history.age, Some(SECOND * 50), "it failed");
+        assert_eq!((claim.history.attempts, claim.history.last_error.as_str()), (1, "why not"));
+        b.settle_all(me, 4, &ids, &Place::Waiting(None));
+        b.pass(SECOND);
+        assert_eq!(b.claim(me, 5, &probing()).claims[0].history.age, Some(SECOND * 51));
+        b.settle_all(me, 5, &ids, &Place::Dead);
         assert_eq!(b.state().history[&ids[0]].first, first);
     }
 
@@ -683,7 +780,7 @@ mod rules {
         // Another agent's attempt, begun before it knew.
         b.list.settle(me, 3, &[], &[close(A, SECOND * 99, 1), close(A, SECOND * 99, 2), close(B, SECOND, 1)]).unwrap();
         let state = b.state();
-        assert_eq!((state.lanes[A], &state.failures[A]), (due, &(2, "down".to_string())));
+        assert_eq!((state.lanes[A], &state.failures[A]), (due, &(2, true, "down".to_string())));
         b.list.settle(me, 4, &[], &[LaneChange::Open(Arc::from(A)), LaneChange::Open(Arc::from(B))]).unwrap();
         let state = b.state();
         assert_eq!((state.lanes[A], state.lanes.len(), state.failures.len()), (0, 1, 0));
@@ -702,7 +799,7 @@ mod rules {
 
     pub fn a_wanted_lane_that_failed_gives_one_probe(b: &mut Bench) {
         let (me, ids) = b.waiting(3, Some(SECOND));
-        let wants = vec![(A.to_string(), 3)];
+        let wants = vec![want(A, 3)];
         assert_eq!(b.claim(me, 2, &Bounds { wants: wants.clone(), ..probing() }).ids(), []);
         b.pass(SECOND);
         let taken = b.claim(me, 3, &Bounds { wants, ..probing() });
@@ -742,8 +839,7 @@ mod rules {
         assert_eq!(b.list.replay(&ids[..2]).unwrap(), 2);
         assert_eq!(b.list.drop_dead(&ids[2..4]).unwrap(), 2);
         assert_eq!(b.list.give_back(me, &ids[24..26]).unwrap(), 2);
-        assert_eq!(b.list.expire(A, Duration::ZERO, "too old", 100_000).unwrap(), 8);
-        assert_eq!(b.list.forget_dead(Duration::ZERO, 100_000).unwrap(), 12);
+        assert_eq!(b.list.forget_dead(Duration::ZERO, 100_000).unwrap(), 4);
         assert!(b.list.beat(me, LEASE, 0, LONGEST).unwrap().registered);
         let other = b.die(me);
         assert!(!b.claim(other, 1, &probing()).ids().is_empty());
@@ -766,10 +862,13 @@ mod rules {
         assert_eq!(b.list.recover(other, &seen, N).unwrap(), Some(N));
         assert_eq!(claim_all(b, other, 1), ids);
         b.settle_all(other, 1, &ids, &Place::Waiting(Some(Duration::ZERO)));
-        assert_eq!(b.list.expire(A, Duration::ZERO, "too old", 100_000).unwrap(), N);
+        b.list.settle(other, 2, &[], &[LaneChange::Open(Arc::from(A))]).unwrap();
+        let wanted = b.claim(other, 90, &Bounds { wants: vec![Want { free: N, ..want(A, N) }], ..everything });
+        assert_eq!(wanted.ids(), ids);
+        b.settle_all(other, 3, &ids, &Place::Dead);
         assert_eq!(b.list.replay(&ids).unwrap(), N);
         assert_eq!(claim_all(b, other, 100), ids);
-        b.settle_all(other, 2, &ids, &Place::Delivered);
+        b.settle_all(other, 4, &ids, &Place::Delivered);
         assert!(b.state().messages.is_empty());
     }
 
@@ -805,14 +904,13 @@ mod rules {
             b.redis(redis::cmd(foreign).arg(wrong).arg("foreign"));
             let before = dump(b);
             call += 1;
-            let moves: [(&str, Result<(), Error>); 8] = [
+            let moves: [(&str, Result<(), Error>); 7] = [
                 ("join", b.list.join(LEASE, None, 0).map(drop)),
                 ("claim", b.list.claim(me, call, false, &probing()).map(drop)),
                 ("settle", b.list.settle(me, call, &[settlement(ids[4], Place::Retry(SECOND))], &[]).map(drop)),
                 ("leave", b.list.leave(me)),
                 ("give_back", b.list.give_back(me, &ids).map(drop)),
                 ("replay", b.list.replay(&ids).map(drop)),
-                ("expire", b.list.expire(A, Duration::ZERO, "too old", 100_000).map(drop)),
                 ("forget", b.list.forget_dead(Duration::ZERO, 100_000).map(drop)),
             ];
             for (name, result) in moves {
@@ -833,23 +931,6 @@ mod rules {
     fn dump(b: &mut Bench) -> Vec<Value> {
         let keys = b.keys.all().to_vec();
         keys.iter().map(|key| b.redis(redis::cmd("DUMP").arg(key))).collect()
-    }
-
-    pub fn what_waits_too_long_expires_and_the_younger_stays(b: &mut Bench) {
-        let (me, ids) = b.agent_with(3);
-        b.settle_all(me, 1, &ids[..2], &Place::Waiting(Some(Duration::ZERO)));
-        b.pass(SECOND * 60);
-        b.settle_all(me, 2, &ids[2..], &Place::Waiting(None));
-        b.list.settle(me, 3, &[], &[close(A, Duration::ZERO, 4)]).unwrap();
-        assert_eq!(b.list.expire(A, SECOND * 61, "gave up", 100_000).unwrap(), 0);
-        assert_eq!(b.list.expire(B, Duration::ZERO, "gave up", 100_000).unwrap(), 0);
-        assert_eq!(b.list.expire(A, SECOND * 60, "gave up", 100_000).unwrap(), 2);
-        let state = b.state();
-        assert_eq!(state.dead.keys().copied().collect::<Vec<_>>(), ids[..2]);
-        let record = &state.history[&ids[0]];
-        assert_eq!((record.attempts, record.last_error.as_str()), (1, "gave up"));
-        assert_eq!(b.list.expire(A, Duration::ZERO, "gave up", 100_000).unwrap(), 1);
-        assert!(b.state().lanes.is_empty());
     }
 
     pub fn dead_letters_past_their_keeping_are_forgotten(b: &mut Bench) {

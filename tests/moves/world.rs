@@ -33,7 +33,6 @@ pub enum Move {
     Restore(AgentNumber, Vec<(Id, Arc<Vec<u8>>)>),
     Hasten(Duration),
     Lanes,
-    Expire { origin: String, age: Duration },
     Forget(Duration),
     Replay(Vec<Id>),
     Drop(Vec<Id>),
@@ -107,7 +106,6 @@ fn make(queue: &mut dyn Operated, a_move: &Move) -> Result<Answer, Error> {
         Move::Hasten(longest) => Answer::Count(queue.hasten(*longest, AT_ONCE)?),
         Move::Has(ids) => Answer::Has(queue.has(ids)?),
         Move::Lanes => Answer::Lanes(queue.lanes()?),
-        Move::Expire { origin, age } => Answer::Count(queue.expire(origin, *age, "too old", AT_ONCE)?),
         Move::Forget(age) => Answer::Count(queue.forget_dead(*age, AT_ONCE)?),
         Move::Replay(ids) => Answer::Count(queue.replay_dead(ids)?),
         Move::Drop(ids) => Answer::Count(queue.drop_these(ids)?),
@@ -313,8 +311,10 @@ pub fn read_state(client: &mut redis::Connection, keys: &Keys) -> Result<State, 
         state.messages.insert(id(&key)?, bytes);
     }
     for (origin, record) in failures {
-        let (n, why) = record.split_once(' ').ok_or(format!("failures of {origin}: {record:?}"))?;
-        state.failures.insert(origin, (number(n)? as u32, why.to_string()));
+        let mut words = record.splitn(3, ' ');
+        let mut word = || words.next().ok_or(format!("failures of {origin}: {record:?}"));
+        let failures = (number(word()?)? as u32, word()? == "s", word()?.to_string());
+        state.failures.insert(origin, failures);
     }
     for (key, record) in history {
         let mut words = record.splitn(4, ' ');
