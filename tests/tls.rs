@@ -104,6 +104,22 @@ fn a_message_goes_through_a_redis_that_speaks_tls() {
     );
 }
 
+#[test]
+fn a_redis_reached_by_its_tls_port_is_refused_at_its_other_port_too() {
+    let redis = Redis::start();
+    let authority = Authority::new();
+    let address = authority.serve_tls(&redis, authority.certify(&[&host(&redis)], |_| {}), "no");
+    let url = format!("rediss://{address}");
+    let _agent = Agent::start_at(&url, &["--redis-ca-file", &authority.file(), "--retry-first", "200ms"]);
+    for own in [&address, &redis.address()] {
+        redis.push(&wire::envelope(&format!("http://{own}/"), b"x"));
+    }
+    eventually("both are dead", SOON, || redis.counts().dead == 2);
+    for dead in redis.dead() {
+        assert!(dead.history.contains("the agent's own Redis"), "{}", dead.history);
+    }
+}
+
 /// An agent that cannot agree with Redis says why, and waits; it takes the bundled roots unless told otherwise.
 #[track_caller]
 fn check_trouble(

@@ -119,7 +119,7 @@ impl Server {
     }
 
     /// The same, and the addresses at which no message may reach this Redis: those of its name and
-    /// of the connection, and if it is on this machine, of every port that it says it listens on.
+    /// of the connection, with every port that it says it listens on; of this machine, if it is here.
     fn open(&self) -> Result<(Connection, Vec<SocketAddr>), Error> {
         let info = self.info()?;
         let explain = |error: std::io::Error| self.explain(error.into());
@@ -142,11 +142,16 @@ impl Server {
             }
         };
         connection.set_up(info.redis_settings()).map_err(|error| self.explain_log_in(error))?;
-        let is_here = matches!(info.addr(), ConnectionAddr::Unix(_))
-            || addresses.iter().any(|address| is_of_this_machine(address.ip()));
-        if self.own.is_some() && is_here {
-            let ports = ports(&mut connection).map_err(|error| self.explain(error))?;
-            addresses.extend(ports.into_iter().map(|port| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)));
+        if self.own.is_some() {
+            let is_here = matches!(info.addr(), ConnectionAddr::Unix(_))
+                || addresses.iter().any(|address| is_of_this_machine(address.ip()));
+            let mut places: Vec<IpAddr> = addresses.iter().map(SocketAddr::ip).collect();
+            if is_here {
+                places.push(Ipv4Addr::LOCALHOST.into());
+            }
+            for port in ports(&mut connection).map_err(|error| self.explain(error))? {
+                addresses.extend(places.iter().map(|ip| SocketAddr::new(*ip, port)));
+            }
         }
         Ok((connection, addresses))
     }

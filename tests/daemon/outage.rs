@@ -3,11 +3,12 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use crate::addresses::get;
 use crate::support::wire::{envelope, numbered};
 use crate::support::{Agent, Answer, Redis, SOON, Sink, eventually, eventually_eq, ms};
 
@@ -268,7 +269,7 @@ fn after_a_failover_every_connection_leaves_a_server_that_wraps_its_errors() {
         info.contains("master_link_status:up")
     });
     // What is under the name of Redis: it leads new connections to the new server, and leaves the old ones.
-    let name = OldServer::start(&old);
+    let name = Between::start(&old);
     let agent = Agent::start_at(&name.url(), &[]);
     old.push(&envelope(&sink.url(), b"before"));
     eventually("one is delivered", SOON, || sink.n_delivered() == 1);
@@ -286,34 +287,55 @@ fn after_a_failover_every_connection_leaves_a_server_that_wraps_its_errors() {
     assert!(wraps_itself || name.n_wrapped() > 0, "nothing was wrapped: {}", agent.log());
 }
 
-/// Stands before a Redis and speaks as those before version 7 do: the error of a command inside a
-/// script is wrapped in one of the script.
-struct OldServer {
-    address: SocketAddr,
-    target: Arc<Mutex<String>>,
-    n_wrapped: Arc<AtomicUsize>,
+#[test]
+fn who_is_not_alive_is_not_ready() {
+    let redis = Redis::start();
+    let name = Between::start(&redis);
+    let mut agent = Agent::start_at(&name.url(), &["--status-addr", "127.0.0.1:0", "--lease", "60s"]);
+    agent.wait_log("status is served at");
+    let log = agent.log();
+    let status = log.split("http://").nth(1).and_then(|rest| rest.split("/metrics").next()).unwrap().to_string();
+    eventually("it is ready", SOON, || get(&status, "/readyz") == "200 ok");
+    // The reader gets its answers byte by byte, each in time; the settler has no trouble at all.
+    name.drip();
+    eventually("the reader hangs", ms(40_000), || get(&status, "/healthz").starts_with("503 the reader"));
+    let ready = get(&status, "/readyz");
+    assert!(ready.starts_with("503 the reader has not turned"), "{ready}");
+    assert!(agent.is_running());
 }
 
-impl OldServer {
-    fn start(redis: &Redis) -> OldServer {
+/// Stands before a Redis and speaks as those before version 7 do: the error of a command inside a
+/// script is wrapped in one of the script. It can also make the reader's answers drip.
+struct Between {
+    address: SocketAddr,
+    shared: Arc<BetweenShared>,
+}
+
+struct BetweenShared {
+    target: Mutex<String>,
+    n_wrapped: AtomicUsize,
+    drips: AtomicBool,
+}
+
+impl Between {
+    fn start(redis: &Redis) -> Between {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let (target, n_wrapped) = (Arc::new(Mutex::new(redis.address())), Arc::new(AtomicUsize::new(0)));
-        let (leads_to, counter) = (target.clone(), n_wrapped.clone());
+        let (n_wrapped, drips) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let shared = Arc::new(BetweenShared { target: Mutex::new(redis.address()), n_wrapped, drips });
+        let served = shared.clone();
         // Its threads end with the connections, and these with the agent; the listener with the process.
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
-                let Ok(server) = TcpStream::connect(leads_to.lock().unwrap().as_str()) else { continue };
-                let (mut from_client, mut to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-                thread::spawn(move || {
-                    let _ = std::io::copy(&mut from_client, &mut to_server);
-                    let _ = to_server.shutdown(Shutdown::Both);
-                });
-                let counter = counter.clone();
-                thread::spawn(move || pass_on_wrapped(server, client, &counter));
+                let Ok(server) = TcpStream::connect(served.target.lock().unwrap().as_str()) else { continue };
+                let (from_client, to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                let (is_reader, served) = (Arc::new(AtomicBool::new(false)), served.clone());
+                let seen = is_reader.clone();
+                thread::spawn(move || pass_to_server(from_client, to_server, &seen));
+                thread::spawn(move || pass_to_client(server, client, &is_reader, &served));
             }
         });
-        OldServer { address, target, n_wrapped }
+        Between { address, shared }
     }
 
     fn url(&self) -> String {
@@ -321,22 +343,49 @@ impl OldServer {
     }
 
     fn lead_to(&self, redis: &Redis) {
-        *self.target.lock().unwrap() = redis.address();
+        *self.shared.target.lock().unwrap() = redis.address();
     }
 
     fn n_wrapped(&self) -> usize {
-        self.n_wrapped.load(Ordering::SeqCst)
+        self.shared.n_wrapped.load(Ordering::SeqCst)
+    }
+
+    fn drip(&self) {
+        self.shared.drips.store(true, Ordering::SeqCst);
     }
 }
 
-fn pass_on_wrapped(mut server: TcpStream, mut client: TcpStream, n_wrapped: &AtomicUsize) {
+fn pass_to_server(mut client: TcpStream, mut server: TcpStream, is_reader: &AtomicBool) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(n @ 1..) = client.read(&mut buffer) {
+        if buffer[..n].windows(6).any(|word| word == b"BLMOVE") {
+            is_reader.store(true, Ordering::SeqCst);
+        }
+        if server.write_all(&buffer[..n]).is_err() {
+            break;
+        }
+    }
+    let _ = server.shutdown(Shutdown::Both);
+}
+
+fn pass_to_client(mut server: TcpStream, mut client: TcpStream, is_reader: &AtomicBool, shared: &BetweenShared) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(n @ 1..) = server.read(&mut buffer) {
         let bytes = &buffer[..n];
+        if shared.drips.load(Ordering::SeqCst) && is_reader.load(Ordering::SeqCst) {
+            // An answer is waited for for five seconds after the last byte.
+            for byte in bytes {
+                thread::sleep(Duration::from_secs(2));
+                if client.write_all(&[*byte]).is_err() {
+                    return;
+                }
+            }
+            continue;
+        }
         // An error of a script is a whole answer, and answers come one at a time.
         let text = String::from_utf8_lossy(bytes);
         let wrapped = text.strip_prefix("-READONLY ").filter(|rest| rest.contains("script")).map(|rest| {
-            n_wrapped.fetch_add(1, Ordering::SeqCst);
+            shared.n_wrapped.fetch_add(1, Ordering::SeqCst);
             let rest = rest.split(" script:").next().unwrap_or_default().trim_end();
             format!(
                 "-ERR Error running script (call to f_0123): @user_script:1: @user_script: 1: -READONLY {rest} \r\n"
