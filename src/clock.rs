@@ -2,10 +2,12 @@
 //! told by the queue's clock, since no other is common to all agents; so when that
 //! one is set, nothing is given up or removed for its age for a while.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Clocks that come apart by more than this from one look to the next were set, not slewed.
 const STEP: Duration = Duration::from_secs(60);
+/// The queue's clock and this machine's may well differ by minutes; by more, one of them is wrong.
+const APART: Duration = Duration::from_secs(3600);
 /// After a step ages mean nothing for so long: who sets a clock wrong also sets it right again.
 const DISTRUST: Duration = Duration::from_secs(3600);
 
@@ -24,9 +26,12 @@ pub struct Clock {
     distrusted_until: Option<Instant>,
 }
 
-/// The queue's clock was set.
+/// The queue's clock was set since the last reading; or it was ahead or behind at the first, held against
+/// this machine's, as if it had been set just before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Step {
+    /// Whether it is the first reading.
+    pub first: bool,
     /// Forwards or back.
     pub ahead: bool,
     /// By how much at least.
@@ -36,7 +41,15 @@ pub struct Step {
 impl Clock {
     /// Takes in a reading, asked for and answered then; whether the clock was set since the last one.
     pub fn note(&mut self, at: u64, asked: Instant, answered: Instant) -> Option<Step> {
-        let last = self.last.replace(Reading { at, asked, answered })?;
+        self.note_beside(at, asked, answered, SystemTime::now())
+    }
+
+    fn note_beside(&mut self, at: u64, asked: Instant, answered: Instant, here: SystemTime) -> Option<Step> {
+        let Some(last) = self.last.replace(Reading { at, asked, answered }) else {
+            let here = here.duration_since(UNIX_EPOCH).unwrap_or_default();
+            let (ahead, by) = (at as u128 > here.as_millis(), Duration::from_millis(at).abs_diff(here));
+            return (by > APART).then(|| self.set(Step { first: true, ahead, by }, answered));
+        };
         let theirs = at as i128 - last.at as i128;
         // Whatever the order of the readings in the queue: two threads ask, and either may have been frozen.
         let (least, most) = (between(last.answered, asked), between(last.asked, answered));
@@ -48,18 +61,28 @@ impl Clock {
         } else {
             return None;
         };
-        self.distrusted_until = Some(answered + DISTRUST);
-        Some(Step { ahead, by: Duration::from_millis(by as u64) })
+        Some(self.set(Step { first: false, ahead, by: Duration::from_millis(by as u64) }, answered))
+    }
+
+    fn set(&mut self, step: Step, now: Instant) -> Step {
+        self.distrusted_until = Some(now + DISTRUST);
+        step
+    }
+
+    /// The queue's time is hardly later than this, unless its clock was set since; 0 while ages mean nothing.
+    pub fn latest(&self, now: Instant) -> u64 {
+        match self.last {
+            Some(last) if self.tells_ages(now) => {
+                let passed = now.saturating_duration_since(last.asked) + STEP;
+                last.at + passed.as_millis() as u64
+            }
+            _ => 0,
+        }
     }
 
     /// Whether ages by this clock mean anything.
     pub fn tells_ages(&self, now: Instant) -> bool {
         self.distrusted_until.is_none_or(|until| until <= now)
-    }
-
-    /// How old the last reading is; `None` before the first.
-    pub fn since_reading(&self, now: Instant) -> Option<Duration> {
-        self.last.map(|last| now.saturating_duration_since(last.answered))
     }
 }
 
@@ -80,10 +103,9 @@ mod tests {
         let begun = Instant::now();
         let mut clock = Clock::default();
         let at = |ms: &u64| begun + Duration::from_millis(*ms);
-        readings
-            .iter()
-            .map(|(theirs, asked, answered)| clock.note(*theirs, at(asked), at(answered)).is_some())
-            .collect()
+        let here = UNIX_EPOCH + Duration::from_millis(readings[0].0);
+        let mut note = |theirs, asked, answered| clock.note_beside(theirs, at(asked), at(answered), here).is_some();
+        readings.iter().map(|(theirs, asked, answered)| note(*theirs, asked, answered)).collect()
     }
 
     #[test]
@@ -103,9 +125,21 @@ mod tests {
         let begun = Instant::now();
         let mut clock = Clock::default();
         assert!(clock.tells_ages(begun));
-        clock.note(0, begun, begun);
+        assert_eq!(clock.note_beside(0, begun, begun, UNIX_EPOCH), None);
+        assert_eq!(clock.latest(begun + DISTRUST), MINUTE + 60 * MINUTE);
         assert!(clock.note(MINUTE * 2, begun, begun).is_some_and(|step| step.ahead));
         assert!(!clock.tells_ages(begun + DISTRUST - Duration::from_secs(1)));
+        assert_eq!(clock.latest(begun), 0);
         assert!(clock.tells_ages(begun + DISTRUST));
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_at_the_first_reading_tells_no_ages_either() {
+        let begun = Instant::now();
+        let mut clock = Clock::default();
+        let day = Duration::from_secs(86_400);
+        let step = clock.note_beside(day.as_millis() as u64, begun, begun, UNIX_EPOCH);
+        assert_eq!(step, Some(Step { first: true, ahead: true, by: day }));
+        assert!(!clock.tells_ages(begun));
     }
 }

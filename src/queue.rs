@@ -86,7 +86,8 @@ pub trait Queue: Send {
     fn prepare(&mut self) -> Result<Vec<String>, Error>;
 
     /// Removes for good the dead letters older than `age`, at most `limit`; returns how many.
-    fn forget_dead(&mut self, age: Duration, limit: usize) -> Result<usize, Error>;
+    /// None if the queue's time is beyond `latest`.
+    fn forget_dead(&mut self, age: Duration, limit: usize, latest: u64) -> Result<usize, Error>;
 }
 
 /// What a wait came to.

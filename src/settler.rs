@@ -33,8 +33,6 @@ const RESTORED_BYTES: usize = 4 << 20;
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 /// Lanes that other agents may have closed are looked at so many a beat, in turn.
 const LANES_PER_BEAT: usize = 1000;
-/// Ages mean something only if the queue's clock was looked at within this time.
-const CLOCK_SEEN_WITHIN: Duration = Duration::from_secs(1);
 /// A reader that has not turned for two leases, and not for this long, is stuck: while it waits for
 /// Redis (to connect, for an answer, until the next try) it may take as long.
 const READER_WAITS: Duration = Duration::from_secs(16);
@@ -344,17 +342,6 @@ impl Settler<'_> {
             self.chores.push_back(Chore::Forget(age, 0));
         }
         let Some(mut chore) = self.chores.pop_front() else { return Ok(()) };
-        if matches!(chore, Chore::Forget(..)) {
-            if self.shared.since_clock() > CLOCK_SEEN_WITHIN {
-                // What is buried for its age is buried by a clock that was just seen to go on as it should.
-                self.chores.push_front(chore);
-                self.next_beat = Instant::now();
-                return Ok(());
-            }
-            if !self.shared.tells_ages() {
-                return Ok(());
-            }
-        }
         match self.one_call(queue, number, &mut chore) {
             Ok(Some(n)) if n >= AT_ONCE => self.chores.push_back(chore),
             Ok(Some(_)) => self.done(chore),
@@ -369,6 +356,8 @@ impl Settler<'_> {
 
     /// How many messages it was about; `None` if the chore is not to be done.
     fn one_call(&self, queue: &mut dyn Queue, me: AgentNumber, chore: &mut Chore) -> Result<Option<usize>, Error> {
+        // What is too old is so by a clock that goes on as it did when it was last looked at.
+        let latest = self.shared.latest();
         let (n, so_far) = match chore {
             Chore::Recover(dead, recovered) => {
                 // Refused: it lives.
@@ -377,7 +366,7 @@ impl Settler<'_> {
                 dead.lease = None;
                 (n, recovered)
             }
-            Chore::Forget(age, removed) => (queue.forget_dead(*age, AT_ONCE)?, removed),
+            Chore::Forget(age, removed) => (queue.forget_dead(*age, AT_ONCE, latest)?, removed),
             Chore::Hasten(longest, hastened) => (queue.hasten(*longest, AT_ONCE)?, hastened),
         };
         *so_far += n;

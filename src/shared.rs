@@ -332,13 +332,15 @@ impl Shared {
 
     /// The queue's clock said `at`, in a call sent at `asked` whose answer is here now.
     pub fn note_clock(&self, at: u64, asked: Instant) {
-        if let Some(step) = lock(&self.clock).note(at, asked, Instant::now()) {
-            warn!(
-                "Redis's clock was set {} by {}, or this machine slept: nothing is given up or removed for its age within the next hour",
-                if step.ahead { "forwards" } else { "back" },
-                spell(step.by)
-            );
-        }
+        let Some(step) = lock(&self.clock).note(at, asked, Instant::now()) else { return };
+        let by = spell(step.by);
+        let what = match (step.first, step.ahead) {
+            (true, true) => format!("Redis's clock is {by} ahead of this machine's"),
+            (true, false) => format!("Redis's clock is {by} behind this machine's"),
+            (false, true) => format!("Redis's clock was set forwards by {by}, or this machine slept"),
+            (false, false) => format!("Redis's clock was set back by {by}"),
+        };
+        warn!("{what}: nothing is given up or removed for its age within the next hour");
     }
 
     /// Whether ages by the queue's clock mean anything.
@@ -346,9 +348,9 @@ impl Shared {
         lock(&self.clock).tells_ages(Instant::now())
     }
 
-    /// How long ago the queue's clock was last looked at.
-    pub fn since_clock(&self) -> Duration {
-        lock(&self.clock).since_reading(Instant::now()).unwrap_or(Duration::MAX)
+    /// The queue's time is hardly later than this, unless its clock was set; 0 while ages mean nothing.
+    pub fn latest(&self) -> u64 {
+        lock(&self.clock).latest(Instant::now())
     }
 
     /// Tells the settler.

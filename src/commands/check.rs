@@ -201,6 +201,10 @@ fn check_redis(config: &Config, guard: Option<&Guard>, report: &mut Report) -> R
     check_clock(&overview, local + before.elapsed() / 2, report)?;
     check_agents(config, &overview, report)?;
     check_counts(&overview, operator.keys(), report)?;
+    let late = ask!(due_late(config, &overview, &mut operator));
+    if let Some(late) = late {
+        report.mend("schedule", late)?;
+    }
     Ok(Ok(()))
 }
 
@@ -433,6 +437,26 @@ fn check_clock(overview: &Overview, local: SystemTime, report: &mut Report) -> R
         "clock",
         format!("it is {} here and {} at Redis, by which messages are timed: set both by NTP", utc(local), utc(redis)),
     )
+}
+
+/// What is due later than anything is put off: a clock was ahead when it was.
+fn due_late(config: &Config, overview: &Overview, operator: &mut Operator) -> Result<Option<String>, queue::Error> {
+    let longest = crate::agent::longest_delay(config);
+    let latest = at_ms(overview.now) + longest;
+    for name in ["retry", "lanes"] {
+        let key = operator.keys().named(name).to_string();
+        let last = operator.query(redis::cmd("ZREVRANGE").arg(&key).arg(0).arg(0).arg("WITHSCORES"))?;
+        let due = read::<Vec<(String, f64)>>(last)?.first().map(|(_, due)| at_ms(due.max(0.0) as u64));
+        if let Some(due) = due.filter(|due| *due > latest) {
+            return Ok(Some(format!(
+                "something at '{key}' is due only at {}, later than the {} that anything is put off with these options: \
+                 Redis's clock was ahead. An agent at work makes it due at once",
+                utc(due),
+                spell(longest)
+            )));
+        }
+    }
+    Ok(None)
 }
 
 fn check_agents(config: &Config, overview: &Overview, report: &mut Report) -> Result<(), Error> {

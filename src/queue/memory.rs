@@ -285,8 +285,11 @@ impl Queue for Memory {
         })
     }
 
-    fn forget_dead(&mut self, age: Duration, limit: usize) -> Result<usize, Error> {
+    fn forget_dead(&mut self, age: Duration, limit: usize, latest: u64) -> Result<usize, Error> {
         self.make(|state, clock| {
+            if clock.now() as u64 > latest {
+                return 0;
+            }
             let until = clock.now() - score(age);
             let old = by_score(&state.dead).into_iter().filter(|(_, died)| *died <= until);
             let ids: Vec<Id> = old.map(|(id, _)| id).take(limit).collect();

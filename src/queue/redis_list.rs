@@ -690,9 +690,9 @@ impl Queue for RedisList {
         Ok(lines)
     }
 
-    fn forget_dead(&mut self, age: Duration, limit: usize) -> Result<usize, Error> {
+    fn forget_dead(&mut self, age: Duration, limit: usize, latest: u64) -> Result<usize, Error> {
         let mut arguments = Arguments::default();
-        arguments.millis(age).text(limit);
+        arguments.millis(age).text(limit).text(latest);
         count(self.run(|moves| &moves.forget, &arguments)?)
     }
 }

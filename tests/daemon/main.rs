@@ -12,6 +12,7 @@
 //! | `order.rs` | `--ordered`: order through failures, restarts, standby, a switch of modes |
 //! | `dead.rs` | what becomes a dead letter, with which reason and bytes, and what must not |
 //! | `shutdown.rs` | an agent that ends or freezes: signals, `kill -9`, leases, giving back |
+//! | `clock.rs` | a Redis whose clock is set, and what is long while the lease must be renewed |
 //! | `outage.rs` | a Redis that is away, full, read-only, loading, or refuses us |
 //! | `operator.rs` | what people type: `check`, `status`, `dead`, `enqueue`, `listen`, wrong options |
 //! | `addresses.rs` | where no message may go; an agent whose name server is silent |
@@ -26,6 +27,7 @@
 
 mod addresses;
 mod answers;
+mod clock;
 mod dead;
 mod delivery;
 mod lanes;

@@ -291,6 +291,12 @@ const MUTATIONS: &[Mutation] = &[
         "",
     ),
     mutation("dead_letters_past_their_keeping_are_forgotten", "forget", "now - age,", "'+inf',"),
+    mutation(
+        "dead_letters_past_their_keeping_are_forgotten",
+        "forget",
+        "if now > assert(tonumber(ARGV[3])) then return 0 end",
+        "",
+    ),
     mutation("dead_letters_past_their_keeping_are_forgotten", "forget", "all('HDEL', MESSAGES, ids)", ""),
     mutation("dead_letters_past_their_keeping_are_forgotten", "forget", "all('HDEL', HISTORY, ids)", ""),
     mutation("only_the_dead_are_dropped", "drop", "redis.call('HDEL', HISTORY, id)", ""),

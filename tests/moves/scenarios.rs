@@ -22,6 +22,8 @@ pub type Edit<'a> = &'a dyn Fn(&str, String) -> String;
 
 const LEASE: Duration = Duration::from_secs(15);
 const LONGEST: Duration = Duration::from_secs(7200);
+/// Later than any time here.
+const LATE: u64 = 1 << 52;
 const SECOND: Duration = Duration::from_secs(1);
 const A: &str = "http://a:80";
 const B: &str = "http://b:80";
@@ -839,7 +841,7 @@ mod rules {
         assert_eq!(b.list.replay(&ids[..2]).unwrap(), 2);
         assert_eq!(b.list.drop_dead(&ids[2..4]).unwrap(), 2);
         assert_eq!(b.list.give_back(me, &ids[24..26]).unwrap(), 2);
-        assert_eq!(b.list.forget_dead(Duration::ZERO, 100_000).unwrap(), 4);
+        assert_eq!(b.list.forget_dead(Duration::ZERO, 100_000, LATE).unwrap(), 4);
         assert!(b.list.beat(me, LEASE, 0, LONGEST).unwrap().registered);
         let other = b.die(me);
         assert!(!b.claim(other, 1, &probing()).ids().is_empty());
@@ -911,7 +913,7 @@ mod rules {
                 ("leave", b.list.leave(me)),
                 ("give_back", b.list.give_back(me, &ids).map(drop)),
                 ("replay", b.list.replay(&ids).map(drop)),
-                ("forget", b.list.forget_dead(Duration::ZERO, 100_000).map(drop)),
+                ("forget", b.list.forget_dead(Duration::ZERO, 100_000, LATE).map(drop)),
             ];
             for (name, result) in moves {
                 match result {
@@ -938,7 +940,9 @@ mod rules {
         b.settle_all(me, 1, &ids[..1201], &Place::Dead);
         b.pass(SECOND * 60);
         b.settle_all(me, 2, &ids[1201..], &Place::Dead);
-        assert_eq!(b.list.forget_dead(SECOND * 60, 100_000).unwrap(), 1201);
+        let latest = b.now() as u64;
+        assert_eq!(b.list.forget_dead(SECOND * 60, 100_000, latest - 1).unwrap(), 0);
+        assert_eq!(b.list.forget_dead(SECOND * 60, 100_000, latest).unwrap(), 1201);
         let state = b.state();
         assert_eq!(state.dead.keys().copied().collect::<Vec<_>>(), ids[1201..]);
         assert_eq!((state.messages.len(), state.history.len()), (1, 1));

@@ -106,7 +106,7 @@ fn make(queue: &mut dyn Operated, a_move: &Move) -> Result<Answer, Error> {
         Move::Hasten(longest) => Answer::Count(queue.hasten(*longest, AT_ONCE)?),
         Move::Has(ids) => Answer::Has(queue.has(ids)?),
         Move::Lanes => Answer::Lanes(queue.lanes()?),
-        Move::Forget(age) => Answer::Count(queue.forget_dead(*age, AT_ONCE)?),
+        Move::Forget(age) => Answer::Count(queue.forget_dead(*age, AT_ONCE, u64::MAX >> 11)?),
         Move::Replay(ids) => Answer::Count(queue.replay_dead(ids)?),
         Move::Drop(ids) => Answer::Count(queue.drop_these(ids)?),
         Move::Adopt => Answer::Count(queue.adopt_legacy()?),

@@ -20,6 +20,8 @@ pub struct Redis {
     address: Ipv4Addr,
     port: u16,
     password: Option<String>,
+    /// Where it reads by how much its clock is wrong; `None`: it has the machine's.
+    clock: Option<PathBuf>,
     server: Option<Child>,
 }
 
@@ -58,6 +60,28 @@ impl Redis {
     /// With further lines of configuration, such as `rename-command BLMOVE ""`, `maxmemory 3mb`,
     /// `appendonly no`, `requirepass secret` (then `url` holds the password).
     pub fn with(configuration: &[&str]) -> Redis {
+        Redis::begin(configuration, false)
+    }
+
+    /// With a clock of its own, ahead of the machine's by so much, as `faketime` writes it: `+8d`.
+    #[allow(dead_code)] // The torture shares these fixtures.
+    pub fn with_clock(ahead: &str) -> Redis {
+        let mut redis = Redis::begin(&[], true);
+        redis.set_clock(ahead);
+        redis
+    }
+
+    /// Sets its clock anew.
+    #[allow(dead_code)] // As above.
+    pub fn set_clock(&mut self, ahead: &str) {
+        let clock = self.clock.as_ref().expect("it has a clock of its own");
+        // In one step: it reads the file at any moment.
+        let new = clock.with_extension("new");
+        fs::write(&new, format!("{ahead}\n")).unwrap();
+        fs::rename(&new, clock).unwrap();
+    }
+
+    fn begin(configuration: &[&str], own_clock: bool) -> Redis {
         let dir = TempDir::new("redis");
         let address = own_address();
         let port = free_port(address);
@@ -77,7 +101,11 @@ impl Redis {
         fs::write(dir.path().join("redis.conf"), lines + "\n").unwrap();
         let password = configuration.iter().find_map(|line| line.strip_prefix("requirepass "));
         let password = password.map(str::to_string);
-        let mut redis = Redis { dir, address, port, password, server: None };
+        let clock = own_clock.then(|| dir.path().join("clock"));
+        if let Some(clock) = &clock {
+            fs::write(clock, "+0\n").unwrap();
+        }
+        let mut redis = Redis { dir, address, port, password, clock, server: None };
         redis.restart();
         redis
     }
@@ -91,7 +119,14 @@ impl Redis {
     /// The same, for those who want to see it load.
     pub fn restart_without_waiting(&mut self) {
         assert!(self.server.is_none(), "this redis-server runs already");
-        let server = Command::new("redis-server")
+        let mut command = Command::new("redis-server");
+        if let Some(clock) = &self.clock {
+            // The monotonic clock stays: it is what a step of the wall clock leaves alone.
+            command.env("LD_PRELOAD", faketime()).env("FAKETIME_TIMESTAMP_FILE", clock);
+            command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+            command.env("DONT_FAKE_MONOTONIC", "1");
+        }
+        let server = command
             .arg(self.dir.path().join("redis.conf"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -363,6 +398,20 @@ impl Reading {
         let script = format!("return {{{}}}", self.0);
         redis::cmd("EVAL").arg(script).arg(0).query(client)
     }
+}
+
+/// The library that gives a process another wall clock (Debian's `libfaketime`), and before all others the C
+/// library: with the allocator that redis-server usually has, which asks for the time, it would not start.
+fn faketime() -> String {
+    let dirs = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    let libraries = dirs.map(|dir| dir.path().join("faketime/libfaketimeMT.so.1"));
+    let found = libraries.chain([PathBuf::from("/usr/lib/faketime/libfaketimeMT.so.1")]).find(|path| path.exists());
+    let found = found.expect(
+        "cannot find libfaketime, which this test needs: run scripts/test, which installs it, or `apt-get install libfaketime`",
+    );
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let libc = maps.lines().filter_map(|line| line.split_whitespace().last()).find(|path| path.ends_with("/libc.so.6"));
+    format!("{}:{}", found.display(), libc.expect("this test runs with the C library of GNU"))
 }
 
 /// A member of `waiting`: the origin, a line feed, the id.
