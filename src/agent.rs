@@ -183,7 +183,7 @@ impl Agent {
             let (worker_shared, ready, retry, poster) = (shared.clone(), ready.clone(), retry.clone(), poster.clone());
             let named = config.id_header.is_some();
             let started = spawn(format!("worker-{}", n + 1), Some(WORKER_STACK), end_sender.clone(), move || {
-                worker::run(n, &ready, |claim| post(&poster, claim, named), &retry, &worker_shared);
+                worker::run(n, &ready, |claim, enter| post(&poster, claim, named, enter), &retry, &worker_shared);
                 Ok(())
             });
             match started {
@@ -334,10 +334,10 @@ fn why_ended(end: Option<End>) -> String {
     }
 }
 
-fn post(poster: &Poster, claim: &Claim, named: bool) -> Attempt {
+fn post(poster: &Poster, claim: &Claim, named: bool, enter: worker::Enter) -> Attempt {
     let id = named.then(|| claim.id.to_string());
     let envelope = &claim.envelope;
-    poster.post(envelope.uri(), envelope.headers(), envelope.payload(), id.as_deref())
+    poster.post_through(envelope.uri(), envelope.headers(), envelope.payload(), id.as_deref(), enter)
 }
 
 fn limits(config: &Config) -> Limits {

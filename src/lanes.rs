@@ -116,11 +116,13 @@ const KEPT_OF_WAITING: usize = 32;
 /// Windows of deliveries before a lane tries again what it was throttled at: each try costs a halving,
 /// so an endpoint that takes four at once is kept near four.
 const WINDOWS_AT_CEILING: usize = 8;
-/// Different messages in a row that an endpoint may answer with a failure, or not at all, before a proven lane
-/// closes: fewer may be bad paths of a good endpoint.
+/// Different messages in a row that an endpoint may answer with a failure before the lane closes.
 const MESSAGES_AT_FAULT: usize = 10;
-/// So many without an answer are enough when the last delivery is longer ago than the first backoff.
-const UNANSWERED: usize = 3;
+/// Different messages in a row that may get no answer before a proven lane closes: fewer may be bad paths of a
+/// good endpoint.
+const UNANSWERED: usize = 12;
+/// So many are enough when the last delivery is longer ago than the first backoff.
+const UNANSWERED_FOR_LONG: usize = 3;
 /// What one message alone can make its lane wait for by `Retry-After`.
 const ONE_MESSAGE_ASKS: Duration = Duration::from_secs(60);
 /// What has waited for longer than `--give-up-after` behind an endpoint that is down, and was never attempted,
@@ -496,6 +498,30 @@ impl Lanes {
     /// Takes in what became of an attempt that began at `begun`: settles the claim,
     /// and lets out what may go now.
     pub fn finish(&mut self, claim: Box<Claim>, outcome: Outcome, begun: Instant, now: Instant, effects: &mut Effects) {
+        self.finish_at(claim, outcome, None, begun, now, effects);
+    }
+
+    /// As [`Lanes::finish`], for an attempt that was redirected to the lane of `guest_of` and entered it there
+    /// ([`Lanes::enter`]): what became of it is that one's merit or fault. In strict order it is the message's
+    /// own lane that must wait, whoever failed.
+    pub fn finish_at(
+        &mut self,
+        claim: Box<Claim>,
+        outcome: Outcome,
+        guest_of: Option<&str>,
+        begun: Instant,
+        now: Instant,
+        effects: &mut Effects,
+    ) {
+        let guest = guest_of.and_then(|origin| self.by_origin.get(origin).copied());
+        if let Some(guest) = guest {
+            self.change(guest, |lane| lane.guests = lane.guests.saturating_sub(1));
+            if !self.limits.ordered || outcome == Outcome::Delivered {
+                self.finish_guest(claim, outcome, guest, begun, now, effects);
+                self.let_out(guest, now, effects);
+                return self.fill_slots(now, effects);
+            }
+        }
         let at = claim.lane;
         let was_full = !self.lanes[at].has_room();
         let was_closed = self.lanes[at].state == State::Closed;
@@ -514,7 +540,7 @@ impl Lanes {
                 match fault {
                     Some(fault) => {
                         let blame = Blame { fault, why: &reason, retry_after: None, is_dead: true };
-                        self.blame(&claim, blame, begun, now, effects)
+                        self.blame(at, &claim, blame, begun, now, effects)
                     }
                     None => self.still_closed(at, now, effects),
                 }
@@ -541,11 +567,15 @@ impl Lanes {
                     self.file(&claim, history, delay, effects);
                 } else {
                     history.own_failures = history.own_failures.saturating_add(1);
-                    let delay = retry_after.unwrap_or_else(|| self.own_backoff(fault, history.own_failures));
+                    let own = self.own_backoff(fault, history.own_failures);
+                    let delay = match retry_after {
+                        Some(wait) if fault == Fault::Elsewhere => wait.max(own),
+                        wanted => wanted.unwrap_or(own),
+                    };
                     self.settle(&claim, Place::Retry(delay), history, effects);
                 }
                 let blame = Blame { fault, why: &error, retry_after, is_dead: false };
-                self.blame(&claim, blame, begun, now, effects);
+                self.blame(at, &claim, blame, begun, now, effects);
             }
         }
         if !was_closed && claim.source == (Source::Waiting { probe: true }) {
@@ -553,6 +583,100 @@ impl Lanes {
         }
         self.let_out(at, now, effects);
         self.fill_slots(now, effects);
+    }
+
+    /// The attempt of a claim that was redirected is over; its own endpoint has answered in any case.
+    fn finish_guest(
+        &mut self,
+        claim: Box<Claim>,
+        outcome: Outcome,
+        guest: usize,
+        begun: Instant,
+        now: Instant,
+        effects: &mut Effects,
+    ) {
+        let at = claim.lane;
+        let (was_full, guest_was_full) =
+            (!self.lanes[at].has_room(), self.lanes[guest].in_window() + 1 >= self.lanes[guest].window);
+        let was_probe = self.lanes[at].state != State::Closed && claim.source == (Source::Waiting { probe: true });
+        self.came_back(&claim);
+        let mut history = claim.history.clone();
+        let mut blame = None;
+        match &outcome {
+            Outcome::Delivered => {
+                self.settle(&claim, Place::Delivered, History::default(), effects);
+                self.delivered(at, &claim, was_full, now, effects);
+                self.delivered(guest, &claim, guest_was_full, now, effects);
+            }
+            Outcome::Dead { reason, fault } => {
+                history.attempts = history.attempts.saturating_add(1);
+                history.last_error = reason.clone();
+                self.settle(&claim, Place::Dead, history, effects);
+                blame = fault.map(|fault| Blame { fault, why: reason, retry_after: None, is_dead: true });
+            }
+            Outcome::Later { fault, retry_after, error } => {
+                history.last_error = error.clone();
+                let delay = if *fault == Fault::Ours {
+                    AFTER_LACKING
+                } else {
+                    history.attempts = history.attempts.saturating_add(1);
+                    history.own_failures = history.own_failures.saturating_add(1);
+                    retry_after.unwrap_or_else(|| self.own_backoff(*fault, history.own_failures))
+                };
+                self.settle(&claim, Place::Retry(delay), history, effects);
+                blame = Some(Blame { fault: *fault, why: error, retry_after: *retry_after, is_dead: false });
+            }
+        }
+        self.answers(at, now, effects);
+        match blame {
+            Some(blame) => self.blame(guest, &claim, blame, begun, now, effects),
+            None => self.still_closed(guest, now, effects),
+        }
+        if was_probe {
+            self.probe_ended(at, effects);
+        }
+        self.let_out(at, now, effects);
+    }
+
+    /// An attempt is redirected to another origin: takes a place in the window of that one's lane, so that
+    /// redirects go round neither its limit nor its being down. Else how long until it may be asked again, and why.
+    ///
+    /// # Errors
+    ///
+    /// If its window is full, or it is down.
+    pub fn enter(&mut self, origin: &str, now: Instant) -> Result<(), (Duration, String)> {
+        let at = self.lane_of(origin, now);
+        let lane = &mut self.lanes[at];
+        let may_probe = !lane.has_waiting && lane.until_open(now).is_zero() && lane.is_idle();
+        match lane.state {
+            State::Closed if !may_probe => {
+                return Err((lane.until_open(now).max(AFTER_LACKING), lane.last_error.clone()));
+            }
+            State::Closed => lane.closed_until = None,
+            State::New | State::Open if !lane.has_room() => return Err((AFTER_LACKING, String::new())),
+            State::New | State::Open => {}
+        }
+        self.change(at, |lane| lane.guests += 1);
+        Ok(())
+    }
+
+    /// A redirected attempt goes on to yet another origin, or ends before it was sent to this one.
+    pub fn leave(&mut self, origin: &str, now: Instant, effects: &mut Effects) {
+        if let Some(&at) = self.by_origin.get(origin) {
+            self.change(at, |lane| lane.guests = lane.guests.saturating_sub(1));
+            self.still_closed(at, now, effects);
+            self.let_out(at, now, effects);
+        }
+    }
+
+    /// The endpoint of a lane has answered, though it took nothing: it is not down.
+    fn answers(&mut self, at: usize, now: Instant, effects: &mut Effects) {
+        let lane = &mut self.lanes[at];
+        lane.unanswered.clear();
+        if lane.state == State::Closed && !lane.is_refusing {
+            effects.changes.push(LaneChange::Open(lane.origin.clone()));
+            self.open(at, false, now, effects);
+        }
     }
 
     /// Whether a message that failed waits for its lane and is its next probe, or is on a backoff of its own, so
@@ -563,7 +687,7 @@ impl Lanes {
             return true;
         }
         match fault {
-            Fault::Message | Fault::Ours => false,
+            Fault::Message | Fault::Elsewhere | Fault::Ours => false,
             // Any other would have failed as well: it keeps its place, unless all those behind it are to be attempted.
             Fault::Unreachable => !self.is_overdue(claim, now) || !lane.has_others(),
             // What an endpoint could not take beside the others is sent again at once, but only once.
@@ -599,7 +723,7 @@ impl Lanes {
                 None => return,
             },
             Outcome::Later { fault: Fault::Ours, .. } => return,
-            Outcome::Later { fault, .. } => *fault == Fault::Message,
+            Outcome::Later { fault, .. } => matches!(fault, Fault::Message | Fault::Elsewhere),
         };
         let (took, at_most) = (now.saturating_duration_since(begun), self.most.failed());
         self.change(at, |lane| {
@@ -793,11 +917,12 @@ impl Lanes {
     }
 
     /// What a failed attempt does to its lane.
-    fn blame(&mut self, claim: &Claim, blame: Blame, begun: Instant, now: Instant, effects: &mut Effects) {
+    fn blame(&mut self, at: usize, claim: &Claim, blame: Blame, begun: Instant, now: Instant, effects: &mut Effects) {
         let Blame { fault, why, retry_after, is_dead } = blame;
-        let at = claim.lane;
-        if fault == Fault::Ours {
-            return self.still_closed(at, now, effects);
+        match fault {
+            Fault::Ours => return self.still_closed(at, now, effects),
+            Fault::Elsewhere if !self.limits.ordered => return self.answers(at, now, effects),
+            _ => {}
         }
         if self.lanes[at].is_past(begun) {
             return;
@@ -806,7 +931,7 @@ impl Lanes {
         let closing = Closing { why, retry_after, by_many: false, is_overdue };
         if self.limits.ordered {
             return if is_dead && fault == Fault::Message {
-                self.message_failed(claim, why, now, effects)
+                self.message_failed(at, claim, why, now, effects)
             } else {
                 self.close(at, closing, now, effects)
             };
@@ -815,8 +940,8 @@ impl Lanes {
         match fault {
             // Whatever its path, nothing reaches this endpoint.
             Fault::Unreachable => self.close(at, Closing { by_many: true, ..closing }, now, effects),
-            Fault::Message => self.message_failed(claim, why, now, effects),
-            Fault::Throttled | Fault::NoAnswer | Fault::Ours => {
+            Fault::Message => self.message_failed(at, claim, why, now, effects),
+            Fault::Throttled | Fault::NoAnswer | Fault::Elsewhere | Fault::Ours => {
                 if lane.state != State::Open {
                     return self.close(at, closing, now, effects);
                 }
@@ -835,7 +960,7 @@ impl Lanes {
                     lane.unanswered.push(claim.id);
                 }
                 let lately = |last: Instant| now.saturating_duration_since(last) < self.limits.retry_first;
-                let enough = if lane.last_delivery.is_some_and(lately) { MESSAGES_AT_FAULT } else { UNANSWERED };
+                let enough = if lane.last_delivery.is_some_and(lately) { UNANSWERED } else { UNANSWERED_FOR_LONG };
                 if lane.unanswered.len() >= enough {
                     self.close(at, Closing { by_many: true, ..closing }, now, effects);
                 }
@@ -843,16 +968,10 @@ impl Lanes {
         }
     }
 
-    fn message_failed(&mut self, claim: &Claim, why: &str, now: Instant, effects: &mut Effects) {
-        let at = claim.lane;
+    fn message_failed(&mut self, at: usize, claim: &Claim, why: &str, now: Instant, effects: &mut Effects) {
         let jitter = self.jitter();
-        let lane = &mut self.lanes[at];
-        lane.unanswered.clear();
-        if lane.state == State::Closed && !lane.is_refusing {
-            // It answers: so it is not down, whatever it thinks of this message.
-            effects.changes.push(LaneChange::Open(lane.origin.clone()));
-            self.open(at, false, now, effects);
-        }
+        // It answers: so it is not down, whatever it thinks of this message.
+        self.answers(at, now, effects);
         if claim.has_own_backoff() {
             return self.still_closed(at, now, effects);
         }
@@ -894,7 +1013,7 @@ impl Lanes {
     /// the time that was set aside for the probe.
     fn still_closed(&mut self, at: usize, now: Instant, effects: &mut Effects) {
         let lane = &mut self.lanes[at];
-        if lane.state == State::Closed && lane.out.is_empty() && lane.closed_until.is_none() {
+        if lane.state == State::Closed && lane.out.is_empty() && lane.guests == 0 && lane.closed_until.is_none() {
             lane.closed_until = Some(now + AFTER_LACKING);
             effects.changes.push(LaneChange::Due { origin: lane.origin.clone(), after: AFTER_LACKING });
         }

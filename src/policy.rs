@@ -91,6 +91,9 @@ fn judge_attempt(attempt: &Attempt, retry: &Retry) -> Outcome {
             Outcome::Later { fault, retry_after: None, error: error.clone() }
         }
         Attempt::Refused { reason } => Outcome::Dead { reason: reason.clone(), fault: None },
+        Attempt::Elsewhere { error, wait } => {
+            Outcome::Later { fault: Fault::Elsewhere, retry_after: Some(*wait), error: error.clone() }
+        }
         Attempt::Lacking { error } => Outcome::Later { fault: Fault::Ours, retry_after: None, error: error.clone() },
     }
 }
@@ -194,6 +197,13 @@ pub enum Attempt {
         /// For the dead letter.
         reason: String,
     },
+    /// The recipient redirected to another origin, whose lane takes nothing more now.
+    Elsewhere {
+        /// Where to, and why not.
+        error: String,
+        /// How long until it may take something.
+        wait: Duration,
+    },
     /// This machine lacked something (file descriptors, memory): nobody else's fault.
     Lacking {
         /// What was lacking.
@@ -254,6 +264,8 @@ pub enum Fault {
     Throttled,
     /// The message is at fault: it gets a backoff of its own.
     Message,
+    /// The origin that it was redirected to takes nothing more now: its own endpoint has answered.
+    Elsewhere,
     /// This machine's own: nobody is blamed, and no attempt is counted.
     Ours,
 }

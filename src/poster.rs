@@ -202,6 +202,19 @@ impl Poster {
         payload: &'a [u8],
         id: Option<&'a str>,
     ) -> Attempt {
+        self.post_through(uri, headers, payload, id, &mut |_| Ok(()))
+    }
+
+    /// As [`Poster::post`]; before a redirect to another origin is followed, `enter` is asked with its name whether
+    /// it may be, and else what the attempt comes to.
+    pub fn post_through<'a>(
+        &self,
+        uri: &Uri,
+        headers: impl Iterator<Item = (&'a str, &'a [u8])>,
+        payload: &'a [u8],
+        id: Option<&'a str>,
+        enter: &mut dyn FnMut(&str) -> Result<(), Attempt>,
+    ) -> Attempt {
         let deadline = Instant::now() + self.timeout;
         let parcel = Parcel { headers: headers.collect(), payload, id };
         let mut uri = uri.clone();
@@ -231,7 +244,12 @@ impl Poster {
                     match next_hop(&uri, &response, n_redirects) {
                         Ok(next) => {
                             throw_away(response);
-                            left_origin |= !is_same_origin(&uri, &next);
+                            if !is_same_origin(&uri, &next) {
+                                left_origin = true;
+                                if let Err(attempt) = enter(&origin(&next)) {
+                                    return attempt;
+                                }
+                            }
                             uri = next;
                             n_redirects += 1;
                             wants_fresh = false;
@@ -523,6 +541,12 @@ fn resolve_location(uri: &Uri, location: &str) -> Result<Uri, String> {
     }
     next.set_fragment(None);
     next.as_str().parse().map_err(|_| "redirect to an unreadable location".to_string())
+}
+
+/// As the lanes name it.
+fn origin(uri: &Uri) -> String {
+    let (scheme, host) = (uri.scheme_str().unwrap_or("http"), uri.host().unwrap_or_default());
+    format!("{scheme}://{}:{}", host.to_ascii_lowercase(), port(uri))
 }
 
 fn is_same_origin(one: &Uri, other: &Uri) -> bool {

@@ -89,6 +89,9 @@ struct Inner {
     reader_waits: bool,
 }
 
+/// A redirected attempt waits so long for a place in the window of where it is redirected to; a worker is held up meanwhile.
+const PLACE_PATIENCE: Duration = Duration::from_millis(250);
+
 impl Shared {
     /// Returns it with the receiving ends for workers and settler.
     pub fn new(limits: Limits, lease: Duration, seed: u64) -> (Shared, Receiver<Box<Claim>>, Receiver<Report>) {
@@ -238,15 +241,49 @@ impl Shared {
     /// A worker's attempt is over. Returns a claim for this worker to go on with, if
     /// there is one and nobody has been waiting for longer: that spares a way through
     /// the channel and the waking of another thread.
-    pub fn finish(&self, claim: Box<Claim>, outcome: Outcome, begun: Instant) -> Option<Box<Claim>> {
+    pub fn finish(
+        &self,
+        claim: Box<Claim>,
+        outcome: Outcome,
+        guest_of: Option<&str>,
+        begun: Instant,
+    ) -> Option<Box<Claim>> {
         let now = Instant::now();
         let mut effects = Effects::default();
         let mut inner = self.inner();
-        inner.lanes.finish(claim, outcome, begun, now, &mut effects);
+        inner.lanes.finish_at(claim, outcome, guest_of, begun, now, &mut effects);
         let nobody_waits = inner.ready.as_ref().is_some_and(Sender::is_empty);
         let next = if nobody_waits && !effects.ready.is_empty() { Some(effects.ready.remove(0)) } else { None };
         self.perform(inner, effects);
         next
+    }
+
+    /// The attempt of a claim is redirected to `origin` (and so leaves `left`, if it was redirected before): whether
+    /// the lane of that one takes it. Waits a moment for a place in its window.
+    ///
+    /// # Errors
+    ///
+    /// How long until it may be asked again, and why.
+    pub fn enter(&self, origin: &str, left: Option<&str>) -> Result<(), (Duration, String)> {
+        let until = Instant::now() + PLACE_PATIENCE;
+        self.leave(left);
+        loop {
+            let now = Instant::now();
+            match self.inner().lanes.enter(origin, now) {
+                Err((_, why)) if why.is_empty() && now < until && !self.is_stopping() => {}
+                entered => return entered,
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// A redirected attempt goes on from there.
+    pub fn leave(&self, origin: Option<&str>) {
+        let Some(origin) = origin else { return };
+        let mut effects = Effects::default();
+        let mut inner = self.inner();
+        inner.lanes.leave(origin, Instant::now(), &mut effects);
+        self.perform(inner, effects);
     }
 
     /// A worker gives up a claim that it may not attempt.

@@ -11,8 +11,17 @@ use crate::lanes::Claim;
 use crate::policy::{self, Attempt, Fault, Outcome, Retry};
 use crate::shared::{Attempting, Begin, Shared};
 
+/// Asks whether a redirect to this origin may be followed now.
+pub type Enter<'a> = &'a mut dyn FnMut(&str) -> Result<(), Attempt>;
+
 /// Attempts claims with `post` until `ready` is closed. `n` is the worker's place among the workers.
-pub fn run(n: usize, ready: &Receiver<Box<Claim>>, post: impl Fn(&Claim) -> Attempt, retry: &Retry, shared: &Shared) {
+pub fn run(
+    n: usize,
+    ready: &Receiver<Box<Claim>>,
+    post: impl Fn(&Claim, Enter) -> Attempt,
+    retry: &Retry,
+    shared: &Shared,
+) {
     let mut next = None;
     while let Some(claim) = next.take().or_else(|| ready.recv().ok()) {
         if shared.may_begin(&claim) == Begin::Never {
@@ -22,19 +31,43 @@ pub fn run(n: usize, ready: &Receiver<Box<Claim>>, post: impl Fn(&Claim) -> Atte
         let (id, origin, history) = (claim.id, claim.origin.clone(), claim.history.clone());
         shared.attempting(n, Some(Attempting { id, origin, history }));
         let begun = Instant::now();
-        let outcome = attempt(&claim, &post, retry);
+        let mut guest_of = None;
+        let outcome = attempt(&claim, &post, &mut guest_of, retry, shared);
         shared.metrics.attempted(&outcome, begun.elapsed());
         note(&claim, &outcome, begun, shared);
         // Settled before the lane goes on, so that the next claim of this origin cannot overtake.
-        next = shared.finish(claim, outcome, begun);
+        next = shared.finish(claim, outcome, guest_of.as_deref(), begun);
         shared.attempting(n, None);
     }
 }
 
 /// A panic costs the one message that caused it, not the agent.
-fn attempt(claim: &Claim, post: &impl Fn(&Claim) -> Attempt, retry: &Retry) -> Outcome {
+fn attempt(
+    claim: &Claim,
+    post: &impl Fn(&Claim, Enter) -> Attempt,
+    guest_of: &mut Option<String>,
+    retry: &Retry,
+    shared: &Shared,
+) -> Outcome {
     let judged = catch_unwind(AssertUnwindSafe(|| {
-        let attempt = post(claim);
+        // Where a redirect leads, it takes a place in that lane; back at its own it has one.
+        let mut enter = |origin: &str| {
+            let left = guest_of.take();
+            if *origin == *claim.origin {
+                shared.leave(left.as_deref());
+                return Ok(());
+            }
+            shared.enter(origin, left.as_deref()).map_err(|(wait, why)| Attempt::Elsewhere {
+                error: match why.as_str() {
+                    "" => format!("redirected to {origin}, which is busy"),
+                    why => format!("redirected to {origin}, which is down: {why}"),
+                },
+                wait,
+            })?;
+            *guest_of = Some(origin.to_string());
+            Ok(())
+        };
+        let attempt = post(claim, &mut enter);
         policy::judge(&attempt, &claim.history_at(Instant::now()), retry)
     }));
     judged.unwrap_or_else(|panic| Outcome::Dead {

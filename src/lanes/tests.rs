@@ -284,7 +284,7 @@ fn a_throttling_endpoint_narrows_and_is_closed_when_it_takes_nothing_any_more() 
         scene.finish(A, Outcome::Delivered);
         scene.pass(1);
     }
-    // Ten in a row at most, and fewer when the last delivery is long ago.
+    // Twelve in a row at most, and fewer when the last delivery is long ago.
     scene.pass(6);
     let mut n = 0;
     while scene.closings(A).is_empty() {
@@ -301,7 +301,7 @@ fn one_bad_path_of_a_proven_origin_holds_up_nothing() {
     for (fault, retry_after) in
         [(Fault::NoAnswer, None), (Fault::Throttled, None), (Fault::Throttled, Some(Duration::from_secs(3600)))]
     {
-        for n_bad in [1, 9] {
+        for n_bad in [1, 11] {
             let mut scene = Scene::new(limits());
             scene.widen(A);
             for _ in 0..60 {
@@ -1243,4 +1243,47 @@ fn the_counts_agree_with_the_lanes_whatever_happens() {
             assert!(!stuck, "an open lane holds what it could send");
         }
     }
+}
+
+// ---- redirects ----
+
+#[test]
+fn a_redirected_attempt_takes_a_place_where_it_is_redirected_to_and_what_becomes_of_it_is_that_ones() {
+    let mut scene = Scene::new(limits());
+    scene.admit_many(A, 2);
+    scene.finish(A, Outcome::Delivered);
+    assert_eq!(scene.lanes.enter(B, scene.now), Ok(()));
+    assert!(scene.lanes.enter(B, scene.now).is_err(), "its window is one");
+    let (claim, begun) = scene.out.pop_front().unwrap();
+    let mut effects = Effects::default();
+    scene.lanes.finish_at(claim, later(Fault::Throttled), Some(B), begun, scene.now, &mut effects);
+    scene.perform(effects);
+    assert!(matches!(scene.settled.last().unwrap().place, Place::Retry(_)));
+    assert_eq!((scene.closings(A).len(), scene.closings(B).len()), (0, 1));
+    assert!(scene.lanes.enter(B, scene.now).unwrap_err().0 >= Duration::from_secs(4), "it is down");
+    scene.pass(7);
+    assert_eq!(scene.lanes.enter(B, scene.now), Ok(()), "its time is over: this one tries it");
+    assert!(scene.lanes.enter(B, scene.now).is_err());
+    scene.lanes.leave(B, scene.now, &mut Effects::default());
+    scene.pass(2);
+    assert_eq!(scene.lanes.enter(B, scene.now), Ok(()), "nothing became of that");
+    scene.admit(A);
+    let (claim, begun) = scene.out.pop_front().unwrap();
+    let mut effects = Effects::default();
+    scene.lanes.finish_at(claim, Outcome::Delivered, Some(B), begun, scene.now, &mut effects);
+    let at = scene.lanes.by_origin[B];
+    assert_eq!((scene.lanes.lanes[at].state, scene.lanes.lanes[at].guests), (State::Open, 0));
+}
+
+#[test]
+fn a_redirect_to_what_takes_nothing_now_is_a_failure_of_the_message_alone() {
+    let mut scene = Scene::new(limits());
+    scene.widen(A);
+    for n in 0..20 {
+        let id = scene.admit(A);
+        let wait = Some(Duration::from_secs(60));
+        scene.finish(A, Outcome::Later { fault: Fault::Elsewhere, retry_after: wait, error: "busy".to_string() });
+        assert_eq!(scene.place_of(id), Some(&Place::Retry(Duration::from_secs(60))), "{n}");
+    }
+    assert!(scene.closings(A).is_empty());
 }

@@ -9,6 +9,8 @@
 //! | `proxies.rs` | what goes through a proxy, and what does not even so |
 //! | `retry.rs` | what is attempted again, when, and when no more |
 //! | `lanes.rs` | a bad endpoint delays nobody else; messages that nobody survives |
+//! | `paths.rs` | a bad path is not its origin; redirects are no way round a lane |
+//! | `shares.rs` | who has the workers: slow, failed and new endpoints, and what agents died of |
 //! | `order.rs` | `--ordered`: order through failures, restarts, standby, a switch of modes |
 //! | `dead.rs` | what becomes a dead letter, with which reason and bytes, and what must not |
 //! | `shutdown.rs` | an agent that ends or freezes: signals, `kill -9`, leases, giving back |
@@ -36,8 +38,10 @@ mod makeup;
 mod operator;
 mod order;
 mod outage;
+mod paths;
 mod proxies;
 mod retry;
 mod secrets;
+mod shares;
 mod shutdown;
 mod support;

@@ -1,7 +1,7 @@
 //! `--ordered`: strictly one at a time and in the order of the queue, per origin, whatever fails.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -196,4 +196,34 @@ fn blpop_and_ordered_contradict_each_other() {
     assert_eq!(out.status.code(), Some(2));
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(said.contains("--pop") && said.contains("--ordered"), "{said}");
+}
+
+#[test]
+fn ordered_keeps_the_order_of_more_origins_than_an_agent_remembers() {
+    const N: usize = 11_000;
+    let redis = Redis::start();
+    // One listener on every loopback address: an origin for each address.
+    let mut sink = Sink::at(Ipv4Addr::UNSPECIFIED, 0, |_| Answer::ok());
+    let port = sink.address().port();
+    sink.stop();
+    let urls: Vec<String> = (0..N).map(|n| format!("http://127.77.{}.{}:{port}", n / 250, n % 250 + 1)).collect();
+    let options = ["--ordered", "--retry-first", "8s", "--lease", "3s"];
+    let mut agent = Agent::start(&redis, &options);
+    redis.push_all(urls.iter().enumerate().map(|(n, url)| envelope(url, format!("{n} first").as_bytes())));
+    eventually("the first of each waits", LONG, || redis.counts().waiting == N);
+    agent.kill9();
+    let _agent = Agent::start(&redis, &options);
+    eventually("what was in flight is taken back", LONG, || redis.agents().len() == 1);
+    sink.start();
+    redis.push_all(urls.iter().enumerate().map(|(n, url)| envelope(url, format!("{n} second").as_bytes())));
+    redis.wait_empty(LONG * 2);
+    let mut begun = vec![false; N];
+    let mut n_out_of_order = 0;
+    for body in sink.delivered() {
+        let (n, which) = body.split_once(' ').unwrap();
+        let n: usize = n.parse().unwrap();
+        n_out_of_order += usize::from(which == "second" && !begun[n]);
+        begun[n] = true;
+    }
+    assert_eq!((n_out_of_order, begun.iter().filter(|begun| **begun).count()), (0, N));
 }
