@@ -1,0 +1,333 @@
+//! The rules of envelopes as tables: what is read of which bytes, and what is said of the others.
+
+use rmp::encode::{self, ByteBuf};
+
+use super::msgpack::write_text;
+use super::*;
+
+/// A map with the one header that ACA-Py sends; `parts` are MessagePack already.
+fn map(parts: &[&[u8]]) -> Vec<u8> {
+    assert!(parts.len().is_multiple_of(2) && parts.len() < 32);
+    let mut raw = vec![0x80 | (parts.len() / 2) as u8];
+    raw.extend(parts.concat());
+    raw
+}
+
+fn text(text: &str) -> Vec<u8> {
+    let mut buf = ByteBuf::new();
+    write_text(&mut buf, text);
+    buf.into_vec()
+}
+
+fn bin(bytes: &[u8]) -> Vec<u8> {
+    let mut buf = ByteBuf::new();
+    encode::write_bin(&mut buf, bytes).unwrap();
+    buf.into_vec()
+}
+
+/// What is read, as: URI, origin, headers a line each, payload, retries.
+fn check(raw: &[u8], expected: Result<&str, &str>) {
+    let read = Envelope::decode(raw.to_vec());
+    let actual = match &read {
+        Ok(envelope) => {
+            assert_eq!(envelope.raw(), raw);
+            let mut lines = format!("{} {}\n", envelope.uri(), envelope.origin());
+            for (name, value) in envelope.headers() {
+                lines += &format!("{name}: {}\n", value.escape_ascii());
+            }
+            let (payload, retries) = (envelope.payload().escape_ascii(), envelope.retries());
+            Ok(lines + &format!("{payload} {retries}"))
+        }
+        Err(malformed) => {
+            assert_eq!(malformed.raw, raw);
+            Err(malformed.to_string())
+        }
+    };
+    let expected = expected.map(String::from).map_err(String::from);
+    assert_eq!(actual, expected, "{}", raw.escape_ascii());
+}
+
+fn check_endpoint(endpoint: &str, expected: Result<&str, &str>) {
+    let raw = Envelope::encode([], endpoint, b"x");
+    check(&raw, expected.map(|line| format!("{line}\nx 0")).as_deref().map_err(|error| *error));
+}
+
+fn check_headers(headers: &[(&str, &str)], expected: Result<&str, &str>) {
+    let raw = Envelope::encode(headers.iter().copied(), "http://h", b"x");
+    let expected = expected.map(|lines| format!("http://h/ http://h:80\n{lines}x 0"));
+    check(&raw, expected.as_deref().map_err(|error| *error));
+}
+
+/// `value` under `key`, beside a good endpoint and payload.
+fn check_extra(key: &[u8], value: &[u8], expected: Result<&str, &str>) {
+    let good = [&text("endpoint")[..], &text("http://h"), &text("payload"), &bin(b"x")];
+    for at in [0, 2, 4] {
+        let mut parts = good.to_vec();
+        parts.splice(at..at, [key, value]);
+        check(&map(&parts), expected);
+    }
+}
+
+const GOOD: Result<&str, &str> = Ok("http://h/ http://h:80\nx 0");
+
+#[test]
+fn endpoints_become_what_http_can_request() {
+    check_endpoint("http://h", Ok("http://h/ http://h:80"));
+    check_endpoint("HTTP://Host.Example:80/A?b=c#d", Ok("http://host.example/A?b=c http://host.example:80"));
+    check_endpoint("https://h/", Ok("https://h/ https://h:443"));
+    check_endpoint("https://h:80", Ok("https://h:80/ https://h:80"));
+    check_endpoint(" http://h/a b\u{e4}\n", Ok("http://h/a%20b%C3%A4 http://h:80"));
+    check_endpoint(
+        "http://m\u{fc}nchen.example",
+        Ok("http://xn--mnchen-3ya.example/ http://xn--mnchen-3ya.example:80"),
+    );
+    check_endpoint("http://0x7f.1:8020/", Ok("http://127.0.0.1:8020/ http://127.0.0.1:8020"));
+    check_endpoint("http://2130706433", Ok("http://127.0.0.1/ http://127.0.0.1:80"));
+    check_endpoint("http://[::FFFF:127.0.0.1]:1", Ok("http://[::ffff:7f00:1]:1/ http://[::ffff:7f00:1]:1"));
+    check_endpoint("http://h/../a/./b?x=`{|}^\"<>", Ok("http://h/a/b?x=`{|}^%22%3C%3E http://h:80"));
+    check_endpoint("http:\\\\h\\a", Ok("http://h/a http://h:80"));
+}
+
+#[test]
+fn user_and_password_become_a_header_and_are_never_shown() {
+    check_endpoint(
+        "http://Aladdin:open%20sesame@h/",
+        Ok("http://h/ http://h:80\nAuthorization: Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="),
+    );
+    check_endpoint("http://user@h/", Ok("http://h/ http://h:80\nAuthorization: Basic dXNlcjo="));
+    check_endpoint("http://@h/", Ok("http://h/ http://h:80"));
+    let own = [("authorization", "Bearer t")];
+    let raw = Envelope::encode(own, "http://user:secret@h/p#f", b"payload");
+    check(&raw, Ok("http://h/p http://h:80\nauthorization: Bearer t\npayload 0"));
+    let queried = Envelope::decode(Envelope::encode([], "http://h/p?code=secret", b"")).unwrap();
+    assert_eq!(queried.endpoint_for_people(), "http://h/p?***");
+    check_endpoint(
+        "http://h:port/?code=secret",
+        Err("endpoint \"http://h:port/?***\" is not a URL: invalid port number"),
+    );
+    let envelope = Envelope::decode(raw).unwrap();
+    assert_eq!(envelope.endpoint(), "http://user:secret@h/p#f");
+    assert_eq!(envelope.endpoint_for_people(), "http://h/p");
+    let debug = format!("{envelope:?}");
+    assert!(!debug.contains("secret") && !debug.contains("Bearer"), "{debug}");
+
+    check_endpoint("http://user:secret@h:port/", Err("endpoint \"***@h:port/\" is not a URL: invalid port number"));
+    check_endpoint("http://user:sec/ret@h:1/", Err("endpoint \"***@h:1/\" is not a URL: invalid port number"));
+    check_endpoint("user:secret@h", Err("endpoint of scheme user, only http and https are supported"));
+}
+
+#[test]
+fn what_cannot_be_requested_is_explained() {
+    check_endpoint("", Err("endpoint \"\" is not an absolute URL, as http://host/ is"));
+    check_endpoint("h/path", Err("endpoint \"h/path\" is not an absolute URL, as http://host/ is"));
+    check_endpoint("http://", Err("endpoint \"http://\" is not a URL: empty host"));
+    check_endpoint(
+        "http://a\n\u{1b}[31m b",
+        Err("endpoint \"http://a\\n\\u{1b}[31m b\" is not a URL: invalid international domain name"),
+    );
+    check_endpoint("http://1.2.3.4.5/", Err("endpoint \"http://1.2.3.4.5/\" is not a URL: invalid IPv4 address"));
+    check_endpoint("ws://h/ws", Err("endpoint of scheme ws, only http and https are supported"));
+    check_endpoint("WSS://h/ws", Err("endpoint of scheme wss, only http and https are supported"));
+    check_endpoint("did:sov:abc", Err("endpoint of scheme did, only http and https are supported"));
+    check_endpoint("h:8020", Err("endpoint of scheme h, only http and https are supported"));
+    check_endpoint("http://a{b}/", Err("endpoint \"http://a{b}/\" cannot be requested: invalid uri character"));
+    check_endpoint(&format!("http://{}/", "a".repeat(255)), Err("host of 255 bytes in the endpoint, 254 are possible"));
+    check_endpoint(&format!("http://h/{}", "a".repeat(9000)), Err("endpoint of 9009 bytes, 8192 are allowed"));
+    let long = format!("endpoint \"{}...\" is not an absolute URL, as http://host/ is", "a".repeat(80));
+    check_endpoint(&"a".repeat(100), Err(&long));
+    check(&map(&[&text("endpoint"), &bin(b"http://\xff"), &text("payload"), &bin(b"")]), Err("endpoint is not UTF-8"));
+}
+
+#[test]
+fn the_longest_endpoint_and_host_are_accepted() {
+    let host = "a".repeat(MAX_HOST);
+    check_endpoint(&format!("http://{host}"), Ok(&format!("http://{host}/ http://{host}:80")));
+    let path = "a".repeat(MAX_ENDPOINT - "http://h/".len());
+    check_endpoint(&format!("http://h/{path}"), Ok(&format!("http://h/{path} http://h:80")));
+}
+
+#[test]
+fn headers_keep_order_spelling_and_repetitions() {
+    check_headers(&[("X-b", "1"), ("a", "2"), ("x-B", "\t\u{e4} 3")], Ok("X-b: 1\na: 2\nx-B: \\t\\xc3\\xa4 3\n"));
+    check_headers(&[("Empty", "")], Ok("Empty: \n"));
+}
+
+#[test]
+fn headers_of_the_connection_are_not_sent() {
+    for name in [
+        "host",
+        "CONTENT-LENGTH",
+        "Transfer-Encoding",
+        "Connection",
+        "Keep-Alive",
+        "te",
+        "Trailer",
+        "Upgrade",
+        "Expect",
+        "Proxy-Authorization",
+        "proxy-connection",
+    ] {
+        check_headers(&[(name, "1"), ("Content-Type", "t")], Ok("Content-Type: t\n"));
+    }
+    check_headers(&[("Proxy", "1"), ("TEA", "2")], Ok("Proxy: 1\nTEA: 2\n"));
+}
+
+#[test]
+fn headers_that_http_does_not_allow_are_refused() {
+    check_headers(&[("", "1")], Err("a header's name is empty"));
+    check_headers(&[("a\r\nb", "1")], Err("name of header \"a...\" has byte 0x0d, not allowed"));
+    check_headers(
+        &[("Authorization: secret", "")],
+        Err("name of header \"Authorization...\" has byte 0x3a, not allowed"),
+    );
+    check_headers(&[("\u{e4}", "")], Err("name of header \"...\" has byte 0xc3, not allowed"));
+    check_headers(&[("a", "1"), ("b", "secret\r\nc: 2")], Err("value of header b has byte 0x0d, not allowed"));
+    check_headers(&[("a", "1\n")], Err("value of header a has byte 0x0a, not allowed"));
+    check_headers(&[("a", "\0")], Err("value of header a has byte 0x00, not allowed"));
+    check_headers(&[("a", "\x7f")], Err("value of header a has byte 0x7f, not allowed"));
+    let only_ascii = "value of header authorization has byte 0xc3, only ASCII is allowed";
+    check_headers(&[("a", "\u{e4}"), ("authorization", "Bearer \u{e4}")], Err(only_ascii));
+    check_headers(&[("Host", "\r\n")], Err("value of header Host has byte 0x0d, not allowed"));
+    check_headers(&[("a", &"b".repeat(MAX_HEADERS))], Err("headers of 65537 bytes, 65536 are allowed"));
+    let value = "b".repeat(MAX_HEADERS - 1);
+    check_headers(&[("a", &value)], Ok(&format!("a: {value}\n")));
+}
+
+#[test]
+fn text_and_bytes_are_the_same_everywhere() {
+    let headers = map(&[&bin(b"n"), &bin(b"v\xff")]);
+    let lines = Ok("http://h/ http://h:80\nn: v\\xff\n\\xffx 0");
+    let payload = b"\xa2\xffx";
+    check(&map(&[&bin(b"headers"), &headers, &bin(b"endpoint"), &bin(b"http://h"), &bin(b"payload"), payload]), lines);
+}
+
+#[test]
+fn headers_may_be_missing_or_nil_but_nothing_else() {
+    check(&map(&[&text("payload"), &bin(b"x"), &text("endpoint"), &text("http://h")]), GOOD);
+    check_extra(&text("headers"), b"\xc0", GOOD);
+    check_extra(&text("headers"), b"\x80", GOOD);
+    check_extra(&text("headers"), b"\x90", Err("headers is an array, not a map"));
+    check_extra(&text("headers"), b"\x81\x01\xa1v", Err("a header's name is an integer, not text or bytes"));
+    check_extra(&text("headers"), b"\x81\xa1n\x01", Err("header n is an integer, not text"));
+    check_extra(&text("headers"), b"\x81\xa1n\x91\xc0", Err("header n is an array, not text"));
+}
+
+#[test]
+fn what_is_missing_or_of_a_wrong_type_is_named() {
+    check(b"\x80", Err("no payload"));
+    check(&map(&[&text("payload"), &bin(b"x")]), Err("no endpoint"));
+    check(&map(&[&text("payload"), b"\xc0"]), Err("payload is nil, not text or bytes"));
+    check(&map(&[&text("payload"), b"\x80"]), Err("payload is a map, not text or bytes"));
+    check(
+        &map(&[&text("payload"), &bin(b""), &text("endpoint"), b"\xc3"]),
+        Err("endpoint is a boolean, not text or bytes"),
+    );
+    check(b"", Err("empty: not a single byte"));
+    check(b"\x93\x01\x02\x03", Err("not a map but an array"));
+    check(b"{\"endpoint\": 1}", Err("not a MessagePack map; it begins with '{' as JSON does"));
+    check(b"hello", Err("not a map but an integer"));
+    check(b"\xc1", Err("not MessagePack: byte 0xc1 begins no value"));
+    check(b"\x81\x01\xc1", Err("not MessagePack: byte 0xc1 begins no value"));
+}
+
+#[test]
+fn the_end_must_be_where_the_map_ends() {
+    let whole = Envelope::encode([("n", "v")], "http://h", b"x");
+    check(&whole, Ok("http://h/ http://h:80\nn: v\nx 0"));
+    for n in 1..whole.len() {
+        check(&whole[..n], Err("truncated: it ends within a value"));
+    }
+    let mut longer = whole.clone();
+    longer.extend_from_slice(b"\xc0\xc0");
+    check(&longer, Err(&format!("more after the map: 2 of {} bytes", longer.len())));
+}
+
+#[test]
+fn lengths_are_not_believed_before_the_bytes_are_there() {
+    for head in [
+        &b"\xdf\xff\xff\xff\xff"[..],
+        b"\xdd\xff\xff\xff\xff",
+        b"\xdb\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xff",
+        b"\xc9\xff\xff\xff\xff\x01",
+        b"\xc7\xff\x01",
+    ] {
+        let raw = map(&[&text("headers"), head, &text("payload"), &bin(b"x")]);
+        check(&raw, Err("truncated: it ends within a value"));
+        let inside = [b"\x91", head].concat();
+        let raw = map(&[&text("other"), &inside, &text("payload"), &bin(b"x")]);
+        check(&raw, Err("truncated: it ends within a value"));
+    }
+    check(b"\xdf\xff\xff\xff\xff\xa1", Err("truncated: it ends within a value"));
+}
+
+#[test]
+fn unknown_keys_of_any_type_and_depth_are_skipped() {
+    let values: [&[u8]; 20] = [
+        b"\x05",
+        b"\xe0",
+        b"\xc0",
+        b"\xc2",
+        b"\xc3",
+        b"\xca....",
+        b"\xcb........",
+        b"\xcc.",
+        b"\xcd..",
+        b"\xce....",
+        b"\xcf........",
+        b"\xd0.",
+        b"\xd3........",
+        b"\xd4..",
+        b"\xd8.................",
+        b"\xc7\x01..",
+        b"\xc8\x00\x02...",
+        b"\x92\x81\xa1a\xc4\x01.\x90",
+        b"\xdc\x00\x01\x80",
+        b"\xde\x00\x01\xc0\xc0",
+    ];
+    for value in values {
+        check_extra(&text("other"), value, GOOD);
+        check_extra(value, value, GOOD);
+    }
+    let deep = [vec![0x91; 1_000_000], vec![0xc0]].concat();
+    check_extra(&text("deep"), &deep, GOOD);
+    check_extra(&deep, b"\xc0", GOOD);
+}
+
+#[test]
+fn the_last_of_equal_keys_counts() {
+    let (payload, endpoint) = (text("payload"), text("endpoint"));
+    check(
+        &map(&[&payload, b"\xc0", &endpoint, &text("bad"), &endpoint, &text("http://h"), &payload, &bin(b"x")]),
+        GOOD,
+    );
+    check(
+        &map(&[&endpoint, &text("http://h"), &payload, &bin(b"x"), &payload, b"\xc0"]),
+        Err("payload is nil, not text or bytes"),
+    );
+}
+
+#[test]
+fn retries_count_if_they_can() {
+    for (value, retries) in [
+        (&b"\x03"[..], 3u32),
+        (b"\x00", 0),
+        (b"\xff", 0),
+        (b"\xcd\x01\x00", 256),
+        (b"\xd2\xff\xff\xff\xff", 0),
+        (b"\xcf\xff\xff\xff\xff\xff\xff\xff\xff", u32::MAX),
+        (b"\xd3\x80\x00\x00\x00\x00\x00\x00\x00", 0),
+        (b"\xc0", 0),
+        (b"\xa13", 0),
+        (b"\xcb\x40\x00\x00\x00\x00\x00\x00\x00", 0),
+    ] {
+        check_extra(&text("retries"), value, Ok(&format!("http://h/ http://h:80\nx {retries}")));
+    }
+}
+
+#[test]
+fn what_is_shown_of_an_endpoint_has_an_end() {
+    let raw = Envelope::encode([], &format!("http://h/{}", "\u{e4}".repeat(1000)), b"");
+    let shown = Envelope::decode(raw).unwrap().endpoint_for_people();
+    assert!(shown.starts_with("http://h/%C3%A4") && shown.ends_with("...") && shown.len() == 203, "{shown}");
+}
