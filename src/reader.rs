@@ -41,21 +41,7 @@ const RECONNECT_MAX: Duration = Duration::from_secs(5);
 ///
 /// What waiting cannot mend: wrong password, no permission, wrong type at a key.
 pub fn run(queue: &mut dyn Queue, shared: &Shared, retry_first: Duration) -> Result<(), Error> {
-    let mut reader = Reader {
-        shared,
-        look_every: (retry_first / 4).clamp(Duration::from_millis(20), LOOK_EVERY),
-        number: None,
-        call: 0,
-        again: false,
-        asked: Instant::now(),
-        popped: None,
-        endpoints: Endpoints::default(),
-        knows_lanes: false,
-        was_standby: false,
-        audited: Instant::now(),
-        refused: false,
-        patience: Patience::default(),
-    };
+    let mut reader = Reader::new(shared, retry_first);
     while !shared.is_stopping() {
         shared.turn(0);
         match reader.turn(queue) {
@@ -129,6 +115,24 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    fn new(shared: &Shared, retry_first: Duration) -> Reader<'_> {
+        Reader {
+            shared,
+            look_every: (retry_first / 4).clamp(Duration::from_millis(20), LOOK_EVERY),
+            number: None,
+            call: 0,
+            again: false,
+            asked: Instant::now(),
+            popped: None,
+            endpoints: Endpoints::default(),
+            knows_lanes: false,
+            was_standby: false,
+            audited: Instant::now(),
+            refused: false,
+            patience: Patience::default(),
+        }
+    }
+
     fn turn(&mut self, queue: &mut dyn Queue) -> Result<(), Error> {
         let Some(number) = self.shared.number() else {
             self.shared.wait_for_change(Duration::from_millis(100));
@@ -330,5 +334,42 @@ impl Reader<'_> {
             self.again = true;
         }
         warn!("one message popped by '--pop blpop' could not be handed back to Redis and is lost");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::memory::Memory;
+
+    /// What is left in the queue when an agent stops that has popped a message and was registered so.
+    fn handed_over(registered: impl FnOnce(&mut Memory) -> Option<AgentNumber>) -> (Memory, Option<AgentNumber>) {
+        let mut queue = Memory::new();
+        queue.push(["second"]);
+        let number = registered(&mut queue);
+        let (shared, _ready, _reports) = Shared::for_tests(Duration::from_secs(15));
+        let mut reader = Reader::new(&shared, Duration::from_secs(1));
+        reader.number = number;
+        reader.popped = Some(b"first".to_vec());
+        reader.hand_over_popped(&mut queue);
+        (queue, number)
+    }
+
+    #[test]
+    fn what_was_popped_is_claimed_at_a_stop() {
+        let (queue, number) = handed_over(|queue| Some(queue.join(Duration::from_secs(15), None, 0).unwrap().number));
+        let state = queue.state();
+        assert_eq!(state.messages.values().collect::<Vec<_>>(), [b"first"]);
+        assert_eq!(state.inflight.values().copied().collect::<Vec<_>>(), [number.unwrap()]);
+    }
+
+    #[test]
+    fn what_was_popped_goes_back_to_the_left_if_nobody_may_claim_it() {
+        for number in [None, Some(AgentNumber(7))] {
+            let (queue, _) = handed_over(|_| number);
+            let state = queue.state();
+            assert_eq!(state.queue, [b"first".to_vec(), b"second".to_vec()]);
+            assert!(state.messages.is_empty());
+        }
     }
 }

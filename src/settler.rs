@@ -477,3 +477,37 @@ impl Settler<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::memory::Memory;
+
+    const LEASE: Duration = Duration::from_secs(15);
+
+    #[test]
+    fn while_the_reader_is_stuck_the_lease_is_not_renewed_and_then_it_is_again() {
+        let (mut shared, _ready, _reports) = Shared::for_tests(LEASE);
+        shared.grow_older(LEASE * 2 + Duration::from_secs(1));
+        let options = Options { lease: LEASE, keep_dead: None, longest_delay: LEASE };
+        let mut settler = Settler::new(&shared, &options);
+        let mut queue = Memory::new();
+        queue.set_clock(1_000_000_000);
+        settler.turn(&mut queue).unwrap();
+        let lease_of = |queue: &Memory| queue.state().agents.values().copied().collect::<Vec<_>>();
+        let joined = lease_of(&queue);
+        assert_eq!(joined, [1_015_000]);
+        queue.set_clock(1_001_000_000);
+        settler.next_beat = Instant::now();
+        settler.turn(&mut queue).unwrap();
+        assert_eq!(lease_of(&queue), joined);
+        assert!(settler.said_stuck);
+        // It is looked at again soon, and all is as before.
+        assert!(settler.next_beat <= Instant::now() + BEAT_OF_THE_STUCK);
+        shared.turn(0);
+        settler.next_beat = Instant::now();
+        settler.turn(&mut queue).unwrap();
+        assert_eq!(lease_of(&queue), [1_016_000]);
+        assert!(shared.is_beat_fresh());
+    }
+}

@@ -432,6 +432,29 @@ impl Shared {
         self.turned[thread].store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
+    /// For tests of one thread alone.
+    #[cfg(test)]
+    pub fn for_tests(lease: Duration) -> (Shared, Receiver<Box<Claim>>, Receiver<Report>) {
+        let limits = Limits {
+            workers: 4,
+            endpoint_concurrency: 4,
+            messages: 64,
+            bytes: 1 << 20,
+            ordered: false,
+            retry_first: Duration::from_secs(5),
+            retry_max: Duration::from_secs(600),
+            give_up_after: Duration::from_secs(86_400),
+            attempt: Duration::from_secs(35),
+        };
+        Shared::new(limits, lease, 1)
+    }
+
+    /// As if it had been started so long before.
+    #[cfg(test)]
+    pub fn grow_older(&mut self, by: Duration) {
+        self.started -= by;
+    }
+
     /// How long ago it last did.
     pub fn since_turn(&self, thread: usize) -> Duration {
         self.started.elapsed().saturating_sub(Duration::from_millis(self.turned[thread].load(Ordering::Relaxed)))

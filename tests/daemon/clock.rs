@@ -74,14 +74,37 @@ fn a_clock_that_was_ahead_for_a_moment_buries_and_removes_nothing() {
     // minute, and at every start.
     eventually("some fail again", ms(40_000), || sink.n_requests() >= before + 5);
     let other = Agent::start(&redis, &options);
-    redis.set_clock("+0");
     other.wait_log("ahead of this machine's");
+    redis.set_clock("+0");
     agent.wait_log("was set back by 19");
     let counts = redis.counts();
     assert_eq!((counts.dead, counts.messages), (3, 11), "{:?}", redis.dead());
     sink.behave(|_| Answer::ok());
     redis.wait_empty_but_dead(ms(40_000));
     assert_eq!(redis.counts().dead, 3, "{:?}", redis.dead());
+}
+
+#[test]
+fn a_redis_that_lost_its_data_and_is_behind_gives_out_no_number_that_an_agent_has_seen() {
+    let mut redis = Redis::with_clock("+0");
+    let sink = Sink::new(|_| Answer::ok().after(ms(3000)));
+    let _agent = Agent::start(&redis, &["--lease", "3s"]);
+    redis.push_all(numbered(&sink.url(), 1));
+    eventually_eq("one is being attempted", SOON, 1, || sink.n_requests());
+    let ids: Vec<u64> =
+        redis::cmd("ZRANGE").arg(redis.key("inflight")).arg(0).arg(-1).query(&mut redis.client()).unwrap();
+    // As a replica that had none of it and whose clock is behind, when it becomes the master.
+    redis.set_clock("-90s");
+    redis::cmd("FLUSHALL").exec(&mut redis.client()).unwrap();
+    eventually_eq("the agent joins again", SOON, 1, || redis.agents().len());
+    assert!(redis.agents()[0].parse::<u64>().unwrap() > ids[0], "{:?} after {ids:?}", redis.agents());
+    sink.behave(|_| Answer::Hang);
+    redis.push(&envelope(&sink.url(), b"new"));
+    let given = || -> Vec<u64> {
+        redis::cmd("ZRANGE").arg(redis.key("inflight")).arg(0).arg(-1).query(&mut redis.client()).unwrap()
+    };
+    eventually("the new one is claimed", SOON, || given().iter().any(|id| !ids.contains(id)));
+    assert!(given().iter().all(|id| *id >= ids[0]), "{:?} after {ids:?}", given());
 }
 
 #[test]

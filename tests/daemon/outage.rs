@@ -472,3 +472,49 @@ fn a_redis_that_may_lose_messages_is_warned_about() {
     agent.wait_log("appendonly");
     agent.wait_log("maxmemory-policy");
 }
+
+#[test]
+fn what_redis_has_lost_is_attempted_again_if_the_attempt_under_way_fails() {
+    let redis = Redis::start();
+    let sink = Sink::origins(4, |request| match request.text().as_str() {
+        "refused" => Answer::status(410).after(ms(2000)),
+        _ => Answer::status(503).after(ms(2000)),
+    });
+    let agent = Agent::start(&redis, &["--retry-first", "500ms"]);
+    let urls = sink.urls();
+    redis.push_all(urls[..3].iter().enumerate().map(|(i, url)| envelope(url, format!("message {i}").as_bytes())));
+    redis.push(&envelope(&urls[3], b"refused"));
+    eventually_eq("all are being attempted", SOON, 4, || sink.n_requests());
+    redis::cmd("FLUSHALL").exec(&mut redis.client()).unwrap();
+    agent.wait_log("messages that Redis has lost were still held here");
+    sink.behave(|_| Answer::ok());
+    eventually_eq("they are delivered", SOON, 3, || sink.n_delivered());
+    // And the one that ended badly is where one can see it.
+    eventually_eq("one is dead", SOON, 1, || redis.counts().dead);
+    redis.wait_empty_but_dead(SOON);
+    let dead = redis.dead();
+    assert_eq!(dead[0].bytes, envelope(&urls[3], b"refused"));
+    assert!(dead[0].history.contains("410"), "{}", dead[0].history);
+    redis.check_invariant();
+}
+
+#[test]
+fn whatever_redis_holds_it_does_not_join_without_a_pause() {
+    let redis = Redis::start();
+    // Beyond what sixteen digits and a double can tell: no number comes back as it was given out.
+    redis::cmd("SET").arg(redis.key("id")).arg("100000000000000000").exec(&mut redis.client()).unwrap();
+    let mut agent = Agent::start_at(&redis.url(), &["--lease", "3s"]);
+    let n_commands = || {
+        let info: String = redis::cmd("INFO").arg("stats").query(&mut redis.client()).unwrap();
+        let line = info.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
+        line.unwrap().trim().parse::<u64>().unwrap()
+    };
+    eventually("it has spoken with Redis", SOON, || n_commands() > 20);
+    let before = n_commands();
+    // So long that a few pauses are in it.
+    thread::sleep(Duration::from_secs(4));
+    let n = n_commands() - before;
+    assert!(n < 200, "{n} commands in 4 s");
+    assert!(agent.is_running());
+    assert!(agent.log().lines().count() < 30, "{}", agent.log());
+}
