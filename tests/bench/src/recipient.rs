@@ -3,6 +3,7 @@
 //! that it came to. It notes every arrival. A thread for each connection: exact, and fast enough
 //! for some ten thousand requests a second, beyond which nginx is the recipient.
 
+use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,6 +20,8 @@ pub struct Request<'a> {
     /// Which message it is.
     pub number: u64,
     stream: &'a TcpStream,
+    /// Lines of the answer's head.
+    headers: Cell<&'static str>,
 }
 
 impl Request<'_> {
@@ -28,6 +31,12 @@ impl Request<'_> {
         let mut byte = [0];
         let _ = (&mut &*self.stream).read(&mut byte);
         0
+    }
+
+    /// Answers with these lines of head too, each with its line end.
+    pub fn with(&self, headers: &'static str, status: u16) -> u16 {
+        self.headers.set(headers);
+        status
     }
 }
 
@@ -114,11 +123,20 @@ impl Recipient {
         self.entry_at(origin(origin_number), self.port, number, bytes)
     }
 
+    /// The same for a path of it, which begins with a slash.
+    pub fn entry_to(&self, origin_number: usize, path: &str, number: u64, bytes: usize) -> Vec<u8> {
+        self.write(&format!("http://{}:{}{path}", origin(origin_number), self.port), number, bytes)
+    }
+
     /// The same for another listener.
     pub fn entry_at(&self, address: Ipv4Addr, port: u16, number: u64, bytes: usize) -> Vec<u8> {
+        self.write(&format!("http://{address}:{port}/"), number, bytes)
+    }
+
+    fn write(&self, endpoint: &str, number: u64, bytes: usize) -> Vec<u8> {
         let mut payload = format!("{number:010} {:020} ", self.now().as_nanos()).into_bytes();
         payload.resize(bytes.max(payload.len()), b'x');
-        message(&format!("http://{address}:{port}/"), &payload)
+        message(endpoint, &payload)
     }
 
     /// How many were answered with 2xx so far.
@@ -182,7 +200,8 @@ fn serve(stream: TcpStream, inner: &Inner) -> std::io::Result<()> {
         let (number, pushed) = (number(), Duration::from_nanos(number()));
         let arrival = Arrival { origin, number, pushed, arrived, took: Duration::ZERO, status: 0 };
         inner.arrivals.lock().expect("nothing panics with the arrivals").push(arrival);
-        let status = (inner.manners)(&Request { origin, number, stream: &stream });
+        let request = Request { origin, number, stream: &stream, headers: Cell::new("") };
+        let status = (inner.manners)(&request);
         let took = inner.clock.elapsed() - arrived;
         let answered = Arrival { status, took, ..arrival };
         inner.answered.lock().expect("nothing panics with the answers").push(answered);
@@ -192,7 +211,8 @@ fn serve(stream: TcpStream, inner: &Inner) -> std::io::Result<()> {
         if status == 0 {
             return Ok(());
         }
-        (&stream).write_all(format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n").as_bytes())?;
+        let headers = request.headers.get();
+        (&stream).write_all(format!("HTTP/1.1 {status} X\r\n{headers}Content-Length: 0\r\n\r\n").as_bytes())?;
         buffer.drain(..head + length);
     }
 }

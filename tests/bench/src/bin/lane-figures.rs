@@ -5,10 +5,10 @@
 //!
 //! Without `--full` the scenarios are shorter: minutes become tens of seconds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,12 +16,12 @@ use acapy_deliver_bench::figures::{Machine, Row, Spread, Unit, Wanted, document,
 use acapy_deliver_bench::ground::{Nginx, Redis};
 use acapy_deliver_bench::load::{Load, QUEUE, origin};
 use acapy_deliver_bench::program::{Program, agent_binary};
-use acapy_deliver_bench::recipient::{Arrival, Deaf, Recipient};
+use acapy_deliver_bench::recipient::{Arrival, Deaf, Recipient, Request};
 use redis::Commands;
 
 type Scenario = fn(bool) -> Vec<Row>;
 
-const SCENARIOS: [(&str, Scenario); 11] = [
+const SCENARIOS: [(&str, Scenario); 17] = [
     ("hanging", hanging),
     ("deaf", deaf),
     ("silent", silent),
@@ -33,6 +33,12 @@ const SCENARIOS: [(&str, Scenario); 11] = [
     ("descriptors", descriptors),
     ("four-agents", four_agents),
     ("small", small),
+    ("bad-path", bad_path),
+    ("late-answers", late_answers),
+    ("back", back),
+    ("newcomers", newcomers),
+    ("failed-once", failed_once),
+    ("killed-twice", killed_twice),
 ];
 
 /// Size of a message: what most of them have.
@@ -631,16 +637,339 @@ fn small(_full: bool) -> Vec<Row> {
     )]
 }
 
+/// Numbers of bad messages begin here.
+const BAD_ONES: u64 = 5_000_000;
+
+/// Paths of an origin that has delivered, which close the connection, hang, or answer 503 or 429:
+/// others' messages to the same origin do not wait for them.
+fn bad_path(_full: bool) -> Vec<Row> {
+    type Manner = fn(&Request) -> u16;
+    const KINDS: [(&str, Manner); 4] = [
+        ("closes", |_| 0),
+        ("hangs", |request| request.hang()),
+        ("answers 503", |_| 503),
+        ("answers 429, Retry-After 3600", |request| request.with("Retry-After: 3600\r\n", 429)),
+    ];
+    let run = |manner: Manner, bad: &str| {
+        let stage = Stage::new(move |request| if request.number < BAD_ONES { 200 } else { manner(request) });
+        let _agent = stage.agent(&["--timeout", "5s"]);
+        stage.push(&(0..20).map(|n| stage.recipient.entry(0, n, BYTES)).collect::<Vec<_>>());
+        stage.wait_good(20, seconds(20));
+        let at_start = match bad {
+            "one" => 1,
+            "ten" => 10,
+            _ => 0,
+        };
+        let entry = |n: u64| stage.recipient.entry_to(0, &format!("/bad/{n}"), BAD_ONES + n, BYTES);
+        stage.push(&(0..at_start).map(entry).collect::<Vec<_>>());
+        let every_second = at_start == 0;
+        let n_pushed = stage.push_numbered(2.0, seconds(60), 1_000, |n, _| {
+            if every_second {
+                stage.push(&[entry(n as u64)]);
+            }
+            0
+        });
+        thread::sleep(seconds(10));
+        let mut first = BTreeMap::new();
+        for arrival in stage.recipient.arrivals().iter().filter(|a| (1_000..BAD_ONES).contains(&a.number)) {
+            first.entry(arrival.number).or_insert(arrival.latency());
+        }
+        let in_time = first.values().filter(|latency| **latency <= seconds(10)).count() as f64;
+        let worst = first.values().max().filter(|_| first.len() == n_pushed);
+        (in_time, worst.map_or(f64::INFINITY, Duration::as_secs_f64), n_pushed as f64)
+    };
+    let all: Vec<(&str, &str)> = ["one", "ten", "every second"]
+        .into_iter()
+        .flat_map(|bad| KINDS.iter().map(move |(name, _)| (bad, *name)))
+        .collect();
+    // They hardly load the machine, and take more than a minute each: all at the same time.
+    let seen: Vec<(f64, f64, f64)> = thread::scope(|scope| {
+        let runs: Vec<_> = all
+            .iter()
+            .map(|(bad, name)| {
+                let manner = KINDS.iter().find(|(known, _)| known == name).expect("it is one of them").1;
+                scope.spawn(move || run(manner, bad))
+            })
+            .collect();
+        runs.into_iter().map(|run| run.join().expect("the scenario does not panic")).collect()
+    });
+    let group = "bad paths of an origin that has delivered twenty";
+    let mut rows = Vec::new();
+    for ((bad, name), (in_time, worst, n_pushed)) in all.iter().zip(seen) {
+        let what = match *bad {
+            "one" => format!("one path {name}: of the good ones of 60 s, arrived within 10 s"),
+            "ten" => format!("ten paths, each {name}: the same"),
+            _ => format!("a new path that {name} before each good one: the same"),
+        };
+        // With a bad one for each good one, several fail in a row now and then, as where an origin is down.
+        let share = if *bad == "every second" { 0.9 } else { 1.0 };
+        let pushed = Some(("pushed", n_pushed));
+        rows.push(one(group, &what, Unit::Number, in_time, pushed, Wanted::TimesReference(share)));
+        rows.push(one(group, "their latest, push to arrival", Unit::Seconds, worst, None, Wanted::Shown));
+    }
+    rows
+}
+
+/// 128 origins that answer 200 after 28 s, once they have answered one message at once, beside a
+/// healthy endpoint with two messages a second.
+fn late_answers(_full: bool) -> Vec<Row> {
+    const SLOW: usize = 128;
+    const HEALTHY: usize = 500;
+    let run = |with_slow: bool| {
+        let is_slow = Arc::new(AtomicBool::new(false));
+        let switch = is_slow.clone();
+        let stage = Stage::new(move |request| {
+            if request.origin < SLOW && switch.load(Ordering::Relaxed) {
+                thread::sleep(seconds(28));
+            }
+            200
+        });
+        let _agent = stage.agent(&[]);
+        let mut entries: Vec<_> = (0..SLOW).map(|o| stage.recipient.entry(o, o as u64, BYTES)).collect();
+        entries.extend((0..20).map(|n| stage.recipient.entry(HEALTHY, 500 + n, BYTES)));
+        stage.push(&entries);
+        stage.wait_good(entries.len(), seconds(60));
+        is_slow.store(true, Ordering::Relaxed);
+        if with_slow {
+            let entry = |n: usize| stage.recipient.entry(n % SLOW, 1_000 + n as u64, BYTES);
+            stage.push(&(0..4 * SLOW).map(entry).collect::<Vec<_>>());
+        }
+        stage.push_steadily(2.0, seconds(40), |_, _| HEALTHY);
+        thread::sleep(seconds(3));
+        let (now, pushed) = (stage.recipient.now(), stage.pushed());
+        let arrivals = stage.recipient.arrivals();
+        let arrived: BTreeMap<u64, Duration> =
+            arrivals.iter().filter(|a| a.origin == HEALTHY).map(|a| (a.number, a.arrived)).collect();
+        // What has not come is as late as the end, which is less than it is.
+        let delays: Vec<Duration> =
+            pushed.iter().map(|(n, at)| arrived.get(n).unwrap_or(&now).saturating_sub(*at)).collect();
+        let missing = pushed.keys().filter(|n| !arrived.contains_key(n)).count();
+        let share = |share| quantile(&delays, share) / 1000.0;
+        [share(0.5), share(0.9), share(1.0), missing as f64]
+    };
+    let (alone, with) = (run(false), run(true));
+    let group = "128 origins answer 200 after 28 s";
+    let row = |what: &str, unit, n: usize, most| {
+        one(group, what, unit, with[n], Some(("the healthy alone", alone[n])), Wanted::AtMost(most))
+    };
+    vec![
+        row("80 to a healthy endpoint in 40 s, push to arrival, p50", Unit::Seconds, 0, 0.1),
+        row("p90", Unit::Seconds, 1, 0.5),
+        row("the latest", Unit::Seconds, 2, 2.0),
+        row("not delivered 3 s after the last was pushed", Unit::Number, 3, 0.0),
+    ]
+}
+
+/// 3,000 endpoints fail once, all together, and are back.
+fn back(_full: bool) -> Vec<Row> {
+    const N: usize = 3_000;
+    let failed = Mutex::new(HashSet::new());
+    let stage = Stage::new(move |request| {
+        let is_first = failed.lock().expect("nothing panics with it").insert(request.origin);
+        if is_first { 0 } else { 200 }
+    });
+    stage.push(&(0..N).map(|o| stage.recipient.entry(o, o as u64, BYTES)).collect::<Vec<_>>());
+    let agent = stage.agent(&[]);
+    let all_out = stage.try_good(N, seconds(180));
+    let cpu = agent.used().cpu;
+    let answered = stage.recipient.answered();
+    let last = |good: bool| {
+        let times = answered.iter().filter(|a| (a.status == 200) == good).map(|a| a.arrived);
+        times.max().unwrap_or_default().as_secs_f64()
+    };
+    let due = last(false) + 5.0;
+    let seen = if all_out { (last(true) - due).max(0.0) } else { f64::INFINITY };
+    let group = "3,000 endpoints fail once together and are back";
+    let in_all = if all_out { last(true) } else { f64::INFINITY };
+    vec![
+        one(group, "all tried, failed, due again (5 s) and served", Unit::Seconds, in_all, None, Wanted::AtMost(15.0)),
+        one(group, "all served, after the last is due", Unit::Seconds, seen, None, Wanted::AtMost(5.0)),
+        one(group, "processor of the agent for it", Unit::Seconds, cpu, None, Wanted::Shown),
+    ]
+}
+
+/// 10,000 endpoints that were never tried get one message each, and take 20 ms for an answer.
+fn newcomers(_full: bool) -> Vec<Row> {
+    const N: usize = 10_000;
+    let stage = Stage::new(|_| {
+        thread::sleep(Duration::from_millis(20));
+        200
+    });
+    stage.push(&(0..N).map(|o| stage.recipient.entry(o, o as u64, BYTES)).collect::<Vec<_>>());
+    let agent = stage.agent(&[]);
+    let all_out = stage.try_good(N, seconds(180));
+    let seen = if all_out { agent.started.elapsed().as_secs_f64() } else { f64::INFINITY };
+    let ideal = N as f64 * 0.020 / 64.0;
+    vec![one(
+        "10,000 endpoints never tried, 20 ms an answer",
+        "all served",
+        Unit::Seconds,
+        seen,
+        Some(("64 at a time", ideal)),
+        Wanted::TimesReferencePlus(2.0, 2.0),
+    )]
+}
+
+/// An endpoint answered 503 once and is well: when it is tried again, however busy the agent is.
+fn failed_once(full: bool) -> Vec<Row> {
+    const FAILED: usize = 5_000;
+    let watch = seconds(if full { 120 } else { 60 });
+    // `hole` says of an origin whether it hangs, and how long its answer takes.
+    let stage = |hole: fn(usize) -> bool, takes: Duration| {
+        let n_tries = AtomicUsize::new(0);
+        Stage::new(move |request| match request.origin {
+            FAILED if n_tries.fetch_add(1, Ordering::SeqCst) == 0 => 503,
+            FAILED => 200,
+            o if hole(o) => request.hang(),
+            _ => {
+                thread::sleep(takes);
+                200
+            }
+        })
+    };
+    let again = |stage: &Stage| {
+        let tries: Vec<Duration> =
+            stage.recipient.arrivals().iter().filter(|a| a.origin == FAILED).map(|a| a.arrived).collect();
+        match tries[..] {
+            [first, second, ..] => (second - first).as_secs_f64(),
+            _ => f64::INFINITY,
+        }
+    };
+    let wait_for = |stage: &Stage, n: usize, within: Duration| {
+        let deadline = Instant::now() + within;
+        while stage.recipient.arrivals().iter().filter(|a| a.origin == FAILED).count() < n && Instant::now() < deadline
+        {
+            thread::sleep(Duration::from_millis(50));
+        }
+    };
+
+    let busy = {
+        let stage = stage(|_| false, Duration::from_millis(500));
+        let _agent = stage.agent(&["--retry-first", "2s"]);
+        stage.push(&(0..200).map(|n| stage.recipient.entry(n as usize % 20, n, BYTES)).collect::<Vec<_>>());
+        stage.wait_good(200, seconds(60));
+        stage.push(&[stage.recipient.entry(FAILED, 999, BYTES)]);
+        let n = watch.as_secs() * 400;
+        stage.push(&(0..n).map(|n| stage.recipient.entry(n as usize % 20, 1_000 + n, BYTES)).collect::<Vec<_>>());
+        wait_for(&stage, 2, watch);
+        again(&stage)
+    };
+    let holes = {
+        let stage = stage(|_| true, Duration::ZERO);
+        let _agent = stage.agent(&["--workers", "16", "--timeout", "5s", "--retry-first", "1s"]);
+        stage.push(&[stage.recipient.entry(FAILED, 999, BYTES)]);
+        wait_for(&stage, 1, seconds(20));
+        stage.push(&(0..300).map(|n| stage.recipient.entry(n as usize, n, BYTES)).collect::<Vec<_>>());
+        let begun = Instant::now();
+        while begun.elapsed() < watch && again(&stage).is_infinite() {
+            stage.push_numbered(20.0, seconds(1), 10_000 + begun.elapsed().as_secs() * 100, |n, _| {
+                300 + 20 * begun.elapsed().as_secs() as usize + n
+            });
+        }
+        again(&stage)
+    };
+    let group = "an endpoint answered 503 once and is well: tried again after";
+    vec![
+        one(
+            group,
+            "while 20 proven ones of 0.5 s with a backlog take all workers (due after 2 s)",
+            Unit::Seconds,
+            busy,
+            None,
+            Wanted::AtMost(5.0),
+        ),
+        one(
+            group,
+            "300 hang and 20 new ones a second, --workers 16 --timeout 5s (due after 1 s)",
+            Unit::Seconds,
+            holes,
+            None,
+            Wanted::AtMost(10.0),
+        ),
+    ]
+}
+
+/// Two agents in a row are killed with all of 4,096 messages in flight; then one recipient of fifty hangs.
+fn killed_twice(full: bool) -> Vec<Row> {
+    const N: usize = 4_096;
+    const ORIGINS: usize = 50;
+    const LEASE: Duration = Duration::from_secs(3);
+    let all_hang = Arc::new(AtomicBool::new(false));
+    let switch = all_hang.clone();
+    let stage = Stage::new(move |request| match request.origin {
+        _ if switch.load(Ordering::Relaxed) => request.hang(),
+        0 if request.number >= 1_000 => request.hang(),
+        _ => {
+            thread::sleep(Duration::from_millis(50));
+            200
+        }
+    });
+    // With idle workers an agent holds as many as --in-flight says.
+    let options = ["--lease", "3s", "--workers", "2048", "--in-flight", "4096", "--endpoint-concurrency", "40"];
+    let in_flight = || stage.redis.client().zcard::<_, usize>(key("inflight")).expect("our Redis answers");
+    let settled_at = |least: usize, within: Duration| {
+        let deadline = Instant::now() + within;
+        let (mut seen, mut since) = (in_flight(), Instant::now());
+        while seen < least && Instant::now() < deadline && (seen == 0 || since.elapsed() < seconds(5)) {
+            thread::sleep(Duration::from_millis(100));
+            let now = in_flight();
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+            }
+        }
+        in_flight()
+    };
+    let first = stage.agent(&options);
+    let warm = ORIGINS * 20;
+    stage.push(&(0..warm).map(|n| stage.recipient.entry(n % ORIGINS, n as u64 % 1_000, BYTES)).collect::<Vec<_>>());
+    stage.wait_good(warm, seconds(60));
+    all_hang.store(true, Ordering::Relaxed);
+    stage.push(&(0..N).map(|n| stage.recipient.entry(n % ORIGINS, 1_000 + n as u64, BYTES)).collect::<Vec<_>>());
+    let at_first = settled_at(N, seconds(20));
+    drop(first);
+    let second = stage.agent(&options);
+    // The dead one's messages come back with its lease, and are then the second one's.
+    thread::sleep(seconds(6));
+    let at_second = settled_at(N, seconds(20));
+    drop(second);
+    all_hang.store(false, Ordering::Relaxed);
+    let before = stage.recipient.now();
+    let third = stage.agent(&["--lease", "3s", "--timeout", "5s"]);
+    let deliverable = N - N.div_ceil(ORIGINS);
+    let all_out = stage.try_good(warm + deliverable, seconds(if full { 1_200 } else { 180 }));
+    let good: Vec<Arrival> =
+        stage.recipient.answered().into_iter().filter(|a| a.status == 200 && a.arrived > before).collect();
+    let last = good.iter().map(|a| a.arrived).max().unwrap_or(before);
+    let took = last.saturating_sub(before + LEASE);
+    eprintln!("lane-figures: {} of {deliverable} were delivered, the last {took:.1?} after the lease", good.len());
+    if !all_out {
+        eprintln!("lane-figures: the agent said:\n{}", third.log());
+    }
+    let group = "two kill -9 in a row, one recipient of fifty hangs";
+    vec![
+        one(group, "in flight at the first kill", Unit::Number, at_first as f64, None, Wanted::AtLeast(4_000.0)),
+        one(group, "in flight at the second kill", Unit::Number, at_second as f64, None, Wanted::Shown),
+        one(
+            group,
+            "all that can be delivered is out, after the lease",
+            Unit::Seconds,
+            if all_out { took.as_secs_f64() } else { f64::INFINITY },
+            Some(("128 at a time", deliverable as f64 * 0.050 / 128.0)),
+            Wanted::AtMost(60.0),
+        ),
+    ]
+}
+
 // ---- what they are made of ----
 
 struct Stage {
     redis: Redis,
     recipient: Recipient,
-    pushed: std::sync::Mutex<BTreeMap<u64, Duration>>,
+    pushed: Mutex<BTreeMap<u64, Duration>>,
 }
 
 impl Stage {
-    fn new(manners: impl Fn(&acapy_deliver_bench::recipient::Request) -> u16 + Send + Sync + 'static) -> Stage {
+    fn new(manners: impl Fn(&Request) -> u16 + Send + Sync + 'static) -> Stage {
         Stage { redis: Redis::start(&[]), recipient: Recipient::start(manners), pushed: Default::default() }
     }
 
@@ -695,11 +1024,16 @@ impl Stage {
     }
 
     fn wait_good(&self, n: usize, within: Duration) {
+        assert!(self.try_good(n, within), "{} of {n} delivered within {within:?}", self.recipient.n_good());
+    }
+
+    /// Whether so many were delivered within this time.
+    fn try_good(&self, n: usize, within: Duration) -> bool {
         let deadline = Instant::now() + within;
-        while self.recipient.n_good() < n {
-            assert!(Instant::now() < deadline, "{} of {n} delivered within {within:?}", self.recipient.n_good());
+        while self.recipient.n_good() < n && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(5));
         }
+        self.recipient.n_good() >= n
     }
 }
 
