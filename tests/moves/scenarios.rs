@@ -906,7 +906,9 @@ mod rules {
             b.redis(redis::cmd(foreign).arg(wrong).arg("foreign"));
             let before = dump(b);
             call += 1;
-            let moves: [(&str, Result<(), Error>); 7] = [
+            let moves: [(&str, Result<(), Error>); 9] = [
+                ("restore", b.list.restore(me, &[(ids[5], Arc::new(b"x".to_vec()))]).map(drop)),
+                ("hasten", b.list.hasten(SECOND, 100).map(drop)),
                 ("join", b.list.join(LEASE, None, 0).map(drop)),
                 ("claim", b.list.claim(me, call, false, &probing()).map(drop)),
                 ("settle", b.list.settle(me, call, &[settlement(ids[4], Place::Retry(SECOND))], &[]).map(drop)),
@@ -1124,12 +1126,14 @@ mod rules {
 
     pub fn a_settle_sent_again_says_again_what_was_not_ours(b: &mut Bench) {
         let (me, ids) = b.agent_with(2);
-        let strange = [settlement(Id(5), Place::Retry(SECOND)), settlement(ids[0], Place::Dead)];
-        assert_eq!(b.settle(me, 1, &strange), [Id(5)]);
-        assert_eq!(b.settle(me, 1, &strange), [Id(5)]);
-        b.settle_all(me, 2, &ids[1..], &Place::Delivered);
-        assert_eq!(b.settle(me, 1, &strange), []);
-        assert_eq!(b.state().settles[&me], (2, vec![]));
+        let first = [settlement(Id(5), Place::Retry(SECOND)), settlement(ids[0], Place::Dead)];
+        assert_eq!(b.settle(me, 1, &first), [Id(5)]);
+        assert_eq!(b.settle(me, 1, &first), [Id(5)]);
+        let second = [settlement(Id(6), Place::Retry(SECOND)), settlement(ids[1], Place::Delivered)];
+        assert_eq!(b.settle(me, 2, &second), [Id(6)]);
+        // A late copy of the first is not answered with what the second came to.
+        assert_eq!(b.settle(me, 1, &first), []);
+        assert_eq!(b.state().settles[&me], (2, vec![Id(6)]));
     }
 
     pub fn what_is_due_later_than_any_delay_is_due_now(b: &mut Bench) {
