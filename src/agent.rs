@@ -45,15 +45,19 @@ const SUMMARY_EVERY: Duration = Duration::from_secs(60);
 /// Why it could not go on, as a sentence for people.
 pub fn run(config: &Config) -> Result<(), String> {
     let (_watch, signals) = signals::watch().map_err(|error| format!("cannot watch for signals: {error}"))?;
-    let agent = Agent::start(config)?;
     info!(
-        "acapy-deliver {} delivers the queue '{}' at {} with {} workers{}",
+        "acapy-deliver {} delivers the queue '{}' at {} with {} workers{}{}",
         env!("CARGO_PKG_VERSION"),
         config.redis.key(),
         config.redis.shown(),
         config.workers,
-        if config.ordered { ", in order" } else { "" }
+        if config.ordered { ", in order" } else { "" },
+        taken(config)
     );
+    for warning in config::unknown_variables(&config::environment()) {
+        warn!("{warning}");
+    }
+    let agent = Agent::start(config)?;
     let summary = tick(SUMMARY_EVERY);
     let mut counted = Counted::default();
     let why = loop {
@@ -77,6 +81,15 @@ pub fn run(config: &Config) -> Result<(), String> {
     let urgent = why.is_err();
     agent.stop(if urgent { Duration::ZERO } else { config.drain_timeout }, &signals);
     why
+}
+
+/// What the variables of the plugin's deliverer have settled, as the end of a sentence.
+fn taken(config: &Config) -> String {
+    let taken = config.redis.taken;
+    match taken == config::Taken::default() {
+        true => String::new(),
+        false => format!("; as the environment of the plugin's deliverer says: {taken}"),
+    }
 }
 
 /// An agent at work, in this process.
@@ -119,7 +132,7 @@ impl Agent {
         // Nothing is looked up here: each connection says where it led, before anything is claimed on it.
         let server = Server { own: Some(guard.own().clone()), ..Server::from(&config.redis) };
         let names = server.names.clone();
-        let queue = RedisList::new(server, &config.redis.prefix, pop, config.ordered);
+        let queue = RedisList::new(server, &config.redis.key(), pop, config.ordered);
         let other = queue.another();
         // First, since a port that is taken is a reason not to start.
         let status = config.status_addr.as_deref().map(status_server::bind).transpose()?;
@@ -129,7 +142,7 @@ impl Agent {
         let mut agent = Agent::start_with(config, guard, Box::new(queue), Box::new(other))?;
         agent.names = names;
         if let Some(status) = status {
-            let served = Watcher::start(Server::from(&config.redis), &config.redis.prefix)
+            let served = Watcher::start(Server::from(&config.redis), &config.redis.key())
                 .and_then(|watcher| status.serve(agent.shared.clone(), watcher, config.lease, config.workers));
             match served {
                 Ok(status) => agent.status = Some(status),

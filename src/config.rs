@@ -91,6 +91,8 @@ pub struct Config {
     pub ca_file: Option<PathBuf>,
     /// `HOST:PORT` of the status server; `None`, the default: no server.
     pub status_addr: Option<String>,
+    /// The status pages of the plugin's deliverer, where its variables ask for them.
+    pub status_endpoint: Option<StatusEndpoint>,
     /// The header that carries a message's id to the recipient; `None`, the default: none does.
     pub id_header: Option<String>,
     /// What a log line begins with.
@@ -103,12 +105,49 @@ pub struct RedisAddress {
     /// `redis://`, `rediss://`, `unix://` or `redis+unix://`; may hold a password, so show
     /// [`RedisAddress::shown`] instead.
     pub url: String,
-    /// ACA-Py's prefix of the queue key; `acapy`.
+    /// The prefix of ACA-Py 0.7: without `queue`, the key is `PREFIX.outbound_transport`; `acapy`.
     pub prefix: String,
+    /// The whole key of the queue, as today's ACA-Py names it.
+    pub queue: Option<String>,
+    /// Which variables of the plugin's deliverer were followed.
+    pub taken: Taken,
     /// A file that holds the password, instead of the URL; see [`RedisAddress::password`].
     pub password_file: Option<PathBuf>,
     /// A PEM file of roots to trust instead of the bundled ones; only with `rediss://`.
     pub ca_file: Option<PathBuf>,
+}
+
+/// What the environment of the plugin's deliverer has settled, where nothing of ours did: which variable
+/// it was, for people.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Taken {
+    /// Where Redis is.
+    pub url: Option<&'static str>,
+    /// The queue's key.
+    pub queue: Option<&'static str>,
+}
+
+impl fmt::Display for Taken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let said = [("Redis", self.url), ("the queue", self.queue)];
+        let said: Vec<String> = said.iter().filter_map(|(what, by)| Some(format!("{what} by {}", (*by)?))).collect();
+        f.write_str(&said.join(", "))
+    }
+}
+
+/// Where the status pages of the plugin's deliverer are served, and to whom. Its `Debug` shows no key.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StatusEndpoint {
+    /// `HOST:PORT`.
+    pub address: String,
+    /// What a request must bring in the header `access_token`.
+    pub key: String,
+}
+
+impl fmt::Debug for StatusEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StatusEndpoint").field("address", &self.address).finish_non_exhaustive()
+    }
 }
 
 /// How the reader waits on an empty queue.
@@ -260,11 +299,21 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// The variables of this process that begin with `ACAPY_`.
+/// The variables of the plugin's deliverer, by which its environment works as it stands.
+const REDIS_SERVER_URL: &str = "REDIS_SERVER_URL";
+const TOPIC_PREFIX: &str = "TOPIC_PREFIX";
+const STATUS_ENDPOINT: [&str; 3] = ["STATUS_ENDPOINT_HOST", "STATUS_ENDPOINT_PORT", "STATUS_ENDPOINT_API_KEY"];
+
+/// The variables of this process that begin with `ACAPY_`, and those of the plugin's deliverer.
 pub fn environment() -> Environment {
+    let concerns_us = |name: &str| {
+        name.starts_with("ACAPY_")
+            || [REDIS_SERVER_URL, TOPIC_PREFIX].contains(&name)
+            || STATUS_ENDPOINT.contains(&name)
+    };
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
-        .filter(|(name, _)| name.starts_with("ACAPY_"))
+        .filter(|(name, _)| concerns_us(name))
         .collect()
 }
 
@@ -296,8 +345,9 @@ pub fn parse(arguments: Vec<OsString>, environment: &Environment) -> Result<Comm
     read(&mut reader)
 }
 
-/// Sentences about `ACAPY_DELIVER_…` variables that no option has: a misspelt one would
-/// otherwise be ignored in silence. Not an error, for an environment may be shared.
+/// Sentences about variables that do nothing: `ACAPY_DELIVER_…` ones that no option has, since a misspelt
+/// one would otherwise be ignored in silence, and those of the deliverer's status pages without the
+/// others. Not an error, for an environment may be shared.
 pub fn unknown_variables(environment: &Environment) -> Vec<String> {
     let known: Vec<String> =
         COMMANDS.iter().flat_map(|name| options_of(name)).filter_map(|asked| asked.variable).collect();
@@ -308,7 +358,16 @@ pub fn unknown_variables(environment: &Environment) -> Vec<String> {
             let names = known.iter().map(String::as_str);
             format!("variable {name} is not known and does nothing{}", reader::did_you_mean(name, names))
         })
+        .chain(half_a_status_endpoint(environment))
         .collect()
+}
+
+fn half_a_status_endpoint(environment: &Environment) -> Option<String> {
+    let is_set = |name: &&str| environment.get(*name).is_some_and(|value| !value.is_empty());
+    let (set, unset): (Vec<&str>, Vec<&str>) = STATUS_ENDPOINT.into_iter().partition(is_set);
+    (!set.is_empty() && !unset.is_empty()).then(|| {
+        format!("{} without {} does nothing: no status pages are served there", set.join(", "), unset.join(", "))
+    })
 }
 
 impl Config {
@@ -336,6 +395,7 @@ impl Config {
             deny_net: Vec::new(),
             ca_file: None,
             status_addr: None,
+            status_endpoint: None,
             id_header: None,
             log_format: LogFormat::Full,
         }
@@ -343,14 +403,21 @@ impl Config {
 }
 
 impl RedisAddress {
-    /// A queue at `url` with ACA-Py's default prefix; the URL is taken as it is.
+    /// A queue at `url` with the default prefix of ACA-Py 0.7; the URL is taken as it is.
     pub fn new(url: impl Into<String>) -> RedisAddress {
-        RedisAddress { url: url.into(), prefix: "acapy".to_owned(), password_file: None, ca_file: None }
+        RedisAddress {
+            url: url.into(),
+            prefix: "acapy".to_owned(),
+            queue: None,
+            taken: Taken::default(),
+            password_file: None,
+            ca_file: None,
+        }
     }
 
     /// The key of the queue.
     pub fn key(&self) -> String {
-        format!("{}.outbound_transport", self.prefix)
+        self.queue.clone().unwrap_or_else(|| format!("{}.outbound_transport", self.prefix))
     }
 
     /// The URL for people: without its password.
@@ -383,6 +450,8 @@ impl fmt::Debug for RedisAddress {
         f.debug_struct("RedisAddress")
             .field("url", &self.shown())
             .field("prefix", &self.prefix)
+            .field("queue", &self.queue)
+            .field("taken", &self.taken)
             .field("password_file", &self.password_file)
             .field("ca_file", &self.ca_file)
             .finish()
@@ -524,6 +593,7 @@ fn read_config(reader: &mut Reader) -> Result<Config, Error> {
     config.deny_net = reader.list("--deny-net", nets)?;
     config.ca_file = reader.value("--ca-file", certificate_file)?;
     config.status_addr = reader.value("--status-addr", host_and_port)?;
+    config.status_endpoint = read_status_endpoint(reader)?;
     config.id_header = reader.value("--id-header", id_header)?;
     let log_format =
         reader.value("--log-format", |text| one_of(text, &[("full", LogFormat::Full), ("bare", LogFormat::Bare)]))?;
@@ -584,25 +654,65 @@ fn complete(config: Config) -> Result<Config, Error> {
 }
 
 fn read_redis(reader: &mut Reader) -> Result<RedisAddress, Error> {
+    let mut redis = RedisAddress::new("");
     let url = reader.value("--outbound-queue", queue_url)?;
-    let prefix = reader.value("--outbound-queue-prefix", not_empty)?;
+    let queue = reader.given("--queue")?;
+    let prefix = reader.given("--outbound-queue-prefix")?;
     reader.value("--outbound-queue-class", queue_class)?;
-    let password_file = reader.value("--redis-password-file", not_empty)?;
-    let ca_file = reader.value("--redis-ca-file", certificate_file)?;
-    Ok(RedisAddress {
-        // Empty until `check_redis`: that it is missing is said after what is misspelt.
-        url: url.unwrap_or_default(),
-        prefix: prefix.unwrap_or_else(|| "acapy".to_owned()),
-        password_file: password_file.map(PathBuf::from),
-        ca_file,
-    })
+    redis.password_file = reader.value("--redis-password-file", not_empty)?.map(PathBuf::from);
+    redis.ca_file = reader.value("--redis-ca-file", certificate_file)?;
+    match (queue, prefix) {
+        // What is typed wins over a variable, whichever of the two it is.
+        (Some(queue), Some(prefix)) if queue.is_from_variable() == prefix.is_from_variable() => {
+            return Err(Error(format!("the queue is named by {queue} and by {prefix}; leave out one")));
+        }
+        (Some(queue), Some(prefix)) if queue.is_from_variable() => redis.prefix = prefix.parsed(not_empty)?,
+        (Some(queue), _) => redis.queue = Some(queue.parsed(not_empty)?),
+        (None, Some(prefix)) => redis.prefix = prefix.parsed(not_empty)?,
+        (None, None) => {
+            let prefix = reader.foreign(TOPIC_PREFIX)?;
+            let is_theirs = url.is_none() && reader.foreign(REDIS_SERVER_URL)?.is_some();
+            if let Some(prefix) = &prefix {
+                redis.taken.queue = Some(TOPIC_PREFIX);
+                redis.queue = Some(format!("{}_outbound", prefix.value));
+            } else if is_theirs {
+                redis.taken.queue = Some("the default of TOPIC_PREFIX");
+                redis.queue = Some("acapy_outbound".to_owned());
+            }
+        }
+    }
+    redis.url = match (url, reader.foreign(REDIS_SERVER_URL)?) {
+        (Some(url), _) => url,
+        (None, Some(theirs)) => {
+            redis.taken.url = Some(REDIS_SERVER_URL);
+            theirs.parsed(queue_url)?
+        }
+        // Until `check_redis`: that it is missing is said after what is misspelt.
+        (None, None) => String::new(),
+    };
+    Ok(redis)
+}
+
+/// Where all three variables of the plugin's deliverer are set, as there.
+fn read_status_endpoint(reader: &Reader) -> Result<Option<StatusEndpoint>, Error> {
+    let [host, port, key] = STATUS_ENDPOINT;
+    let (Some(host), Some(port), Some(key)) = (reader.foreign(host)?, reader.foreign(port)?, reader.foreign(key)?)
+    else {
+        return Ok(None);
+    };
+    let host =
+        if host.value.contains(':') && !host.value.starts_with('[') { format!("[{}]", host.value) } else { host.value };
+    let address = format!("{host}:{}", port.value);
+    let address = host_and_port(&address)
+        .map_err(|why| Error(format!("variables STATUS_ENDPOINT_HOST and STATUS_ENDPOINT_PORT: '{address}' {why}")))?;
+    Ok(Some(StatusEndpoint { address, key: key.value }))
 }
 
 fn check_redis(redis: &RedisAddress) -> Result<(), Error> {
     if redis.url.is_empty() {
         return Err(Error(
             "no queue: give ACA-Py's Redis with '-oq redis://host:6379' ('--outbound-queue') \
-             or in the variable ACAPY_OUTBOUND_TRANSPORT_QUEUE"
+             or in the variable ACAPY_OUTBOUND_TRANSPORT_QUEUE or REDIS_SERVER_URL"
                 .to_owned(),
         ));
     }
@@ -887,6 +997,13 @@ fn not_empty(text: &str) -> Result<String, String> {
 fn queue_url(text: &str) -> Result<String, String> {
     const WANTED: &str =
         "is not the URL of a Redis, as in redis://host:6379, rediss://host:6379 (TLS) or unix:///run/redis.sock";
+    if is_python_class(text) {
+        return Err(
+            "is a Python class, which is what ACA-Py 0.7.1 to 0.7.3 want there; give the URL of the Redis that \
+                    they push to, as in '-oq redis://host:6379', which wins over the variable"
+                .to_owned(),
+        );
+    }
     let url = url::Url::parse(text).map_err(|error| format!("{WANTED} ({error})"))?;
     if !["redis", "rediss", "unix", "redis+unix"].contains(&url.scheme()) {
         return Err(WANTED.to_owned());
@@ -905,6 +1022,17 @@ fn queue_url(text: &str) -> Result<String, String> {
         Ok(_) => Ok(text.to_owned()),
         Err(error) => Err(format!("{WANTED} ({error})")),
     }
+}
+
+/// `package.module:Class`, or with a dot in the place of the colon.
+fn is_python_class(text: &str) -> bool {
+    let is_word = |word: &str| {
+        let letters = word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        letters && word.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+    };
+    let class = text.rsplit(['.', ':']).next().unwrap_or_default();
+    let has_class = text.contains(':') || class.starts_with(|first: char| first.is_ascii_uppercase());
+    text.contains(['.', ':']) && has_class && text.matches(':').count() <= 1 && text.split(['.', ':']).all(is_word)
 }
 
 /// ACA-Py names a Python class here; the one queue there is goes by its names for it.

@@ -29,12 +29,7 @@ fn main() -> ExitCode {
 
 fn obey(command: Command) -> Result<Exit, Error> {
     match command {
-        Command::Run(config) => {
-            for warning in config::unknown_variables(&config::environment()) {
-                log::warn!("{warning}");
-            }
-            agent::run(&config).map(|()| Exit::Done).map_err(Error::Failed)
-        }
+        Command::Run(config) => agent::run(&config).map(|()| Exit::Done).map_err(Error::Failed),
         Command::Enqueue(options) => commands::enqueue::run(&options),
         Command::Listen(options) => commands::listen::run(&options),
         Command::Check(options) => commands::check::run(&options),

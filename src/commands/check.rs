@@ -99,6 +99,10 @@ fn check_options(config: &Config, report: &mut Report) -> Result<Option<Guard>, 
         Ok(_) => report.ok("options", "can be used")?,
         Err(why) => report.mend("options", why)?,
     }
+    if config.redis.taken != config::Taken::default() {
+        let taken = config.redis.taken;
+        report.ok("options", format!("by the environment of the plugin's deliverer: {taken}"))?;
+    }
     for warning in config::unknown_variables(&config::environment()) {
         report.note("options", warning)?;
     }
@@ -117,7 +121,8 @@ fn check_options(config: &Config, report: &mut Report) -> Result<Option<Guard>, 
             report.note("dead letters", "are kept for ever, as '--keep-dead forever' says; strangers can make some")?
         }
     }
-    if let Some(status) = &config.status_addr {
+    let pages = config.status_endpoint.as_ref().map(|endpoint| &endpoint.address);
+    for status in config.status_addr.iter().chain(pages) {
         for address in status.to_socket_addrs().into_iter().flatten().filter(|address| address.port() != 0) {
             guard.own().add(address, "status server");
         }
@@ -131,7 +136,7 @@ fn check_redis(config: &Config, guard: Option<&Guard>, report: &mut Report) -> R
     let address = &config.redis;
     let server = Server { own: guard.map(|guard| guard.own().clone()), ..Server::from(address) };
     let name = server.name();
-    let mut operator = Operator::on(server, &address.prefix);
+    let mut operator = Operator::on(server, &address.key());
     macro_rules! ask {
         ($asked:expr) => {
             match $asked {
@@ -164,7 +169,7 @@ fn check_redis(config: &Config, guard: Option<&Guard>, report: &mut Report) -> R
         Err(queue::Error::Fatal(why)) if why.contains("NOPERM") => Info(String::new()),
         Err(error) => return Ok(Err(error)),
     };
-    let mut list = RedisList::new(Server::from(address), &address.prefix, Pop::Peek, config.ordered);
+    let mut list = RedisList::new(Server::from(address), &address.key(), Pop::Peek, config.ordered);
     let server = ask!(advice::Server::ask(&mut list));
     check_server(config, &info, &server, report)?;
     check_permissions(config, &mut operator, report)?;
@@ -700,7 +705,7 @@ mod tests {
 
     #[test]
     fn calls_name_their_keys() {
-        let keys = Keys::new("p");
+        let keys = Keys::new("p.outbound_transport");
         for call in CALLS.iter().chain(LOOKS).chain([&BLMOVE, &BRPOPLPUSH, &BLPOP]) {
             let packed = String::from_utf8(call.command(&keys).get_packed_command()).unwrap();
             assert!(call.name() == "TIME" || packed.contains("p.outbound_transport"), "{packed}");

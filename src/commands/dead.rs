@@ -169,7 +169,7 @@ impl Desk<'_> {
         done: &str,
         act: fn(&mut RedisList, &[Id]) -> Result<usize, queue::Error>,
     ) -> Result<Exit, Error> {
-        let mut list = RedisList::new(Server::from(self.redis), &self.redis.prefix, Pop::Peek, false);
+        let mut list = RedisList::new(Server::from(self.redis), &self.redis.key(), Pop::Peek, false);
         let (n, exit) = match selection {
             Selection::Ids(ids) => {
                 let mut seen = HashSet::new();

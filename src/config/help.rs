@@ -96,7 +96,8 @@ Where to
                              [none]                  ACAPY_DELIVER_ID_HEADER
 
 What it shows
-  --status-addr HOST:PORT    serve /metrics, /healthz and /readyz here
+  --status-addr HOST:PORT    serve /metrics, /healthz and /readyz here; the plugin's
+                             STATUS_ENDPOINT_HOST, _PORT and _API_KEY do as there
                              [off]                   ACAPY_DELIVER_STATUS_ADDR
   --log-format full|bare     log lines with their time, or without for a
                              supervisor's log that adds it; RUST_LOG says how much
@@ -108,8 +109,11 @@ The queue
   -oq, --outbound-queue URL  where ACA-Py pushes to: redis://[user:password@]host:6379,
                              rediss://… (TLS) or unix:///run/redis.sock; needed
                                                      ACAPY_OUTBOUND_TRANSPORT_QUEUE
+  --queue NAME               the queue's whole key: acapy_outbound, unless the plugin of
+                             today's ACA-Py is told otherwise
+                             [that of the prefix]    ACAPY_DELIVER_QUEUE
   -oqp, --outbound-queue-prefix NAME
-                             the queue's key is NAME.outbound_transport
+                             for ACA-Py 0.7: the queue's key is NAME.outbound_transport
                              [acapy]                 ACAPY_OUTBOUND_TRANSPORT_QUEUE_PREFIX
   -oqc, --outbound-queue-class NAME
                              for ACA-Py's sake: redis, or ACA-Py's name for it
@@ -118,6 +122,8 @@ The queue
                              [none]                  ACAPY_DELIVER_REDIS_PASSWORD_FILE
   --redis-ca-file PEM        roots to trust for rediss://, instead of the bundled ones
                              [none]                  ACAPY_DELIVER_REDIS_CA_FILE
+Where these do not say it, the variables of the plugin's deliverer do: REDIS_SERVER_URL,
+and TOPIC_PREFIX (the queue's key is TOPIC_PREFIX_outbound, acapy_outbound without it).
 ";
 
 const ENQUEUE: &str = "\

@@ -2,6 +2,7 @@
 //! what is left. It knows how options are given, not what they mean.
 
 use std::ffi::OsString;
+use std::fmt;
 
 use super::{COMMANDS, Environment, Error, options_of, redacted};
 
@@ -32,6 +33,17 @@ pub(super) struct Given {
 impl Given {
     pub(super) fn is_from_variable(&self) -> bool {
         self.source.starts_with("variable")
+    }
+
+    /// `parse` says what is wrong with it as the end of a sentence.
+    pub(super) fn parsed<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, Error> {
+        parsed(self, &parse)
+    }
+}
+
+impl fmt::Display for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.source)
     }
 }
 
@@ -70,6 +82,11 @@ impl<'a> Reader<'a> {
             Some(given) => Ok(Some(given)),
             None => self.in_environment(&variable),
         }
+    }
+
+    /// A variable that is none of ours and belongs to no option.
+    pub(super) fn foreign(&self, variable: &str) -> Result<Option<Given>, Error> {
+        self.in_environment(variable)
     }
 
     /// An option that may be repeated; in the environment its values have commas between them.

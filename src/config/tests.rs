@@ -52,6 +52,7 @@ fn every_option_of_run_sets_its_field_from_the_command_line_and_from_the_environ
     type Set = fn(&mut Config);
     let table: &[(&str, &str, Set)] = &[
         ("--outbound-queue-prefix", "p", |c| c.redis.prefix = "p".into()),
+        ("--queue", "acapy_outbound", |c| c.redis.queue = Some("acapy_outbound".into())),
         ("--outbound-queue-class", "redis", |_| {}),
         ("--workers", "9", |c| c.workers = 9),
         ("--endpoint-concurrency", "3", |c| c.endpoint_concurrency = 3),
@@ -97,6 +98,82 @@ fn every_option_of_run_sets_its_field_from_the_command_line_and_from_the_environ
         let covered = files.contains(&option.name) || table.iter().any(|(name, _, _)| *name == option.name);
         assert!(covered, "{option:?} is not in this table");
     }
+}
+
+#[test]
+fn the_queue_is_named_by_ours_or_by_the_variables_of_the_deliverer() {
+    let key =
+        |line: &str, variables: &[&str]| match parsed(line, variables).unwrap_or_else(|why| panic!("{line}: {why}")) {
+            Command::Run(Config { redis, .. }) => (redis.key(), redis.url.clone(), redis.taken.to_string()),
+            other => panic!("{other:?}"),
+        };
+    let found = |key: &str, url: &str, taken: &str| (key.to_owned(), url.to_owned(), taken.to_owned());
+    let (server, topic) = ("REDIS_SERVER_URL=redis://r:6379/0", "TOPIC_PREFIX=bob");
+    let by_server = "redis://r:6379/0";
+    for (line, variables, expected) in [
+        ("-oq redis://h", &[][..], found("acapy.outbound_transport", "redis://h", "")),
+        ("-oq redis://h --queue bob_outbound", &[], found("bob_outbound", "redis://h", "")),
+        ("-oq redis://h --queue q", &["ACAPY_OUTBOUND_TRANSPORT_QUEUE_PREFIX=p"], found("q", "redis://h", "")),
+        ("-oq redis://h -oqp p", &["ACAPY_DELIVER_QUEUE=q"], found("p.outbound_transport", "redis://h", "")),
+        (
+            "",
+            &[server],
+            found("acapy_outbound", by_server, "Redis by REDIS_SERVER_URL, the queue by the default of TOPIC_PREFIX"),
+        ),
+        (
+            "",
+            &[server, topic],
+            found("bob_outbound", by_server, "Redis by REDIS_SERVER_URL, the queue by TOPIC_PREFIX"),
+        ),
+        (
+            "",
+            &[server, "TOPIC_PREFIX="],
+            found("acapy_outbound", by_server, "Redis by REDIS_SERVER_URL, the queue by the default of TOPIC_PREFIX"),
+        ),
+        ("-oqp p", &[server, topic], found("p.outbound_transport", by_server, "Redis by REDIS_SERVER_URL")),
+        ("--queue q", &[server, topic], found("q", by_server, "Redis by REDIS_SERVER_URL")),
+        ("-oq redis://h", &[server], found("acapy.outbound_transport", "redis://h", "")),
+        ("-oq redis://h", &[server, topic], found("bob_outbound", "redis://h", "the queue by TOPIC_PREFIX")),
+    ] {
+        assert_eq!(key(line, variables), expected, "{line} {variables:?}");
+    }
+    refused_option("--queue a -oqp b", &["'--queue'", "'--outbound-queue-prefix'", "leave out one"]);
+    refused_option("--queue=", &["'--queue'", "empty"]);
+    refused("", &["REDIS_SERVER_URL=http://u:secret@h"], &["variable REDIS_SERVER_URL", "redis://host:6379"]);
+    for class in ["aries_cloudagent.transport.outbound.queue.redis:RedisOutboundQueue", "my_queue:Queue", "a.b.Queue"] {
+        let variable = format!("ACAPY_OUTBOUND_TRANSPORT_QUEUE={class}");
+        let words = ["variable ACAPY_OUTBOUND_TRANSPORT_QUEUE", class, "0.7.1 to 0.7.3", "-oq redis://host:6379"];
+        refused("", &[&variable], &words);
+        refused("", &[&variable, server], &words);
+        assert_eq!(key("-oq redis://h", &[&variable]).1, "redis://h");
+    }
+    for host in ["localhost:6379", "redis.example.com", "127.0.0.1:6379", "redis:6379"] {
+        let message = parsed(&format!("-oq {host}"), &[]).unwrap_err().to_string();
+        assert!(message.contains("is not the URL of a Redis"), "{message}");
+    }
+}
+
+#[test]
+fn the_status_pages_of_the_deliverer_want_all_three_of_its_variables() {
+    let all = ["STATUS_ENDPOINT_HOST=0.0.0.0", "STATUS_ENDPOINT_PORT=7002", "STATUS_ENDPOINT_API_KEY=secret"];
+    let endpoint = config("", &all).unwrap().status_endpoint.unwrap();
+    assert_eq!((endpoint.address.as_str(), endpoint.key.as_str()), ("0.0.0.0:7002", "secret"));
+    assert!(!format!("{endpoint:?}").contains("secret"));
+    let v6 = ["STATUS_ENDPOINT_HOST=::1", all[1], all[2]];
+    assert_eq!(config("", &v6).unwrap().status_endpoint.unwrap().address, "[::1]:7002");
+    let environment = |variables: &[&str]| -> Environment {
+        let pairs = variables.iter().map(|variable| variable.split_once('=').unwrap());
+        pairs.map(|(name, value)| (name.to_owned(), OsString::from(value))).collect()
+    };
+    assert_eq!(unknown_variables(&environment(&all)), Vec::<String>::new());
+    for missing in 0..3 {
+        let mut two = all.to_vec();
+        two.remove(missing);
+        assert_eq!(config("", &two).unwrap().status_endpoint, None);
+        let said = unknown_variables(&environment(&two));
+        assert!(said.len() == 1 && said[0].contains("no status pages") && !said[0].contains("secret"), "{said:?}");
+    }
+    refused("-oq redis://h", &[all[0], "STATUS_ENDPOINT_PORT=x", all[2]], &["STATUS_ENDPOINT_PORT", "'0.0.0.0:x'"]);
 }
 
 #[test]

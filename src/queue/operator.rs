@@ -157,7 +157,7 @@ impl std::fmt::Display for WrongType {
         write!(
             f,
             "key '{key}' holds a {found}, where the queue keeps a {expected}: rename or delete it, \
-             or choose another '--outbound-queue-prefix'"
+             or choose another '--queue'"
         )
     }
 }
@@ -165,15 +165,15 @@ impl std::fmt::Display for WrongType {
 impl Operator {
     /// Opens nothing yet.
     pub fn new(address: &RedisAddress) -> Operator {
-        Operator::on(Server::from(address), &address.prefix)
+        Operator::on(Server::from(address), &address.key())
     }
 
     /// The same on a server that has more to be told.
-    pub fn on(server: Server, prefix: &str) -> Operator {
+    pub fn on(server: Server, queue: &str) -> Operator {
         let new = |body| Move::new(include_str!("head.lua"), body);
         Operator {
             link: Link::new(server),
-            keys: Keys::new(prefix),
+            keys: Keys::new(queue),
             looks: Looks {
                 overview: new(include_str!("operator/overview.lua")),
                 lanes: new(include_str!("operator/lanes.lua")),

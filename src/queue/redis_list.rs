@@ -56,12 +56,11 @@ const KEY_NAMES: [&str; 12] = [
 ];
 
 impl Keys {
-    /// The keys of the queue `{prefix}.outbound_transport`.
-    pub fn new(prefix: &str) -> Keys {
-        let queue = format!("{prefix}.outbound_transport");
+    /// The keys of the queue that has this one.
+    pub fn new(queue: &str) -> Keys {
         let tagged = queue.find('{').is_some_and(|open| queue[open + 1..].find('}').is_some_and(|length| length > 0));
         let beside = |name: &&str| if tagged { format!("{queue}:{name}") } else { format!("{{{queue}}}:{name}") };
-        let mut all = vec![queue.clone()];
+        let mut all = vec![queue.to_string()];
         all.extend(KEY_NAMES.iter().map(beside));
         Keys { all }
     }
@@ -161,14 +160,14 @@ enum Unheard {
 
 impl RedisList {
     /// A queue on its own connection, which is opened at the first use.
-    pub fn new(server: Server, prefix: &str, pop: Pop, ordered: bool) -> RedisList {
-        RedisList::build(server, prefix, pop, ordered, None, &|_, text| text)
+    pub fn new(server: Server, queue: &str, pop: Pop, ordered: bool) -> RedisList {
+        RedisList::build(server, queue, pop, ordered, None, &|_, text| text)
     }
 
     /// For tests of the moves: reads the time, in microseconds, from a key in place of Redis's clock.
     #[doc(hidden)]
-    pub fn with_clock(server: Server, prefix: &str, ordered: bool, clock: &str) -> RedisList {
-        RedisList::build(server, prefix, Pop::Peek, ordered, Some(clock), &|_, text| text)
+    pub fn with_clock(server: Server, queue: &str, ordered: bool, clock: &str) -> RedisList {
+        RedisList::build(server, queue, Pop::Peek, ordered, Some(clock), &|_, text| text)
     }
 
     /// For tests of the tests: the same with scripts changed by `edit`, which is given
@@ -176,17 +175,17 @@ impl RedisList {
     #[doc(hidden)]
     pub fn with_edited_moves(
         server: Server,
-        prefix: &str,
+        queue: &str,
         ordered: bool,
         clock: Option<&str>,
         edit: &dyn Fn(&str, String) -> String,
     ) -> RedisList {
-        RedisList::build(server, prefix, Pop::Peek, ordered, clock, edit)
+        RedisList::build(server, queue, Pop::Peek, ordered, clock, edit)
     }
 
     fn build(
         server: Server,
-        prefix: &str,
+        queue: &str,
         pop: Pop,
         ordered: bool,
         clock: Option<&str>,
@@ -194,7 +193,7 @@ impl RedisList {
     ) -> RedisList {
         RedisList {
             link: Link::new(server),
-            keys: Keys::new(prefix),
+            keys: Keys::new(queue),
             moves: Arc::new(Moves::new(clock, edit)),
             pop,
             has_blmove: true,
@@ -288,7 +287,7 @@ impl RedisList {
                 && found != expected(at)
             {
                 return Error::Fatal(format!(
-                    "key '{key}' at {} holds a {found}, where the queue keeps a {}: rename or delete it, or choose another '--outbound-queue-prefix'",
+                    "key '{key}' at {} holds a {found}, where the queue keeps a {}: rename or delete it, or choose another '--queue'",
                     self.link.server.name(),
                     expected(at)
                 ));

@@ -71,11 +71,11 @@ impl Watcher {
     /// # Errors
     ///
     /// If its thread cannot be started.
-    pub fn start(server: Server, prefix: &str) -> Result<Watcher, String> {
+    pub fn start(server: Server, queue: &str) -> Result<Watcher, String> {
         let shared = Arc::new(Shared { look: Mutex::new(Look::default()), changed: Condvar::new() });
         // One: whoever comes while a look is asked for waits for that look.
         let (wake, woken) = bounded(1);
-        let (keys, asked) = (Keys::new(prefix), shared.clone());
+        let (keys, asked) = (Keys::new(queue), shared.clone());
         let thread = Builder::new()
             .name("status-redis".to_owned())
             .stack_size(512 << 10) // as a worker's: a TLS handshake is what needs most

@@ -21,6 +21,7 @@
 //! | `limits.rs` | what the machine refuses: descriptors, threads, names, memory for an envelope |
 //! | `secrets.rs` | what must not be shown: credentials in logs, letters and redirects; escapes on a terminal |
 //! | `makeup.rs` | what the program and the scripts are made of: dependencies, `scripts/run` |
+//! | `today.rs` | today's ACA-Py with its Redis plugin: which queue, and the place of the plugin's deliverer |
 //! | `support.rs`, `support/` | the fixtures, and tests of the fixtures themselves |
 //!
 //! A test writes wire bytes itself (`support/wire.rs`), never through the library, so that the
@@ -45,3 +46,4 @@ mod secrets;
 mod shares;
 mod shutdown;
 mod support;
+mod today;

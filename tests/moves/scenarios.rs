@@ -106,8 +106,9 @@ impl Bench {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("scenario-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let server = Server { url: redis.url(), ..Server::default() };
-        let list = RedisList::with_edited_moves(server, &prefix, false, Some(&format!("{prefix}-clock")), edit);
-        let (keys, client) = (Keys::new(&prefix), redis.client());
+        let queue = format!("{prefix}.outbound_transport");
+        let list = RedisList::with_edited_moves(server, &queue, false, Some(&format!("{prefix}-clock")), edit);
+        let (keys, client) = (Keys::new(&queue), redis.client());
         let mut bench = Bench { prefix, list, keys, client, clock: 1_770_000_000_000_000 };
         bench.pass(Duration::ZERO);
         bench
@@ -1212,7 +1213,8 @@ mod rules {
 }
 
 fn list(redis: &Redis, prefix: &str, pop: Pop, ordered: bool) -> RedisList {
-    RedisList::new(Server { url: redis.url(), ..Server::default() }, prefix, pop, ordered)
+    let queue = format!("{prefix}.outbound_transport");
+    RedisList::new(Server { url: redis.url(), ..Server::default() }, &queue, pop, ordered)
 }
 
 #[test]
@@ -1224,15 +1226,16 @@ fn keys_share_the_slot_of_the_queue_on_a_cluster() {
         });
         tag.unwrap_or(key).to_string()
     };
-    for (prefix, beside) in [
-        ("acapy", "{acapy.outbound_transport}:id"),
-        ("{acapy}", "{acapy}.outbound_transport:id"),
-        ("{}x", "{{}x.outbound_transport}:id"),
-        ("a{b", "{a{b.outbound_transport}:id"),
+    for (queue, beside) in [
+        ("acapy_outbound", "{acapy_outbound}:id"),
+        ("acapy.outbound_transport", "{acapy.outbound_transport}:id"),
+        ("{acapy}.outbound_transport", "{acapy}.outbound_transport:id"),
+        ("{}x.outbound_transport", "{{}x.outbound_transport}:id"),
+        ("a{b.outbound_transport", "{a{b.outbound_transport}:id"),
     ] {
-        let keys = Keys::new(prefix);
-        assert_eq!(keys.named("id"), beside, "prefix {prefix}");
-        if prefix != "{}x" {
+        let keys = Keys::new(queue);
+        assert_eq!(keys.named("id"), beside, "queue {queue}");
+        if queue != "{}x.outbound_transport" {
             let slots: Vec<_> = keys.all().iter().map(|key| slot(key)).collect();
             assert!(slots.iter().all(|other| *other == slots[0]), "{slots:?}");
         }

@@ -138,8 +138,9 @@ impl OnRedis {
     pub fn new(redis: &Redis, prefix: &str, ordered: bool, edit: &dyn Fn(&str, String) -> String) -> OnRedis {
         let clock_key = format!("{prefix}-clock");
         let server = Server { url: redis.url(), ..Server::default() };
-        let list = RedisList::with_edited_moves(server, prefix, ordered, Some(&clock_key), edit);
-        OnRedis { list, keys: Keys::new(prefix), client: redis.client(), clock_key }
+        let queue = format!("{prefix}.outbound_transport");
+        let list = RedisList::with_edited_moves(server, &queue, ordered, Some(&clock_key), edit);
+        OnRedis { list, keys: Keys::new(&queue), client: redis.client(), clock_key }
     }
 
     fn all_keys(&self) -> Vec<String> {

@@ -20,8 +20,15 @@ pub struct Agent {
 impl Agent {
     /// On this Redis, with further options; waits until it has registered there.
     pub fn start(redis: &Redis, options: &[&str]) -> Agent {
+        let mut command = Agent::command();
+        command.arg("run").args(["-oq", &redis.url()]).args(options);
+        Agent::start_as(redis, command)
+    }
+
+    /// As this command says, which leads to this Redis.
+    pub fn start_as(redis: &Redis, command: Command) -> Agent {
         let n_before = redis.agents().len();
-        let mut agent = Agent::start_at(&redis.url(), options);
+        let mut agent = Agent::spawn(command);
         // An agent that left at the same moment would make this one miss; none of the tests do that.
         eventually("the agent registers in Redis", SOON, || {
             if let Some(status) = agent.exited() {
@@ -46,7 +53,9 @@ impl Agent {
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
             let proxy = text.to_ascii_lowercase().ends_with("_proxy");
-            if text.starts_with("ACAPY_") || text == "RUST_LOG" || proxy {
+            let of_the_deliverer =
+                ["REDIS_SERVER_URL", "TOPIC_PREFIX"].contains(&&*text) || text.starts_with("STATUS_ENDPOINT_");
+            if text.starts_with("ACAPY_") || text == "RUST_LOG" || proxy || of_the_deliverer {
                 command.env_remove(&name);
             }
         }

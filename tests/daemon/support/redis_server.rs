@@ -11,8 +11,8 @@ use std::{fs, thread};
 
 use super::{TempDir, eventually_eq, own_address};
 
-/// The prefix that the agent uses unless told otherwise.
-const PREFIX: &str = "acapy";
+/// The queue that the agent serves unless told otherwise.
+const QUEUE: &str = "acapy.outbound_transport";
 
 /// A redis-server of one test.
 pub struct Redis {
@@ -20,6 +20,8 @@ pub struct Redis {
     address: Ipv4Addr,
     port: u16,
     password: Option<String>,
+    /// The queue's key.
+    queue: String,
     /// Where it reads by how much its clock is wrong; `None`: it has the machine's.
     clock: Option<PathBuf>,
     server: Option<Child>,
@@ -81,6 +83,29 @@ impl Redis {
         fs::rename(&new, clock).unwrap();
     }
 
+    /// For a queue of this key.
+    #[allow(dead_code)] // As above.
+    pub fn of(queue: &str) -> Redis {
+        let mut redis = Redis::start();
+        redis.queue = queue.to_string();
+        redis
+    }
+
+    /// The same, as a Redis Cluster of one node, which refuses what names keys of several slots.
+    #[allow(dead_code)] // As above.
+    pub fn cluster_of(queue: &str) -> Redis {
+        let mut redis = Redis::with(&["cluster-enabled yes"]);
+        redis.queue = queue.to_string();
+        let mut client = redis.client();
+        let slots: Vec<u16> = (0..16384).collect();
+        redis::cmd("CLUSTER").arg("ADDSLOTS").arg(slots).exec(&mut client).unwrap();
+        super::eventually("the Cluster is up", super::SOON, || {
+            let info: String = redis::cmd("CLUSTER").arg("INFO").query(&mut client).unwrap();
+            info.contains("cluster_state:ok")
+        });
+        redis
+    }
+
     fn begin(configuration: &[&str], own_clock: bool) -> Redis {
         let dir = TempDir::new("redis");
         let address = own_address();
@@ -105,7 +130,7 @@ impl Redis {
         if let Some(clock) = &clock {
             fs::write(clock, "+0\n").unwrap();
         }
-        let mut redis = Redis { dir, address, port, password, clock, server: None };
+        let mut redis = Redis { dir, address, port, password, queue: QUEUE.to_string(), clock, server: None };
         redis.restart();
         redis
     }
@@ -199,12 +224,12 @@ impl Redis {
 
     /// The key that ACA-Py pushes to.
     pub fn queue_key(&self) -> String {
-        format!("{PREFIX}.outbound_transport")
+        self.queue.clone()
     }
 
     /// One of the agent's keys, such as `messages`.
     pub fn key(&self, name: &str) -> String {
-        format!("{{{PREFIX}.outbound_transport}}:{name}")
+        format!("{{{}}}:{name}", self.queue)
     }
 
     /// Appends one message, as ACA-Py does.
