@@ -221,6 +221,17 @@ struct Closing<'a> {
     is_overdue: bool,
 }
 
+/// Whether the endpoint answered; `None` if the attempt says nothing of it.
+fn is_answered(outcome: &Outcome) -> Option<bool> {
+    match outcome {
+        Outcome::Delivered => Some(true),
+        Outcome::Dead { fault: None, .. } | Outcome::Later { fault: Fault::Ours, .. } => None,
+        Outcome::Dead { fault: Some(fault), .. } | Outcome::Later { fault, .. } => {
+            Some(matches!(fault, Fault::Message | Fault::Elsewhere))
+        }
+    }
+}
+
 /// What kind of claim this lane would send next.
 fn kind(lane: &Lane) -> Kind {
     match lane.state {
@@ -525,8 +536,8 @@ impl Lanes {
         let at = claim.lane;
         let was_full = !self.lanes[at].has_room();
         let was_closed = self.lanes[at].state == State::Closed;
-        let sent = self.came_back(&claim);
-        self.note_duration(at, &outcome, sent, begun, now);
+        let took = now.saturating_duration_since(begun);
+        self.came_back(&claim, is_answered(&outcome).map(|answered| (took, answered)), now);
         let mut history = claim.history.clone();
         match outcome {
             Outcome::Delivered => {
@@ -599,7 +610,7 @@ impl Lanes {
         let (was_full, guest_was_full) =
             (!self.lanes[at].has_room(), self.lanes[guest].in_window() + 1 >= self.lanes[guest].window);
         let was_probe = self.lanes[at].state != State::Closed && claim.source == (Source::Waiting { probe: true });
-        self.came_back(&claim);
+        self.came_back(&claim, None, now);
         let mut history = claim.history.clone();
         let mut blame = None;
         match &outcome {
@@ -715,29 +726,10 @@ impl Lanes {
         }
     }
 
-    fn note_duration(&mut self, at: usize, outcome: &Outcome, sent: Instant, begun: Instant, now: Instant) {
-        let is_answered = match outcome {
-            Outcome::Delivered => true,
-            Outcome::Dead { fault, .. } => match fault {
-                Some(fault) => *fault == Fault::Message,
-                None => return,
-            },
-            Outcome::Later { fault: Fault::Ours, .. } => return,
-            Outcome::Later { fault, .. } => matches!(fault, Fault::Message | Fault::Elsewhere),
-        };
-        let (took, at_most) = (now.saturating_duration_since(begun), self.most.failed());
-        self.change(at, |lane| {
-            lane.took(took, is_answered);
-            if is_answered {
-                lane.overtake(sent, now, at_most);
-            }
-        });
-    }
-
     /// A claim that a worker gives up without an attempt: it is not this agent's any more, or the agent stops.
     pub fn abandon(&mut self, claim: Box<Claim>, now: Instant, effects: &mut Effects) {
         let at = claim.lane;
-        self.came_back(&claim);
+        self.came_back(&claim, None, now);
         if !self.discarded.remove(&(claim.id, claim.agent)) {
             self.held.remove(&claim.id);
         }
@@ -1271,14 +1263,20 @@ impl Lanes {
         }
     }
 
-    /// A claim is with its worker no more. Returns when it was sent there.
-    fn came_back(&mut self, claim: &Claim) -> Instant {
+    /// A claim is with its worker no more; `told`: how long its attempt took, if that says something of the
+    /// endpoint, and whether it was answered.
+    fn came_back(&mut self, claim: &Claim, told: Option<(Duration, bool)>, now: Instant) {
         self.held_bytes -= claim.envelope.size();
         self.count_suspect(claim, -1);
+        let at_most = self.most.failed();
         self.change(claim.lane, |lane| {
-            let at = lane.out.iter().position(|out| out.id == claim.id);
-            lane.out.remove(at.expect("what comes back was out")).since
-        })
+            let sent = lane.came_back(claim.id);
+            let Some((took, is_answered)) = told else { return };
+            lane.took(took, is_answered);
+            if is_answered {
+                lane.overtake(sent, now, at_most);
+            }
+        });
     }
 
     fn take_held(&mut self, at: usize, id: Id) -> Option<Box<Claim>> {

@@ -59,6 +59,8 @@ pub(super) struct Lane {
     pub(super) since_growth: usize,
     /// Claims sent to the workers and not finished, in the order of their sending.
     pub(super) out: Vec<Out>,
+    /// How many of them are overtaken; counted, for every change of a lane asks.
+    n_overtaken: usize,
     /// Attempts of other lanes that were redirected here and are under way.
     pub(super) guests: usize,
     /// Claims to go out, oldest first.
@@ -111,6 +113,7 @@ impl Lane {
             ceiling: 0,
             since_growth: 0,
             out: Vec::new(),
+            n_overtaken: 0,
             guests: 0,
             held: VecDeque::new(),
             failures: 0,
@@ -166,7 +169,7 @@ impl Lane {
 
     /// Claims out that count against the window, guests included.
     pub(super) fn in_window(&self) -> usize {
-        self.out.iter().filter(|out| !out.is_overtaken).count() + self.guests
+        self.out.len() - self.n_overtaken + self.guests
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -187,15 +190,26 @@ impl Lane {
     /// An attempt that began at `since` was answered: those before it that are silent do not hold up the
     /// lane any longer, as far as `at_most` of them are out.
     pub(super) fn overtake(&mut self, since: Instant, now: Instant, at_most: usize) {
-        let mut n = self.out.iter().filter(|out| out.is_overtaken).count();
+        // In the order of their sending: behind one that is not older none is.
         for i in 0..self.out.len() {
             let out = &self.out[i];
-            if n < at_most && !out.is_overtaken && out.since < since && self.is_silent(out.since, now) {
+            if self.n_overtaken >= at_most || out.since >= since || !self.is_silent(out.since, now) {
+                return;
+            }
+            if !out.is_overtaken {
                 self.out[i].is_overtaken = true;
+                self.n_overtaken += 1;
                 self.n_fast = 0;
-                n += 1;
             }
         }
+    }
+
+    /// A claim is with its worker no more. Returns when it was sent there.
+    pub(super) fn came_back(&mut self, id: Id) -> Instant {
+        let at = self.out.iter().position(|out| out.id == id);
+        let out = self.out.remove(at.expect("what comes back was out"));
+        self.n_overtaken -= usize::from(out.is_overtaken);
+        out.since
     }
 
     /// Takes note of how long an attempt took.
@@ -215,8 +229,8 @@ impl Lane {
         match self.state {
             State::New => shares.new = out,
             State::Open => {
-                let overtaken = self.out.iter().filter(|out| out.is_overtaken).count();
-                shares.exposed = overtaken + (out - overtaken).saturating_sub(self.trusted());
+                let others = out - self.n_overtaken;
+                shares.exposed = self.n_overtaken + others.saturating_sub(self.trusted());
             }
             State::Closed => {
                 shares.failed = out;

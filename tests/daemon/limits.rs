@@ -492,3 +492,28 @@ fn answer_over_tcp(mut stream: TcpStream, says: Says) -> std::io::Result<()> {
         stream.write_all(&answer)?;
     }
 }
+
+#[test]
+fn what_redis_reads_for_a_claim_is_bounded_however_large_the_messages_are() {
+    const LARGE: usize = 8 << 20;
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::Hang);
+    let mut client = redis.client();
+    let mut memory = |field: &str| -> usize {
+        let info: String = redis::cmd("INFO").arg("memory").query(&mut client).unwrap();
+        let line = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).expect("Redis says so");
+        line.trim().parse().unwrap()
+    };
+    // Twenty small ones let the pages of a claim grow as far as they do; then come the large ones.
+    redis.push_all(numbered(&sink.url(), 20));
+    for _ in 0..16 {
+        redis.push(&envelope(&sink.url(), &vec![b'x'; LARGE]));
+    }
+    let before = memory("used_memory");
+    let _agent = Agent::start(&redis, &["--in-flight-bytes", "8MiB"]);
+    eventually("some of them are claimed", SOON, || redis.counts().inflight > 20);
+    let peak = memory("used_memory_peak");
+    // A page of four, each once in Lua and once on its way; a page of sixteen was 128 MiB and more.
+    let grown = peak.saturating_sub(before) / LARGE;
+    assert!(grown <= 10, "a claim made Redis grow by {grown} messages");
+}
