@@ -125,7 +125,7 @@ impl Agent {
             config::Pop::Peek => Pop::Peek,
             config::Pop::Blpop => Pop::Blpop,
         };
-        let guard = Guard::new(&config.allow_net, &config.deny_net, &[])?;
+        let guard = Guard::new(&config.allow_net, &config.deny_net, &[])?.https_only(config.https_only);
         for line in guard.advice() {
             warn!("{line}");
         }
@@ -165,7 +165,7 @@ impl Agent {
         reader_queue: Box<dyn Queue>,
         settler_queue: Box<dyn Queue>,
     ) -> Result<Agent, String> {
-        let guard = Guard::new(&config.allow_net, &config.deny_net, &[])?;
+        let guard = Guard::new(&config.allow_net, &config.deny_net, &[])?.https_only(config.https_only);
         Agent::start_with(config, guard, reader_queue, settler_queue)
     }
 

@@ -87,6 +87,8 @@ pub struct Config {
     pub allow_net: Vec<String>,
     /// What may not be delivered to, in the same words.
     pub deny_net: Vec<String>,
+    /// Without TLS only to what `allow_net` holds.
+    pub https_only: bool,
     /// A PEM file of roots that recipients' certificates may lead to, beside the bundled ones.
     pub ca_file: Option<PathBuf>,
     /// `HOST:PORT` of the status server; `None`, the default: no server.
@@ -393,6 +395,7 @@ impl Config {
             pop: Pop::Peek,
             allow_net: Vec::new(),
             deny_net: Vec::new(),
+            https_only: false,
             ca_file: None,
             status_addr: None,
             status_endpoint: None,
@@ -598,6 +601,7 @@ fn read_config(reader: &mut Reader) -> Result<Config, Error> {
     let log_format =
         reader.value("--log-format", |text| one_of(text, &[("full", LogFormat::Full), ("bare", LogFormat::Bare)]))?;
     config.ordered = reader.flag("--ordered")?;
+    config.https_only = reader.flag("--https-only")?;
 
     config.in_flight = in_flight.unwrap_or(config.in_flight);
     config.workers = under(("--workers", workers, config.workers), ("half of '--in-flight'", config.in_flight / 2))?;
@@ -641,7 +645,7 @@ fn complete(config: Config) -> Result<Config, Error> {
                 .to_owned(),
         ));
     }
-    if let (Some(net), true) = (config.allow_net.first(), config.deny_net.is_empty()) {
+    if let (Some(net), true) = (config.allow_net.first(), config.deny_net.is_empty() && !config.https_only) {
         return Err(Error(format!(
             "'--allow-net {net}' restricts nothing: all that no '--deny-net' holds is allowed; to allow that alone, \
              give '--deny-net all' as well"

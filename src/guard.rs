@@ -23,6 +23,7 @@ pub struct Guard {
     rules: Vec<Rule>,
     own: Own,
     machine: Arc<Machine>,
+    https_only: bool,
 }
 
 /// One network of one `--allow-net` or `--deny-net`.
@@ -48,6 +49,9 @@ enum Reach {
 /// The words that stand for networks in `--allow-net` and `--deny-net`.
 pub const WORDS: [&str; 5] = ["private", "loopback", "public", "self", "all"];
 
+/// Said of a connection without TLS.
+const HTTPS_ONLY: &str = "'--https-only' refuses unless an '--allow-net' holds the address";
+
 impl Guard {
     /// A guard with the values of `--allow-net` and `--deny-net` (a CIDR, a single
     /// address, or one of [`WORDS`]), and the agent's own addresses
@@ -68,6 +72,20 @@ impl Guard {
             guard.add("--deny-net", value, false)?;
         }
         Ok(guard)
+    }
+
+    /// The same policy with `--https-only`: without TLS only to networks that are allowed by name.
+    #[must_use]
+    pub fn https_only(self, https_only: bool) -> Guard {
+        Guard { https_only, ..self }
+    }
+
+    /// Whether nothing at all may be delivered to without TLS; if so, the reason.
+    pub fn check_scheme(&self, is_tls: bool) -> Result<(), String> {
+        if !is_tls && self.https_only && !self.rules.iter().any(|rule| rule.allow) {
+            return Err(format!("without TLS, which {HTTPS_ONLY}"));
+        }
+        Ok(())
     }
 
     fn add(&mut self, option: &str, value: &str, allow: bool) -> Result<(), String> {
@@ -91,20 +109,20 @@ impl Guard {
         &self.own
     }
 
-    /// Whether a message may go to this address; if not, the reason names the
-    /// address, the rule and the option.
-    pub fn check(&self, addr: SocketAddr) -> Result<(), String> {
+    /// Whether a message may go to this address, with TLS or without; if not, the
+    /// reason names the address, the rule and the option.
+    pub fn check(&self, addr: SocketAddr, is_tls: bool) -> Result<(), String> {
         let ip = addr.ip();
         let judged = carried_ipv4(ip).map_or(ip, IpAddr::V4);
-        self.judge(addr, judged)?;
+        self.judge(addr, judged, is_tls)?;
         for inside in tunnelled(ip).into_iter().flatten() {
-            self.judge(addr, inside.into())?;
+            self.judge(addr, inside.into(), is_tls)?;
         }
         Ok(())
     }
 
     /// Judges an address by another one that it stands for.
-    fn judge(&self, addr: SocketAddr, judged: IpAddr) -> Result<(), String> {
+    fn judge(&self, addr: SocketAddr, judged: IpAddr, is_tls: bool) -> Result<(), String> {
         let ip = addr.ip();
         for ip in [ip, judged] {
             if let Some(kind) = always_refused(ip) {
@@ -120,6 +138,9 @@ impl Guard {
         }
         match self.deciding_rule(ip, judged) {
             Some(rule) if !rule.allow => Err(format!("address {} is refused by {}", spell(ip, judged), rule.option)),
+            None if self.https_only && !is_tls => {
+                Err(format!("address {} without TLS, which {HTTPS_ONLY}", spell(ip, judged)))
+            }
             _ => Ok(()),
         }
     }
@@ -443,7 +464,7 @@ mod tests {
 
     /// `expected` is a part of the reason; empty means allowed.
     fn check(guard: &Guard, ip: &str, expected: &str) {
-        let result = guard.check(SocketAddr::new(ip.parse().unwrap(), 80));
+        let result = guard.check(SocketAddr::new(ip.parse().unwrap(), 80), true);
         match result {
             Ok(()) => assert_eq!(expected, "", "{ip} was allowed"),
             Err(reason) => {
@@ -512,6 +533,22 @@ mod tests {
         ] {
             check(&guard, ip, "");
         }
+    }
+
+    #[test]
+    fn without_tls_only_what_is_allowed_by_name_is_delivered_to_where_that_is_wanted() {
+        let strict = guard(&["10.1.0.0/16"], &["private"]).https_only(true);
+        let check = |guard: &Guard, ip: &str, is_tls| guard.check(SocketAddr::new(ip.parse().unwrap(), 80), is_tls);
+        assert_eq!(check(&strict, "10.1.2.3", false), Ok(()));
+        assert_eq!(check(&strict, "192.0.2.1", true), Ok(()));
+        let reason = check(&strict, "192.0.2.1", false).unwrap_err();
+        assert!(reason.contains("192.0.2.1") && reason.contains("'--https-only'"), "{reason}");
+        assert!(check(&strict, "10.2.0.1", false).unwrap_err().contains("'--deny-net private'"));
+        assert_eq!(strict.check_scheme(false), Ok(()));
+        let strictest = guard(&[], &[]).https_only(true);
+        assert!(strictest.check_scheme(false).unwrap_err().contains("'--https-only'"));
+        assert_eq!(strictest.check_scheme(true), Ok(()));
+        assert_eq!(guard(&[], &[]).check_scheme(false), Ok(()));
     }
 
     #[test]
@@ -661,7 +698,7 @@ mod tests {
     }
 
     fn check_own(guard: &Guard, addr: &str, expected: Option<&str>) {
-        let result = guard.check(addr.parse().unwrap());
+        let result = guard.check(addr.parse().unwrap(), true);
         match expected {
             None => assert_eq!(result, Ok(()), "{addr}"),
             Some(name) => assert!(result.unwrap_err().contains(name), "{addr}"),

@@ -38,11 +38,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use log::debug;
 use ureq::http::header::{self, HeaderName, HeaderValue};
-use ureq::http::{Request, Response, Uri};
-use ureq::{Agent, Body, Error, Proxy, Timeout};
+use ureq::http::{Response, Uri};
+use ureq::typestate::WithBody;
+use ureq::{Agent, Body, Error, Proxy, RequestBuilder, Timeout};
 
 use crate::guard::Guard;
-use crate::headers::goes_elsewhere;
+use crate::headers::{belongs_to_connection, goes_elsewhere};
 use crate::metrics::add;
 use crate::policy::{Attempt, Failure, parse_retry_after};
 use crate::resolver::Resolver;
@@ -64,6 +65,10 @@ const MAX_BODY: u64 = 64 * 1024;
 /// spare a new connection and no more, so it is worth less than one: a body that
 /// drips would else keep a worker from others for as long as an attempt may take.
 const BODY_PATIENCE: Duration = Duration::from_millis(250);
+
+/// The names of so many headers keep their spelling: ureq looks for it among all of them, for each of them,
+/// whenever it writes one. Servers take some hundred headers; what is beyond is sent in lower case.
+const SPELT_HEADERS: usize = 100;
 
 /// How soon after a request's end a connection that had been idle must have closed
 /// for both to have crossed on the way. Longer than the way to nearly all there is.
@@ -123,7 +128,7 @@ pub struct Poster {
     resolver: Resolver,
     connect_timeout: Duration,
     timeout: Duration,
-    id_header: Option<HeaderName>,
+    id_header: Option<String>,
     repeated: Arc<AtomicU64>,
     /// For addresses that are not resolved here, and so would not be judged: with a
     /// proxy alone.
@@ -133,7 +138,6 @@ pub struct Poster {
 /// What stays the same over the redirects and second tries of one attempt.
 struct Parcel<'a> {
     headers: Vec<(&'a str, &'a [u8])>,
-    payload: &'a [u8],
     id: Option<&'a str>,
 }
 
@@ -150,7 +154,7 @@ impl Poster {
                 proxy.port()
             ));
         }
-        let id_header = options.id_header.as_deref().map(parse_id_header).transpose()?;
+        options.id_header.as_deref().map_or(Ok(()), check_id_header)?;
         let idle_connections =
             options.idle_connections.unwrap_or_else(|| idle_limit(options.workers, descriptor_limit()));
         let pool = Arc::new(Pool::new(idle_connections, options.endpoint_concurrency, options.idle_age));
@@ -187,7 +191,7 @@ impl Poster {
             resolver,
             connect_timeout: options.connect_timeout,
             timeout: options.timeout,
-            id_header,
+            id_header: options.id_header,
             repeated: Arc::default(),
             literals,
         })
@@ -216,7 +220,7 @@ impl Poster {
         enter: &mut dyn FnMut(&str) -> Result<(), Attempt>,
     ) -> Attempt {
         let deadline = Instant::now() + self.timeout;
-        let parcel = Parcel { headers: headers.collect(), payload, id };
+        let parcel = Parcel { headers: headers.collect(), id };
         let mut uri = uri.clone();
         let mut n_redirects = 0;
         let mut is_first = true;
@@ -230,7 +234,7 @@ impl Poster {
             };
             Stage::forget();
             let result =
-                if is_first { self.agent.run(request) } else { self.run_again(request, deadline, wants_fresh) };
+                if is_first { request.send(payload) } else { run_again(request, payload, deadline, wants_fresh) };
             is_first = false;
             if let Some(attempt) = result.as_ref().err().and_then(answered_unreadably) {
                 return attempt;
@@ -300,31 +304,30 @@ impl Poster {
         self.pool.len()
     }
 
-    fn request<'a>(&self, uri: &Uri, parcel: &Parcel<'a>, left_origin: bool) -> Result<Request<&'a [u8]>, String> {
+    fn request(&self, uri: &Uri, parcel: &Parcel, left_origin: bool) -> Result<RequestBuilder<WithBody>, String> {
         self.check_literal(uri)?;
-        let mut request = Request::post(uri.clone())
-            .body(parcel.payload)
-            .map_err(|error| format!("endpoint cannot be posted to: {error}"))?;
-        let map = request.headers_mut();
-        for (name, value) in &parcel.headers {
-            let parsed = HeaderName::from_bytes(name.as_bytes());
-            let value = HeaderValue::from_bytes(value);
-            let (Ok(name), Ok(value)) = (parsed, value) else {
+        let mut request = self.agent.post(uri);
+        let id = self.id_header.as_deref().zip(parcel.id);
+        for (n, (name, value)) in parcel.headers.iter().enumerate() {
+            // Nobody else's check is relied on: what breaks out of a header breaks out of the request.
+            let allowed = HeaderName::from_bytes(name.as_bytes()).is_ok() && HeaderValue::from_bytes(value).is_ok();
+            if !allowed {
                 return Err(format!("header {name:?} is not allowed by HTTP"));
-            };
-            if is_framing(&name) || (left_origin && !goes_elsewhere(name.as_str())) {
+            }
+            if belongs_to_connection(name.as_bytes())
+                || (left_origin && !goes_elsewhere(name))
+                || id.is_some_and(|(id_header, _)| name.eq_ignore_ascii_case(id_header))
+            {
                 continue;
             }
             // ureq wants to read this one, and would say so when the connection has been made.
-            if name == header::AUTHORIZATION && value.to_str().is_err() {
+            if name.eq_ignore_ascii_case("Authorization") && !value.is_ascii() {
                 return Err("value of header authorization is not plain ASCII, which it must be".to_string());
             }
-            map.append(name, value);
+            request = if n < SPELT_HEADERS { request.header_raw(name, value) } else { request.header(*name, *value) };
         }
-        if let (Some(name), Some(id)) = (&self.id_header, parcel.id) {
-            let value =
-                HeaderValue::from_str(id).map_err(|_| "the message's id is not allowed in a header".to_string())?;
-            map.insert(name.clone(), value);
+        if let Some((name, id)) = id {
+            request = request.header_raw(name, id.as_bytes());
         }
         Ok(request)
     }
@@ -340,7 +343,7 @@ impl Poster {
             Ok(url::Host::Ipv6(ip)) => IpAddr::V6(ip),
             Err(why) => return Err(format!("endpoint cannot be posted to: its host is not readable ({why})")),
         };
-        guard.check(SocketAddr::new(ip, port(uri)))
+        guard.check(SocketAddr::new(ip, port(uri)), uri.scheme_str() == Some("https"))
     }
 
     fn note_repeat(&self, uri: &Uri) {
@@ -350,24 +353,6 @@ impl Poster {
             "an idle connection to {host}:{} closed as a request was sent on it: sent once more on a new one",
             port(uri)
         );
-    }
-
-    /// Within what is left of the attempt's time.
-    fn run_again(
-        &self,
-        request: Request<&[u8]>,
-        deadline: Instant,
-        wants_fresh: bool,
-    ) -> Result<Response<Body>, Error> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(Error::Timeout(Timeout::Global));
-        }
-        let mut config = self.agent.configure_request(request).timeout_global(Some(left));
-        if wants_fresh {
-            config = config.max_idle_age(Duration::ZERO);
-        }
-        self.agent.run(config.build())
     }
 
     /// What ureq itself says when there is no answer, in our words.
@@ -411,6 +396,24 @@ impl Poster {
     }
 }
 
+/// Within what is left of the attempt's time.
+fn run_again(
+    request: RequestBuilder<WithBody>,
+    payload: &[u8],
+    deadline: Instant,
+    wants_fresh: bool,
+) -> Result<Response<Body>, Error> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(Error::Timeout(Timeout::Global));
+    }
+    let mut config = request.config().timeout_global(Some(left));
+    if wants_fresh {
+        config = config.max_idle_age(Duration::ZERO);
+    }
+    config.build().send(payload)
+}
+
 impl fmt::Debug for Poster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Poster").finish_non_exhaustive()
@@ -440,29 +443,14 @@ fn idle_limit(workers: usize, descriptors: u64) -> usize {
     usize::try_from(spare).unwrap_or(usize::MAX).min(workers.saturating_mul(8).max(MIN_IDLE))
 }
 
-fn parse_id_header(name: &str) -> Result<HeaderName, String> {
-    let parsed = HeaderName::from_bytes(name.as_bytes())
-        .map_err(|_| format!("option '--id-header': '{name}' is not a header name"))?;
-    if is_framing(&parsed) {
+fn check_id_header(name: &str) -> Result<(), String> {
+    if HeaderName::from_bytes(name.as_bytes()).is_err() {
+        return Err(format!("option '--id-header': '{name}' is not a header name"));
+    }
+    if belongs_to_connection(name.as_bytes()) {
         return Err(format!("option '--id-header': '{name}' has another meaning"));
     }
-    Ok(parsed)
-}
-
-/// Headers of the connection and of the body's framing: ureq's to send, not the envelope's.
-fn is_framing(name: &HeaderName) -> bool {
-    matches!(
-        *name,
-        header::HOST
-            | header::CONTENT_LENGTH
-            | header::TRANSFER_ENCODING
-            | header::CONNECTION
-            | header::TE
-            | header::TRAILER
-            | header::UPGRADE
-            | header::EXPECT
-    ) || matches!(name.as_str(), "keep-alive")
-        || name.as_str().starts_with("proxy-")
+    Ok(())
 }
 
 fn answered(response: Response<Body>, note: Option<String>) -> Attempt {

@@ -139,18 +139,19 @@ impl Resolver {
     /// The addresses of a host name (or literal) that may be delivered to; there
     /// is at least one. `within` bounds the wait. A literal that may not is refused
     /// for good; a name whose addresses may not, for now.
-    fn addresses(&self, host: &str, port: u16, within: Duration) -> Result<ResolvedSocketAddrs, Trouble> {
+    fn addresses(&self, host: &str, port: u16, is_tls: bool, within: Duration) -> Result<ResolvedSocketAddrs, Trouble> {
         let mut allowed = no_addresses();
+        self.guard.check_scheme(is_tls).map_err(|reason| Trouble::refused(format!("host {host}: {reason}")))?;
         if let Some(ip) = literal(host) {
             let addr = SocketAddr::new(ip, port);
-            self.guard.check(addr).map_err(Trouble::refused)?;
+            self.guard.check(addr, is_tls).map_err(Trouble::refused)?;
             allowed.push(addr);
             return Ok(allowed);
         }
         let mut refusal = None;
         for ip in find(&self.shared, host, within)?.iter() {
             let addr = SocketAddr::new(*ip, port);
-            match self.guard.check(addr) {
+            match self.guard.check(addr, is_tls) {
                 Ok(()) if allowed.len() < MAX_ADDRESSES => allowed.push(addr),
                 Ok(()) => break,
                 Err(reason) => refusal = refusal.or(Some(reason)),
@@ -172,15 +173,13 @@ fn no_addresses() -> ResolvedSocketAddrs {
 impl UreqResolver for Resolver {
     fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let host = uri.host().unwrap_or_default();
-        let port = uri.port_u16().unwrap_or(match uri.scheme_str() {
-            Some("https") => 443,
-            _ => 80,
-        });
+        let is_tls = uri.scheme_str() == Some("https");
+        let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
         // The operator chose the proxy, so its own address is not judged. It is
         // told from an endpoint of the same name by being the very same object.
         let is_proxy = config.proxy().is_some_and(|proxy| std::ptr::eq(proxy.uri(), uri));
         if !is_proxy {
-            return Ok(self.addresses(host, port, *timeout.after)?);
+            return Ok(self.addresses(host, port, is_tls, *timeout.after)?);
         }
         let ips = match literal(host) {
             Some(ip) => Arc::from([ip].as_slice()),
@@ -469,7 +468,7 @@ mod tests {
     fn literals_are_not_looked_up() {
         let resolver = Resolver::with(guard(&[]), AGES, Box::new(|_| panic!("looked up")));
         for (host, expected) in [("127.0.0.1", "127.0.0.1:80"), ("[::1]", "[::1]:80")] {
-            assert_eq!(resolver.addresses(host, 80, LONG).unwrap()[..], [expected.parse().unwrap()]);
+            assert_eq!(resolver.addresses(host, 80, true, LONG).unwrap()[..], [expected.parse().unwrap()]);
         }
     }
 
@@ -478,7 +477,7 @@ mod tests {
         let resolver = Resolver::new(guard(&["loopback"]));
         for host in ["127.0.0.1", "0x7f.1", "2130706433", "017700000001", "[::1]", "localhost"] {
             let is_literal = literal(host).is_some();
-            match resolver.addresses(host, 80, LONG) {
+            match resolver.addresses(host, 80, true, LONG) {
                 Err(Trouble::Attempt(Attempt::Refused { reason })) if is_literal => {
                     assert!(reason.contains("'--deny-net loopback'"), "{host}: {reason}")
                 }
@@ -500,7 +499,7 @@ mod tests {
         };
         let resolver = Resolver::with(guard(&[]), AGES, Box::new(lookup));
         for _ in 0..10 {
-            resolver.addresses("a.example", 80, LONG).unwrap();
+            resolver.addresses("a.example", 80, true, LONG).unwrap();
         }
         assert_eq!(n.load(SeqCst), 1);
     }
@@ -518,7 +517,8 @@ mod tests {
         };
         let resolver = Resolver::with(guard(&[]), AGES, Box::new(lookup));
         std::thread::scope(|scope| {
-            let askers: Vec<_> = (0..16).map(|_| scope.spawn(|| resolver.addresses("a.example", 80, LONG))).collect();
+            let askers: Vec<_> =
+                (0..16).map(|_| scope.spawn(|| resolver.addresses("a.example", 80, true, LONG))).collect();
             drop(go);
             for asker in askers {
                 assert!(asker.join().unwrap().is_ok());
@@ -541,14 +541,14 @@ mod tests {
         let resolver = Resolver::with(guard(&[]), AGES, Box::new(lookup));
         for _ in 0..3 {
             let started = Instant::now();
-            let trouble = resolver.addresses("slow.example", 80, Duration::from_millis(30)).unwrap_err();
+            let trouble = resolver.addresses("slow.example", 80, true, Duration::from_millis(30)).unwrap_err();
             let (failure, error) = failure_of(trouble);
             assert_eq!(failure, Failure::Resolve);
             assert!(error.contains("slow.example"), "{error}");
             assert!(started.elapsed() < Duration::from_secs(5));
         }
         drop(hold);
-        assert!(resolver.addresses("slow.example", 80, LONG).is_ok());
+        assert!(resolver.addresses("slow.example", 80, true, LONG).is_ok());
         assert_eq!(n.load(SeqCst), 1);
     }
 
@@ -568,7 +568,7 @@ mod tests {
         assert_eq!(find(&resolver.shared, "a.example", LONG).unwrap(), first);
         assert_eq!(n.load(SeqCst), 2);
         for _ in 0..3 {
-            let (failure, error) = failure_of(resolver.addresses("b.example", 80, LONG).unwrap_err());
+            let (failure, error) = failure_of(resolver.addresses("b.example", 80, true, LONG).unwrap_err());
             assert_eq!(failure, Failure::Resolve);
             assert_eq!(error, "host b.example has no address: Name or service not known");
         }
@@ -584,8 +584,11 @@ mod tests {
             })
         };
         let resolver = Resolver::with(guard(&["private"]), AGES, Box::new(lookup));
-        assert_eq!(resolver.addresses("mixed.example", 8020, LONG).unwrap()[..], ["192.0.2.1:8020".parse().unwrap()]);
-        let (failure, error) = failure_of(resolver.addresses("inside.example", 80, LONG).unwrap_err());
+        assert_eq!(
+            resolver.addresses("mixed.example", 8020, true, LONG).unwrap()[..],
+            ["192.0.2.1:8020".parse().unwrap()]
+        );
+        let (failure, error) = failure_of(resolver.addresses("inside.example", 80, true, LONG).unwrap_err());
         assert_eq!(failure, Failure::Denied);
         assert_eq!(error, "host inside.example: address 10.0.0.1 is refused by '--deny-net private'");
     }
@@ -594,7 +597,7 @@ mod tests {
     fn what_the_machine_lacks_is_not_the_hosts_fault() {
         let lookup = |_: &str| Err(io::Error::from_raw_os_error(libc::EMFILE));
         let resolver = Resolver::with(guard(&[]), AGES, Box::new(lookup));
-        let result = resolver.addresses("a.example", 80, LONG);
+        let result = resolver.addresses("a.example", 80, true, LONG);
         assert!(matches!(result, Err(Trouble::Attempt(Attempt::Lacking { .. }))), "{result:?}");
     }
 
@@ -649,14 +652,14 @@ mod tests {
         let moment = Duration::from_millis(1);
         for domain in 0..10 {
             for n in 0..200 {
-                let _ = resolver.addresses(&format!("{n}.silent-{domain}.example"), 80, moment);
+                let _ = resolver.addresses(&format!("{n}.silent-{domain}.example"), 80, true, moment);
             }
         }
         // Each left eight ninths of what it found: a third of 256.
         let n_lookups = resolver.shared.lock().n_lookups;
         assert!((165..=185).contains(&n_lookups), "{n_lookups}");
         for n in 0..200 {
-            resolver.addresses(&format!("{n}.good.example"), 80, LONG).unwrap();
+            resolver.addresses(&format!("{n}.good.example"), 80, true, LONG).unwrap();
         }
         drop(hold);
     }
@@ -666,29 +669,30 @@ mod tests {
         let ages = Ages { good: Duration::ZERO, bad: LONG, stale: LONG };
         let (resolver, hold) = half_silent(ages);
         for n in 0..MAX_LOOKUPS {
-            resolver.addresses(&format!("proven.example-{n}.example"), 80, LONG).unwrap();
+            resolver.addresses(&format!("proven.example-{n}.example"), 80, true, LONG).unwrap();
         }
         let take = |most: usize| {
             let mut n = 0;
             while resolver.shared.lock().n_lookups < most {
-                let _ = resolver.addresses(&format!("silent.domain-{n}.test"), 80, Duration::from_millis(1));
+                let _ = resolver.addresses(&format!("silent.domain-{n}.test"), 80, true, Duration::from_millis(1));
                 n += 1;
                 assert!(n < 2 * MAX_LOOKUPS);
             }
         };
         take(MAX_LOOKUPS - RESERVED_LOOKUPS - LOOKUPS_OF_ANSWERED);
         // Newcomers have nothing left, names that resolved before have their own.
-        let (failure, error) = failure_of(resolver.addresses("new.example", 80, Duration::from_millis(1)).unwrap_err());
+        let (failure, error) =
+            failure_of(resolver.addresses("new.example", 80, true, Duration::from_millis(1)).unwrap_err());
         assert_eq!(failure, Failure::Resolve);
         assert!(error.contains("new.example could not be looked up in time"), "{error}");
         let asked_at = || resolver.shared.lock().by_name["proven.example-0.example"].good.as_ref().unwrap().1;
         let before = asked_at();
-        resolver.addresses("proven.example-0.example", 80, LONG).unwrap();
+        resolver.addresses("proven.example-0.example", 80, true, LONG).unwrap();
         assert!(asked_at() > before);
         // With none left at all, what is known serves at once.
         resolver.shared.lock().n_lookups = MAX_LOOKUPS;
         let before = asked_at();
-        resolver.addresses("proven.example-0.example", 80, LONG).unwrap();
+        resolver.addresses("proven.example-0.example", 80, true, LONG).unwrap();
         assert_eq!(asked_at(), before);
         resolver.shared.lock().n_lookups = MAX_LOOKUPS - RESERVED_LOOKUPS - LOOKUPS_OF_ANSWERED;
         drop(hold);
@@ -704,14 +708,14 @@ mod tests {
             Ok(!host.contains("silent"))
         };
         let resolver = Resolver::asking(guard(&[]), AGES, Box::new(lookup), Box::new(probe));
-        resolver.addresses("early.example", 80, LONG).unwrap();
+        resolver.addresses("early.example", 80, true, LONG).unwrap();
         assert_eq!(n_probes.load(SeqCst), 0);
         resolver.shared.lock().n_lookups = MAX_LOOKUPS - RESERVED_LOOKUPS - LOOKUPS_OF_ANSWERED;
-        resolver.addresses("good.example", 80, LONG).unwrap();
+        resolver.addresses("good.example", 80, true, LONG).unwrap();
         assert_eq!(n_probes.load(SeqCst), 1);
         // Silence is remembered, as that of a look-up is.
         for _ in 0..3 {
-            let (failure, error) = failure_of(resolver.addresses("silent.example", 80, LONG).unwrap_err());
+            let (failure, error) = failure_of(resolver.addresses("silent.example", 80, true, LONG).unwrap_err());
             assert_eq!(failure, Failure::Resolve);
             assert_eq!(error, "no answer about host silent.example from the name server in time");
         }
@@ -722,15 +726,15 @@ mod tests {
     fn what_hung_lately_is_not_waited_for_again() {
         let (resolver, hold) = half_silent(AGES);
         let within = Duration::from_millis(20);
-        resolver.addresses("silent.example", 80, within).unwrap_err();
+        resolver.addresses("silent.example", 80, true, within).unwrap_err();
         // Under way for longer than this one may wait: it does not wait at all.
         let started = Instant::now();
         std::thread::sleep(within);
-        resolver.addresses("silent.example", 80, within).unwrap_err();
+        resolver.addresses("silent.example", 80, true, within).unwrap_err();
         // A look-up that took 1.2 s is over, and not repeated for as long.
         std::thread::sleep(Duration::from_millis(1200).saturating_sub(started.elapsed()));
         drop(hold);
-        let (_, error) = failure_of(resolver.addresses("silent.example", 80, LONG).unwrap_err());
+        let (_, error) = failure_of(resolver.addresses("silent.example", 80, true, LONG).unwrap_err());
         assert_eq!(error, "host silent.example has no address: no answer");
         let names = resolver.shared.lock();
         let bad = names.by_name["silent.example"].bad.as_ref().unwrap();
@@ -743,7 +747,7 @@ mod tests {
         let ages = Ages { stale: Duration::ZERO, ..AGES };
         let resolver = Resolver::with(guard(&[]), ages, Box::new(|_| Ok(vec![ip("192.0.2.1")])));
         for n in 0..500 {
-            resolver.addresses(&format!("{n}.example"), 80, LONG).unwrap();
+            resolver.addresses(&format!("{n}.example"), 80, true, LONG).unwrap();
         }
         resolver.tidy();
         let names = resolver.shared.lock();

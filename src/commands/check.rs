@@ -82,7 +82,7 @@ impl Report {
 /// What only an agent would find out when it starts.
 fn check_options(config: &Config, report: &mut Report) -> Result<Option<Guard>, Error> {
     let guard = match Guard::new(&config.allow_net, &config.deny_net, &[]) {
-        Ok(guard) => guard,
+        Ok(guard) => guard.https_only(config.https_only),
         Err(why) => {
             report.mend("options", why)?;
             return Ok(None);
@@ -545,6 +545,9 @@ fn check_endpoint(config: &Config, guard: Option<&Guard>, endpoint: &str, report
             );
         }
     };
+    if let Some(Err(why)) = guard.map(|guard| guard.check_scheme(is_tls)) {
+        return report.mend(WHAT, format!("messages for it become dead letters: {why}"));
+    }
     let spelled: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
     report.ok(WHAT, format!("host '{bare}' is {}", spelled.join(", ")))?;
 
@@ -552,7 +555,7 @@ fn check_endpoint(config: &Config, guard: Option<&Guard>, endpoint: &str, report
     let mut allowed = Vec::new();
     let mut refusals = Vec::new();
     for address in addresses {
-        match guard.check(address) {
+        match guard.check(address, is_tls) {
             Ok(()) => allowed.push(address),
             Err(reason) => refusals.push(reason),
         }

@@ -89,6 +89,9 @@ Where to
   --allow-net NET            where they may go all the same, in the same words; the
                              most specific of both lists wins; needs a --deny-net
                              [none]                  ACAPY_DELIVER_ALLOW_NET
+  --https-only               refuse endpoints without TLS, but in networks of an
+                             --allow-net
+                             [no]                    ACAPY_DELIVER_HTTPS_ONLY
   --ca-file PEM              more roots to trust, beside the bundled ones
                              [none]                  ACAPY_DELIVER_CA_FILE
   --id-header NAME           send each message's id in this header, the same at

@@ -2,6 +2,17 @@
 //!
 //! Here alone it is decided which schemes are delivered to, and what is said of the others.
 //! Nothing that is said repeats a password or a query.
+//!
+//! What is no clean URL is not repaired into another endpoint than the one that was pushed: control
+//! characters, blanks, backslashes, and any number of slashes but two before the host are refused, which
+//! the URL standard would take out or turn round. Left to the standard's leniency, since each has one
+//! meaning that all of its readers agree on, is
+//! * in the scheme and the host: upper case, and for the host what IDNA maps (`Ｅxample`, soft hyphens,
+//!   percent-encoding), an IPv4 address in odd numbers (`0x7f.1`), an IPv6 address written out;
+//! * a port left empty, or the scheme's own; leading zeros of a port; an empty path;
+//! * `.` and `..` in the path, percent-encoded ones too; what must be percent-encoded in path and query
+//!   (letters beyond ASCII, `"`, `<`, `>`) and is not; a `%` without two digits, which stays as it is;
+//! * a fragment, which is not sent.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -57,6 +68,15 @@ impl Target {
         }
         let endpoint = str::from_utf8(endpoint).map_err(|_| "endpoint is not UTF-8")?;
         let quoted = || quoted(endpoint);
+        if let Some(odd) = endpoint.chars().find(|c| c.is_control() || c.is_whitespace() || *c == '\\') {
+            let kind = match odd {
+                '\\' => "a backslash".to_string(),
+                ' ' => "a blank".to_string(),
+                odd if odd.is_control() => format!("a control character (U+{:04X})", u32::from(odd)),
+                odd => format!("a blank (U+{:04X})", u32::from(odd)),
+            };
+            return Err(format!("endpoint {} holds {kind}, which no URL has", quoted()));
+        }
         let mut url = Url::parse(endpoint).map_err(|error| match error {
             url::ParseError::RelativeUrlWithoutBase => {
                 format!("endpoint {} is not an absolute URL, as http://host/ is", quoted())
@@ -66,6 +86,11 @@ impl Target {
         if !matches!(url.scheme(), "http" | "https") {
             let scheme = bounded(url.scheme());
             return Err(format!("endpoint of scheme {scheme}, only http and https are supported"));
+        }
+        // With fewer or more the standard looks for the host in what follows.
+        let after_scheme = &endpoint[url.scheme().len()..];
+        if !after_scheme.starts_with("://") || after_scheme[3..].starts_with('/') {
+            return Err(format!("endpoint {} has not two slashes before its host, as http://host/ has", quoted()));
         }
         let host = url.host_str().expect("http URLs have a host");
         if host.len() > MAX_HOST {

@@ -76,7 +76,7 @@ fn endpoints_become_what_http_can_request() {
     check_endpoint("HTTP://Host.Example:80/A?b=c#d", Ok("http://host.example/A?b=c http://host.example:80"));
     check_endpoint("https://h/", Ok("https://h/ https://h:443"));
     check_endpoint("https://h:80", Ok("https://h:80/ https://h:80"));
-    check_endpoint(" http://h/a b\u{e4}\n", Ok("http://h/a%20b%C3%A4 http://h:80"));
+    check_endpoint("http://h/b\u{e4}", Ok("http://h/b%C3%A4 http://h:80"));
     check_endpoint(
         "http://m\u{fc}nchen.example",
         Ok("http://xn--mnchen-3ya.example/ http://xn--mnchen-3ya.example:80"),
@@ -85,7 +85,9 @@ fn endpoints_become_what_http_can_request() {
     check_endpoint("http://2130706433", Ok("http://127.0.0.1/ http://127.0.0.1:80"));
     check_endpoint("http://[::FFFF:127.0.0.1]:1", Ok("http://[::ffff:7f00:1]:1/ http://[::ffff:7f00:1]:1"));
     check_endpoint("http://h/../a/./b?x=`{|}^\"<>", Ok("http://h/a/b?x=`{|}^%22%3C%3E http://h:80"));
-    check_endpoint("http:\\\\h\\a", Ok("http://h/a http://h:80"));
+    check_endpoint("http://h:/%2e%2E/a/%2e/b%zz%4", Ok("http://h/a/b%zz%4 http://h:80"));
+    check_endpoint("http://\u{ff28}%41\u{ad}:0080?q", Ok("http://ha/?q http://ha:80"));
+    check_endpoint("http://[0:0:0:0:0:0:0:1]/", Ok("http://[::1]/ http://[::1]:80"));
 }
 
 #[test]
@@ -123,7 +125,7 @@ fn what_cannot_be_requested_is_explained() {
     check_endpoint("http://", Err("endpoint \"http://\" is not a URL: empty host"));
     check_endpoint(
         "http://a\n\u{1b}[31m b",
-        Err("endpoint \"http://a\\n\\u{1b}[31m b\" is not a URL: invalid international domain name"),
+        Err("endpoint \"http://a\\n\\u{1b}[31m b\" holds a control character (U+000A), which no URL has"),
     );
     check_endpoint("http://1.2.3.4.5/", Err("endpoint \"http://1.2.3.4.5/\" is not a URL: invalid IPv4 address"));
     check_endpoint("ws://h/ws", Err("endpoint of scheme ws, only http and https are supported"));
@@ -136,6 +138,35 @@ fn what_cannot_be_requested_is_explained() {
     let long = format!("endpoint \"{}...\" is not an absolute URL, as http://host/ is", "a".repeat(80));
     check_endpoint(&"a".repeat(100), Err(&long));
     check(&map(&[&text("endpoint"), &bin(b"http://\xff"), &text("payload"), &bin(b"")]), Err("endpoint is not UTF-8"));
+}
+
+#[test]
+fn what_is_no_clean_url_is_not_repaired_into_another() {
+    for (endpoint, kind) in [
+        ("http:\\\\h\\a", "a backslash"),
+        ("http://good.example\\@evil.example/", "a backslash"),
+        (" http://h/", "a blank"),
+        ("http://h/ ", "a blank"),
+        ("http://h/a b", "a blank"),
+        ("http://h/a?b c", "a blank"),
+        ("http://h/a\u{a0}b", "a blank (U+00A0)"),
+        ("http://h/a\u{3000}", "a blank (U+3000)"),
+        ("http://h/\n", "a control character (U+000A)"),
+        ("ht\ttp://h/", "a control character (U+0009)"),
+        ("http://good.example\r\n.evil.example/", "a control character (U+000D)"),
+        ("http://h/\0", "a control character (U+0000)"),
+        ("http://h/\u{7f}", "a control character (U+007F)"),
+        ("http://h/\u{85}", "a control character (U+0085)"),
+        ("\u{1f}http://h/", "a control character (U+001F)"),
+    ] {
+        let reason = Envelope::decode(Envelope::encode([], endpoint, b"x")).unwrap_err().reason;
+        assert!(reason.ends_with(&format!(" holds {kind}, which no URL has")), "{endpoint:?}: {reason}");
+        assert!(!reason.contains(|c: char| c.is_control()), "{reason:?}");
+    }
+    for endpoint in ["http:h/", "http:/h/", "http:///h/", "https:////h/x", "HTTP:h"] {
+        let reason = Envelope::decode(Envelope::encode([], endpoint, b"x")).unwrap_err().reason;
+        assert!(reason.ends_with("has not two slashes before its host, as http://host/ has"), "{endpoint:?}: {reason}");
+    }
 }
 
 #[test]

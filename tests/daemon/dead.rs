@@ -190,3 +190,51 @@ fn a_message_too_old_is_dead_with_its_last_error() {
     let lasted = requests.last().unwrap().at - requests[0].at;
     assert!(lasted >= ms(600), "given up after {lasted:?}");
 }
+
+#[test]
+fn endpoints_that_are_no_clean_url_are_dead_and_nobody_else_gets_their_messages() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok());
+    let address = sink.address();
+    let bad = [
+        (format!("http://good.example\\@{address}/"), "a backslash"),
+        (format!("http:\\\\{address}\\"), "a backslash"),
+        (format!("http://{address}/a b"), "a blank"),
+        (format!(" http://{address}/"), "a blank"),
+        (format!("ht\ttp://{address}/"), "a control character"),
+        (format!("http://{address}/\n"), "a control character"),
+        (format!("http:///{address}/"), "two slashes"),
+        (format!("http:{address}/"), "two slashes"),
+    ];
+    redis.push_all(bad.iter().map(|(endpoint, _)| envelope(endpoint, b"x")));
+    let _agent = Agent::start(&redis, &[]);
+    eventually_eq("all are dead", SOON, only_dead(bad.len()), || redis.counts());
+    assert_eq!(sink.n_requests(), 0);
+    let mut reasons: Vec<String> = redis.dead().into_iter().map(|letter| letter.history).collect();
+    for (endpoint, words) in &bad {
+        let at = reasons.iter().position(|reason| reason.contains(words));
+        let reason = reasons.remove(at.unwrap_or_else(|| panic!("{endpoint:?} has no reason: {reasons:?}")));
+        assert!(!reason.contains(|c: char| c.is_control() && c != '\n'), "{reason:?}");
+    }
+}
+
+#[test]
+fn without_tls_nothing_is_delivered_where_https_is_wanted_but_to_networks_that_are_allowed() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok());
+    redis.push(&envelope(&sink.url(), b"1"));
+    let mut agent = Agent::start(&redis, &["--https-only"]);
+    eventually_eq("it is dead", SOON, only_dead(1), || redis.counts());
+    assert_eq!(sink.n_requests(), 0);
+    let reason = &redis.dead()[0].history;
+    assert!(reason.contains("'--https-only'") && reason.contains("'--allow-net'"), "{reason}");
+    agent.term();
+    assert_eq!(agent.wait_exit(SOON), Some(0));
+
+    let network = format!("{}/32", sink.address().ip());
+    let _agent = Agent::start(&redis, &["--https-only", "--allow-net", &network]);
+    redis.push(&envelope(&sink.url(), b"2"));
+    redis.push(&envelope("http://127.0.0.1:9/", b"3"));
+    eventually_eq("the one beside the network is dead", SOON, only_dead(2), || redis.counts());
+    assert_eq!(sink.delivered(), ["2"]);
+}

@@ -89,6 +89,40 @@ fn framing_headers_of_the_envelope_are_not_sent() {
 }
 
 #[test]
+fn names_of_headers_keep_the_spelling_that_was_pushed() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok());
+    let headers = [
+        ("content-TYPE", "application/ssi-agent-wire"),
+        ("X-TRACE-Id", "1"),
+        ("x-lower", "2"),
+        ("X-Trace-ID", "3"),
+        ("AUTHORIZATION", "Bearer x"),
+    ];
+    redis.push(&envelope_with(&sink.url(), &headers, b"x"));
+    let _agent = Agent::start(&redis, &["--id-header", "X-message-ID"]);
+    redis.wait_empty(SOON);
+    let sent = &sink.requests()[0].headers;
+    for (name, value) in headers {
+        assert!(sent.contains(&(name.to_string(), value.to_string())), "{name}: {sent:?}");
+    }
+    assert!(sent.iter().any(|(name, _)| name == "X-message-ID"), "{sent:?}");
+}
+
+#[test]
+fn a_message_with_thousands_of_headers_costs_no_more_than_its_size() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok());
+    let names: Vec<String> = (0..1500).map(|n| format!("X-{n}")).collect();
+    let headers: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "v")).collect();
+    redis.push(&envelope_with(&sink.url(), &headers, b"x"));
+    let _agent = Agent::start(&redis, &[]);
+    redis.wait_empty(SOON);
+    let request = &sink.requests()[0];
+    assert_eq!((request.header("X-0"), request.header("X-1499")), (Some("v"), Some("v")));
+}
+
+#[test]
 fn a_hundred_identical_messages_all_arrive_through_refusals() {
     let redis = Redis::start();
     let n = AtomicUsize::new(0);
