@@ -110,16 +110,16 @@ fn names_of_headers_keep_the_spelling_that_was_pushed() {
 }
 
 #[test]
-fn a_message_with_thousands_of_headers_costs_no_more_than_its_size() {
+fn a_message_with_hundreds_of_headers_costs_no_more_than_its_size() {
     let redis = Redis::start();
     let sink = Sink::new(|_| Answer::ok());
-    let names: Vec<String> = (0..1500).map(|n| format!("X-{n}")).collect();
+    let names: Vec<String> = (0..900).map(|n| format!("X-{n}")).collect();
     let headers: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "v")).collect();
     redis.push(&envelope_with(&sink.url(), &headers, b"x"));
     let _agent = Agent::start(&redis, &[]);
     redis.wait_empty(SOON);
     let request = &sink.requests()[0];
-    assert_eq!((request.header("X-0"), request.header("X-1499")), (Some("v"), Some("v")));
+    assert_eq!((request.header("X-0"), request.header("X-899")), (Some("v"), Some("v")));
 }
 
 #[test]
