@@ -1,7 +1,14 @@
 //! Each rule of the lanes by a test of its own, in simulated time; a bracket in a
 //! name is the failure that came back when the rule was left out.
 
+use std::collections::VecDeque;
+
+use super::blame::OVERDUE_EVERY;
+use super::known::MOST_LANES;
+
 use super::*;
+use crate::policy::{Fault, Outcome};
+use crate::queue::{FailedLane, Place, WaitingLane};
 
 /// Lanes with a clock, the claims out, and what was settled.
 struct Scene {

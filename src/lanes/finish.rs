@@ -1,0 +1,252 @@
+//! What becomes of a claim whose attempt is over: where it goes, and whose merit or fault it was.
+
+use std::time::{Duration, Instant};
+
+use super::blame::Blame;
+use super::lane::State;
+use super::{AFTER_LACKING, Claim, Effects, Lanes, Limits};
+use crate::policy::{self, Fault, Outcome};
+use crate::queue::{History, LaneChange, Place, Source};
+
+/// What one message alone can make its lane wait for by `Retry-After`.
+pub(super) const ONE_MESSAGE_ASKS: Duration = Duration::from_secs(60);
+
+/// Whether the endpoint answered; `None` if the attempt says nothing of it.
+fn is_answered(outcome: &Outcome) -> Option<bool> {
+    match outcome {
+        Outcome::Delivered => Some(true),
+        Outcome::Dead { fault: None, .. } | Outcome::Later { fault: Fault::Ours, .. } => None,
+        Outcome::Dead { fault: Some(fault), .. } | Outcome::Later { fault, .. } => {
+            Some(matches!(fault, Fault::Message | Fault::Elsewhere))
+        }
+    }
+}
+
+impl Lanes {
+    /// Takes in what became of an attempt that began at `begun`: settles the claim,
+    /// and lets out what may go now.
+    pub fn finish(&mut self, claim: Box<Claim>, outcome: Outcome, begun: Instant, now: Instant, effects: &mut Effects) {
+        self.finish_at(claim, outcome, None, begun, now, effects);
+    }
+
+    /// As [`Lanes::finish`], for an attempt that was redirected to the lane of `guest_of` and entered it there
+    /// ([`Lanes::enter`]): what became of it is that one's merit or fault. In strict order it is the message's
+    /// own lane that must wait, whoever failed.
+    pub fn finish_at(
+        &mut self,
+        claim: Box<Claim>,
+        outcome: Outcome,
+        guest_of: Option<&str>,
+        begun: Instant,
+        now: Instant,
+        effects: &mut Effects,
+    ) {
+        let guest = guest_of.and_then(|origin| self.by_origin.get(origin).copied());
+        if let Some(guest) = guest {
+            self.change(guest, |lane| lane.guests = lane.guests.saturating_sub(1));
+            if !self.limits.ordered || outcome == Outcome::Delivered {
+                self.finish_guest(claim, outcome, guest, begun, now, effects);
+                self.let_out(guest, now, effects);
+                return self.fill_slots(now, effects);
+            }
+        }
+        let at = claim.lane;
+        let was_full = !self.lanes[at].has_room();
+        let was_closed = self.lanes[at].state == State::Closed;
+        let took = now.saturating_duration_since(begun);
+        self.came_back(&claim, is_answered(&outcome).map(|answered| (took, answered)), now);
+        let mut history = claim.history.clone();
+        match outcome {
+            Outcome::Delivered => {
+                self.settle(&claim, Place::Delivered, History::default(), effects);
+                self.delivered(at, &claim, was_full, now, effects);
+            }
+            Outcome::Dead { reason, fault } => {
+                history.attempts = history.attempts.saturating_add(1);
+                history.last_error = reason.clone();
+                self.settle(&claim, Place::Dead, history, effects);
+                match fault {
+                    Some(fault) => {
+                        let blame = Blame { fault, why: &reason, retry_after: None, is_dead: true };
+                        self.blame(at, &claim, blame, begun, now, effects)
+                    }
+                    None => self.still_closed(at, now, effects),
+                }
+            }
+            Outcome::Later { fault: Fault::Ours, error, .. } => {
+                history.last_error = error;
+                if self.limits.ordered {
+                    self.file(&claim, history, Some(AFTER_LACKING), effects);
+                    self.close_for(at, AFTER_LACKING, now, effects);
+                    // Not one failure more: so the closing alone would not tell the queue when.
+                    let origin = self.lanes[at].origin.clone();
+                    effects.changes.push(LaneChange::Due { origin, after: AFTER_LACKING });
+                } else {
+                    self.settle(&claim, Place::Retry(AFTER_LACKING), history, effects);
+                    self.still_closed(at, now, effects);
+                }
+            }
+            Outcome::Later { fault, retry_after, error } => {
+                history.attempts = history.attempts.saturating_add(1);
+                history.last_error = error.clone();
+                if self.waits_for_lane(&claim, fault, retry_after, now) {
+                    let lane = &self.lanes[at];
+                    let delay = (lane.state == State::Closed).then(|| lane.until_open(now));
+                    self.file(&claim, history, delay, effects);
+                } else {
+                    history.own_failures = history.own_failures.saturating_add(1);
+                    let own = self.own_backoff(fault, history.own_failures);
+                    let delay = match retry_after {
+                        Some(wait) if fault == Fault::Elsewhere => wait.max(own),
+                        wanted => wanted.unwrap_or(own),
+                    };
+                    self.settle(&claim, Place::Retry(delay), history, effects);
+                }
+                let blame = Blame { fault, why: &error, retry_after, is_dead: false };
+                self.blame(at, &claim, blame, begun, now, effects);
+            }
+        }
+        if !was_closed && claim.source == (Source::Waiting { probe: true }) {
+            self.probe_ended(at, effects);
+        }
+        self.let_out(at, now, effects);
+        self.fill_slots(now, effects);
+    }
+
+    /// The attempt of a claim that was redirected is over; its own endpoint has answered in any case.
+    pub(super) fn finish_guest(
+        &mut self,
+        claim: Box<Claim>,
+        outcome: Outcome,
+        guest: usize,
+        begun: Instant,
+        now: Instant,
+        effects: &mut Effects,
+    ) {
+        let at = claim.lane;
+        let (was_full, guest_was_full) =
+            (!self.lanes[at].has_room(), self.lanes[guest].in_window() + 1 >= self.lanes[guest].window);
+        let was_probe = self.lanes[at].state != State::Closed && claim.source == (Source::Waiting { probe: true });
+        self.came_back(&claim, None, now);
+        let mut history = claim.history.clone();
+        let mut blame = None;
+        match &outcome {
+            Outcome::Delivered => {
+                self.settle(&claim, Place::Delivered, History::default(), effects);
+                self.delivered(at, &claim, was_full, now, effects);
+                self.delivered(guest, &claim, guest_was_full, now, effects);
+            }
+            Outcome::Dead { reason, fault } => {
+                history.attempts = history.attempts.saturating_add(1);
+                history.last_error = reason.clone();
+                self.settle(&claim, Place::Dead, history, effects);
+                blame = fault.map(|fault| Blame { fault, why: reason, retry_after: None, is_dead: true });
+            }
+            Outcome::Later { fault, retry_after, error } => {
+                history.last_error = error.clone();
+                let delay = if *fault == Fault::Ours {
+                    AFTER_LACKING
+                } else {
+                    history.attempts = history.attempts.saturating_add(1);
+                    history.own_failures = history.own_failures.saturating_add(1);
+                    retry_after.unwrap_or_else(|| self.own_backoff(*fault, history.own_failures))
+                };
+                self.settle(&claim, Place::Retry(delay), history, effects);
+                blame = Some(Blame { fault: *fault, why: error, retry_after: *retry_after, is_dead: false });
+            }
+        }
+        self.answers(at, now, effects);
+        match blame {
+            Some(blame) => self.blame(guest, &claim, blame, begun, now, effects),
+            None => self.still_closed(guest, now, effects),
+        }
+        if was_probe {
+            self.probe_ended(at, effects);
+        }
+        self.let_out(at, now, effects);
+    }
+
+    /// An attempt is redirected to another origin: takes a place in the window of that one's lane, so that
+    /// redirects go round neither its limit nor its being down. Else how long until it may be asked again, and why.
+    ///
+    /// # Errors
+    ///
+    /// If its window is full, or it is down.
+    pub fn enter(&mut self, origin: &str, now: Instant) -> Result<(), (Duration, String)> {
+        let at = self.lane_of(origin, now);
+        let lane = &mut self.lanes[at];
+        let may_probe = !lane.has_waiting && lane.until_open(now).is_zero() && lane.is_idle();
+        match lane.state {
+            State::Closed if !may_probe => {
+                return Err((lane.until_open(now).max(AFTER_LACKING), lane.last_error.clone()));
+            }
+            State::Closed => lane.closed_until = None,
+            State::New | State::Open if !lane.has_room() => return Err((AFTER_LACKING, String::new())),
+            State::New | State::Open => {}
+        }
+        self.change(at, |lane| lane.guests += 1);
+        Ok(())
+    }
+
+    /// A redirected attempt goes on to yet another origin, or ends before it was sent to this one.
+    pub fn leave(&mut self, origin: &str, now: Instant, effects: &mut Effects) {
+        if let Some(&at) = self.by_origin.get(origin) {
+            self.change(at, |lane| lane.guests = lane.guests.saturating_sub(1));
+            self.still_closed(at, now, effects);
+            self.let_out(at, now, effects);
+        }
+    }
+
+    /// Whether a message that failed waits for its lane and is its next probe, or is on a backoff of its own, so
+    /// that others are tried meanwhile.
+    pub(super) fn waits_for_lane(
+        &self,
+        claim: &Claim,
+        fault: Fault,
+        retry_after: Option<Duration>,
+        now: Instant,
+    ) -> bool {
+        let lane = &self.lanes[claim.lane];
+        if self.limits.ordered {
+            return true;
+        }
+        match fault {
+            Fault::Message | Fault::Elsewhere | Fault::Ours => false,
+            // Any other would have failed as well: it keeps its place, unless all those behind it are to be attempted.
+            Fault::Unreachable => !self.is_overdue(claim, now) || !lane.has_others(),
+            // What an endpoint could not take beside the others is sent again at once, but only once.
+            Fault::Throttled if lane.state == State::Open && lane.window > 1 => {
+                claim.history.attempts == 0 && retry_after.is_none()
+            }
+            Fault::Throttled | Fault::NoAnswer if lane.state == State::Open => false,
+            _ => !lane.has_others() && retry_after.is_none_or(|wanted| wanted <= ONE_MESSAGE_ASKS),
+        }
+    }
+
+    /// It has waited for longer than messages live after their first failure, and was never attempted.
+    pub(super) fn is_overdue(&self, claim: &Claim, now: Instant) -> bool {
+        claim.history.attempts == 0
+            && claim.history_at(now).age.is_some_and(|waited| waited >= self.limits.give_up_after)
+    }
+
+    pub(super) fn own_backoff(&mut self, fault: Fault, own_failures: u32) -> Duration {
+        let jitter = self.jitter();
+        let Limits { retry_first, retry_max, .. } = self.limits;
+        match fault {
+            Fault::Message => policy::message_backoff(own_failures, retry_first, jitter),
+            // With the endpoint: as that is tried.
+            _ => policy::lane_backoff(own_failures, retry_first, retry_max, jitter),
+        }
+    }
+
+    /// A claim that a worker gives up without an attempt: it is not this agent's any more, or the agent stops.
+    pub fn abandon(&mut self, claim: Box<Claim>, now: Instant, effects: &mut Effects) {
+        let at = claim.lane;
+        self.came_back(&claim, None, now);
+        if !self.discarded.remove(&(claim.id, claim.agent)) {
+            self.held.remove(&claim.id);
+        }
+        self.let_out(at, now, effects);
+        self.fill_slots(now, effects);
+    }
+}

@@ -1,0 +1,162 @@
+//! What is known of the lanes: their records, what waits for them in the queue, and how many there are.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::lane::{Lane, State};
+use super::{LaneCounts, Lanes};
+use crate::queue::{FailedLane, WaitingLane, Want};
+
+/// Claims that a lane with more of them waiting keeps in memory, so that it never runs dry between two claims.
+const KEPT_OF_WAITING: usize = 32;
+
+/// Lanes asked for by name in one claim.
+const WANTS_PER_CLAIM: usize = 32;
+
+/// Lane records kept at most: an idle one beyond is forgotten, which costs at most an attempt.
+pub(super) const MOST_LANES: usize = 20_000;
+
+impl Lanes {
+    /// The queue says that nothing of this origin waits any more, as of a claim begun at `asked`.
+    /// To be called before the claims of the same answer are admitted.
+    pub fn emptied(&mut self, origin: &str, asked: Instant) {
+        if let Some(&at) = self.by_origin.get(origin) {
+            let lane = &mut self.lanes[at];
+            // What was put to wait since may not have been there yet when the queue looked.
+            if lane.had_settled(asked) {
+                lane.has_waiting = false;
+                self.stop_wanting(at);
+            }
+        }
+    }
+
+    /// The queue says how often a lane that is now probed has failed in a row, with other agents too.
+    pub fn has_failed(&mut self, failed: &FailedLane, now: Instant) {
+        let at = self.lane_of(&failed.origin, now);
+        if self.lanes[at].state == State::New {
+            self.change(at, |lane| lane.fails_slowly = failed.slowly);
+            self.become_closed(at, now);
+        }
+        let lane = &mut self.lanes[at];
+        lane.failures = lane.failures.max(failed.failures);
+    }
+
+    /// What waits in the queue by lane, as of a look begun at `asked`: lanes that
+    /// other agents closed are not tried from here as if nothing were known.
+    pub fn learn(&mut self, waiting: &[WaitingLane], asked: Instant, now: Instant) {
+        // In order, each is needed: a lane not known to have older ones waiting would be overtaken.
+        let most = if self.limits.ordered { waiting.len() } else { MOST_LANES / 2 };
+        for known in waiting.iter().take(most) {
+            let at = self.lane_of(&known.origin, now);
+            let lane = &mut self.lanes[at];
+            if lane.is_past(asked) {
+                continue;
+            }
+            lane.has_waiting = true;
+            match (known.due_in, lane.state) {
+                (Some(due_in), State::New | State::Open) => {
+                    self.become_closed(at, now);
+                    self.lanes[at].closed_until = Some(now + due_in);
+                }
+                // Another agent may have tried it since; while it is tried from here, this one knows better.
+                (Some(due_in), State::Closed) if lane.is_idle() => lane.closed_until = Some(now + due_in),
+                (None, State::Open) => self.start_wanting(at),
+                _ => {}
+            }
+        }
+    }
+
+    /// Counts for the metrics: open lanes, new ones, closed ones.
+    pub fn counts(&self) -> LaneCounts {
+        let mut counts = LaneCounts { held: self.held.len(), bytes: self.bytes(), ..LaneCounts::default() };
+        for &at in self.by_origin.values() {
+            match self.lanes[at].state {
+                State::New => counts.new += 1,
+                State::Open => counts.open += 1,
+                State::Closed => counts.closed += 1,
+            }
+        }
+        counts
+    }
+
+    pub(super) fn kept_of_waiting(&self) -> usize {
+        KEPT_OF_WAITING.min(self.limits.messages / self.limits.workers).max(1)
+    }
+
+    /// Open lanes that have room for more of what waits, in turn; and, with 0, those
+    /// that have none, so that the queue does not take them for lanes to be tried.
+    pub(super) fn wants(&mut self) -> Vec<Want> {
+        let kept = self.kept_of_waiting();
+        let mut wants = Vec::new();
+        for _ in 0..self.wanting.len().min(WANTS_PER_CLAIM) {
+            self.wanting.rotate_left(1);
+            let &at = self.wanting.back().expect("not empty");
+            let lane = &self.lanes[at];
+            let room = if lane.held.len() <= kept / 2 { kept - lane.held.len() } else { 0 };
+            let free = lane.window.saturating_sub(lane.in_window() + lane.held.len());
+            wants.push(Want { origin: lane.origin.to_string(), room, free });
+        }
+        wants
+    }
+
+    pub(super) fn start_wanting(&mut self, at: usize) {
+        if !self.lanes[at].wanting {
+            self.lanes[at].wanting = true;
+            self.wanting.push_back(at);
+        }
+    }
+
+    pub(super) fn stop_wanting(&mut self, at: usize) {
+        if self.lanes[at].wanting {
+            self.lanes[at].wanting = false;
+            self.wanting.retain(|&other| other != at);
+        }
+    }
+
+    pub(super) fn lane_of(&mut self, origin: &str, now: Instant) -> usize {
+        if let Some(&at) = self.by_origin.get(origin) {
+            return at;
+        }
+        if self.by_origin.len() >= MOST_LANES {
+            self.forget_idle(now);
+        }
+        let origin: Arc<str> = Arc::from(origin);
+        let lane = Lane::new(origin.clone());
+        let at = match self.free.pop() {
+            Some(at) => {
+                self.lanes[at] = lane;
+                at
+            }
+            None => {
+                self.lanes.push(lane);
+                self.lanes.len() - 1
+            }
+        };
+        self.by_origin.insert(origin, at);
+        at
+    }
+
+    /// Forgets idle lanes: first those that say nothing, and if that is not enough, those due soonest.
+    pub(super) fn forget_idle(&mut self, now: Instant) {
+        let mut idle: Vec<(Duration, usize)> = self
+            .by_origin
+            .values()
+            .filter(|&&at| self.lanes[at].is_idle() && !(self.limits.ordered && self.lanes[at].has_waiting))
+            .map(|&at| (self.lanes[at].until_open(now), at))
+            .collect();
+        idle.sort_unstable();
+        let silent = idle.iter().take_while(|(until_open, _)| until_open.is_zero()).count();
+        for &(_, at) in idle.iter().take(silent.max(MOST_LANES / 4)) {
+            self.by_origin.remove(&self.lanes[at].origin);
+            self.free.push(at);
+        }
+    }
+
+    /// Evenly from -1 to 1, by xorshift: spreads retries, and has no other duty.
+    pub(super) fn jitter(&mut self) -> f64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    }
+}
