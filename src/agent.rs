@@ -15,6 +15,7 @@ use crate::journal::spell;
 use crate::lanes::{Claim, Limits};
 use crate::metrics::{Metrics, read};
 use crate::policy::{Attempt, Retry};
+use crate::poster::proxy::Proxies;
 use crate::poster::{self, Poster};
 use crate::queue::connection::Server;
 use crate::queue::locate::Names;
@@ -125,7 +126,9 @@ impl Agent {
             config::Pop::Peek => Pop::Peek,
             config::Pop::Blpop => Pop::Blpop,
         };
-        let guard = Guard::new(&config.allow_net, &config.deny_net, &[])?.https_only(config.https_only);
+        let guard = Guard::new(&config.allow_net, &config.deny_net, &[])?
+            .https_only(config.https_only)
+            .proxy_resolves(config.proxy_resolves);
         for line in guard.advice() {
             warn!("{line}");
         }
@@ -165,7 +168,9 @@ impl Agent {
         reader_queue: Box<dyn Queue>,
         settler_queue: Box<dyn Queue>,
     ) -> Result<Agent, String> {
-        let guard = Guard::new(&config.allow_net, &config.deny_net, &[])?.https_only(config.https_only);
+        let guard = Guard::new(&config.allow_net, &config.deny_net, &[])?
+            .https_only(config.https_only)
+            .proxy_resolves(config.proxy_resolves);
         Agent::start_with(config, guard, reader_queue, settler_queue)
     }
 
@@ -176,7 +181,7 @@ impl Agent {
         mut settler_queue: Box<dyn Queue>,
     ) -> Result<Agent, String> {
         poster::raise_descriptor_limit();
-        let poster = Arc::new(Poster::new(poster_options(config, guard))?);
+        let poster = Arc::new(Poster::new(poster_options(config, guard)?)?);
         let seed = seed();
         let (mut shared, ready, reports) = Shared::new(limits(config), config.lease, seed);
         shared.metrics.repeated = poster.repeated();
@@ -388,8 +393,8 @@ pub(crate) fn longest_delay(config: &Config) -> Duration {
     (config.retry_max.max(LONGEST_BACKOFF) + LONGEST_BACKOFF).mul_f64(1.2) + config.timeout + SETTLING
 }
 
-fn poster_options(config: &Config, guard: Guard) -> poster::Options {
-    poster::Options {
+fn poster_options(config: &Config, guard: Guard) -> Result<poster::Options, String> {
+    Ok(poster::Options {
         connect_timeout: config.connect_timeout,
         timeout: config.timeout,
         workers: config.workers,
@@ -397,9 +402,9 @@ fn poster_options(config: &Config, guard: Guard) -> poster::Options {
         ca_file: config.ca_file.clone(),
         id_header: config.id_header.clone(),
         guard,
-        proxy: ureq::Proxy::try_from_env(),
+        proxies: Proxies::from_environment()?,
         ..poster::Options::default()
-    }
+    })
 }
 
 /// Different for agents started in the same moment.

@@ -89,6 +89,8 @@ pub struct Config {
     pub deny_net: Vec<String>,
     /// Without TLS only to what `allow_net` holds.
     pub https_only: bool,
+    /// Whether a proxy may look up names, whose addresses then cannot be judged; yes.
+    pub proxy_resolves: bool,
     /// A PEM file of roots that recipients' certificates may lead to, beside the bundled ones.
     pub ca_file: Option<PathBuf>,
     /// `HOST:PORT` of the status server; `None`, the default: no server.
@@ -396,6 +398,7 @@ impl Config {
             allow_net: Vec::new(),
             deny_net: Vec::new(),
             https_only: false,
+            proxy_resolves: true,
             ca_file: None,
             status_addr: None,
             status_endpoint: None,
@@ -602,6 +605,8 @@ fn read_config(reader: &mut Reader) -> Result<Config, Error> {
         reader.value("--log-format", |text| one_of(text, &[("full", LogFormat::Full), ("bare", LogFormat::Bare)]))?;
     config.ordered = reader.flag("--ordered")?;
     config.https_only = reader.flag("--https-only")?;
+    let proxy_resolves = reader.value("--proxy-resolves", |text| one_of(text, &[("yes", true), ("no", false)]))?;
+    config.proxy_resolves = proxy_resolves.unwrap_or(config.proxy_resolves);
 
     config.in_flight = in_flight.unwrap_or(config.in_flight);
     config.workers = under(("--workers", workers, config.workers), ("half of '--in-flight'", config.in_flight / 2))?;

@@ -24,6 +24,8 @@ pub struct Guard {
     own: Own,
     machine: Arc<Machine>,
     https_only: bool,
+    /// What a proxy finds of a name is not judged, and refused.
+    refuses_unresolved: bool,
 }
 
 /// One network of one `--allow-net` or `--deny-net`.
@@ -78,6 +80,26 @@ impl Guard {
     #[must_use]
     pub fn https_only(self, https_only: bool) -> Guard {
         Guard { https_only, ..self }
+    }
+
+    /// The same policy with `--proxy-resolves`: whether a proxy may find the address of a name, which
+    /// then is not judged here.
+    #[must_use]
+    pub fn proxy_resolves(self, proxy_resolves: bool) -> Guard {
+        Guard { refuses_unresolved: !proxy_resolves, ..self }
+    }
+
+    /// Whether a proxy may be asked for a name.
+    pub fn check_unresolved(&self, is_tls: bool) -> Result<(), String> {
+        if self.refuses_unresolved {
+            return Err("only its proxy would know its address, which '--proxy-resolves no' refuses \
+                        (NO_PROXY names what needs no proxy)"
+                .to_string());
+        }
+        if self.https_only && !is_tls {
+            return Err(format!("without TLS, which {HTTPS_ONLY}, and only its proxy would know that"));
+        }
+        Ok(())
     }
 
     /// Whether nothing at all may be delivered to without TLS; if so, the reason.

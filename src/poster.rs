@@ -22,15 +22,16 @@
 //! connection is a failed attempt, as on a new connection, and has its backoff.
 
 mod connector;
+mod dial;
 mod exchange;
 mod pool;
+pub mod proxy;
 mod tls;
 mod transport;
 mod trouble;
 
 use std::fmt;
 use std::io::{self, Read};
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -40,19 +41,23 @@ use log::debug;
 use ureq::http::header::{self, HeaderName, HeaderValue};
 use ureq::http::{Response, Uri};
 use ureq::typestate::WithBody;
-use ureq::{Agent, Body, Error, Proxy, RequestBuilder, Timeout};
+use ureq::{Agent, Body, Error, RequestBuilder, Timeout};
 
 use crate::guard::Guard;
 use crate::headers::{belongs_to_connection, goes_elsewhere};
 use crate::metrics::add;
 use crate::policy::{Attempt, Failure, parse_retry_after};
 use crate::resolver::Resolver;
-use connector::Connector;
+use connector::{Connector, Trust};
+use dial::Answered;
 use exchange::{MAX_HEADERS, OUTPUT_WINDOW};
 use pool::Pool;
+use proxy::Proxies;
 use transport::{Stage, Wire, tls_error};
 
 pub(crate) use trouble::{Trouble, what_we_lack};
+
+const USER_AGENT: &str = concat!("acapy-deliver/", env!("CARGO_PKG_VERSION"));
 
 /// Redirects followed in one attempt.
 const MAX_REDIRECTS: usize = 5;
@@ -100,8 +105,8 @@ pub struct Options {
     pub id_header: Option<String>,
     /// Which addresses may be delivered to.
     pub guard: Guard,
-    /// The proxy, e.g. `Proxy::try_from_env()`.
-    pub proxy: Option<Proxy>,
+    /// The proxies, e.g. `Proxies::from_environment()`.
+    pub proxies: Proxies,
 }
 
 impl Default for Options {
@@ -116,7 +121,7 @@ impl Default for Options {
             ca_file: None,
             id_header: None,
             guard: Guard::default(),
-            proxy: None,
+            proxies: Proxies::default(),
         }
     }
 }
@@ -130,9 +135,7 @@ pub struct Poster {
     timeout: Duration,
     id_header: Option<String>,
     repeated: Arc<AtomicU64>,
-    /// For addresses that are not resolved here, and so would not be judged: with a
-    /// proxy alone.
-    literals: Option<Guard>,
+    proxies: Arc<Proxies>,
 }
 
 /// What stays the same over the redirects and second tries of one attempt.
@@ -144,36 +147,31 @@ struct Parcel<'a> {
 impl Poster {
     /// A poster with these options; the error names the option that cannot be.
     pub fn new(options: Options) -> Result<Poster, String> {
-        if let Some(proxy) = &options.proxy
-            && !matches!(proxy.uri().scheme_str(), Some("http" | "https"))
-        {
-            return Err(format!(
-                "the proxy of the environment ({}:{}) is not an HTTP proxy: \
-                 set HTTPS_PROXY or ALL_PROXY to http://… or https://…, or unset it",
-                proxy.host(),
-                proxy.port()
-            ));
-        }
         options.id_header.as_deref().map_or(Ok(()), check_id_header)?;
         let idle_connections =
             options.idle_connections.unwrap_or_else(|| idle_limit(options.workers, descriptor_limit()));
         let pool = Arc::new(Pool::new(idle_connections, options.endpoint_concurrency, options.idle_age));
-        let connector = Connector::new(
-            pool.clone(),
-            tls::client_config(options.ca_file.as_deref())?,
-            options.proxy.is_some(),
-            options.connect_timeout,
-            options.timeout.min(options.connect_timeout) / 16,
-        );
-        let literals = options.proxy.is_some().then(|| options.guard.clone());
+        let proxies = Arc::new(options.proxies);
+        let resolver = Resolver::new(options.guard, proxies.clone());
+        let tls = tls::client_config(options.ca_file.as_deref())?;
+        let connector = Connector {
+            pool: pool.clone(),
+            tls: Arc::new(Trust::new((tls.clone(), tls))),
+            proxies: proxies.clone(),
+            resolver: resolver.clone(),
+            answered: Answered::default(),
+            connect_timeout: options.connect_timeout,
+            tick: options.timeout.min(options.connect_timeout) / 16,
+        };
         let config = Agent::config_builder()
             .http_status_as_error(false)
             // Redirects are followed here: ureq does not send a body twice.
             .max_redirects(0)
             .max_redirects_will_error(false)
-            .user_agent(concat!("acapy-deliver/", env!("CARGO_PKG_VERSION")))
+            .user_agent(USER_AGENT)
             .accept_encoding("")
-            .proxy(options.proxy)
+            // The connector's: see the head of `proxy`.
+            .proxy(None)
             .timeout_resolve(Some(options.connect_timeout))
             .timeout_connect(Some(options.connect_timeout))
             .timeout_global(Some(options.timeout))
@@ -184,7 +182,6 @@ impl Poster {
             .max_idle_connections(0)
             .max_idle_age(options.idle_age.max(Duration::from_millis(1)))
             .build();
-        let resolver = Resolver::new(options.guard);
         Ok(Poster {
             agent: Agent::with_parts(config, connector, resolver.clone()),
             pool,
@@ -193,7 +190,7 @@ impl Poster {
             timeout: options.timeout,
             id_header: options.id_header,
             repeated: Arc::default(),
-            literals,
+            proxies,
         })
     }
 
@@ -242,6 +239,10 @@ impl Poster {
             match result {
                 Ok(response) => {
                     let status = response.status().as_u16();
+                    // From whoever it is that a proxy leads to, it would mean nothing.
+                    if let (407, Some(proxy)) = (status, self.reads_url(&uri)) {
+                        return failed(Failure::Connect, &proxy.wants_credentials(), &uri);
+                    }
                     if !matches!(status, 307 | 308) {
                         return answered(response, not_followed(status));
                     }
@@ -305,7 +306,6 @@ impl Poster {
     }
 
     fn request(&self, uri: &Uri, parcel: &Parcel, left_origin: bool) -> Result<RequestBuilder<WithBody>, String> {
-        self.check_literal(uri)?;
         let mut request = self.agent.post(uri);
         let id = self.id_header.as_deref().zip(parcel.id);
         for (n, (name, value)) in parcel.headers.iter().enumerate() {
@@ -329,21 +329,15 @@ impl Poster {
         if let Some((name, id)) = id {
             request = request.header_raw(name, id.as_bytes());
         }
+        if let Some(authorization) = self.reads_url(uri).and_then(|proxy| proxy.authorization.as_deref()) {
+            request = request.header(header::PROXY_AUTHORIZATION, authorization);
+        }
         Ok(request)
     }
 
-    /// A proxy resolves names and judges what they come to. But an address is an
-    /// address, in whatever spelling, and a proxy may stand where we do.
-    fn check_literal(&self, uri: &Uri) -> Result<(), String> {
-        let Some(guard) = &self.literals else { return Ok(()) };
-        let host = uri.host().unwrap_or_default();
-        let ip = match url::Host::parse(host) {
-            Ok(url::Host::Domain(_)) => return Ok(()),
-            Ok(url::Host::Ipv4(ip)) => IpAddr::V4(ip),
-            Ok(url::Host::Ipv6(ip)) => IpAddr::V6(ip),
-            Err(why) => return Err(format!("endpoint cannot be posted to: its host is not readable ({why})")),
-        };
-        guard.check(SocketAddr::new(ip, port(uri)), uri.scheme_str() == Some("https"))
+    /// The proxy that reads the request itself, in place of leading to who does.
+    fn reads_url(&self, uri: &Uri) -> Option<&proxy::Proxy> {
+        self.proxies.of(uri).filter(|_| uri.scheme_str() == Some("http"))
     }
 
     fn note_repeat(&self, uri: &Uri) {
@@ -380,13 +374,8 @@ impl Poster {
                 words if Stage::reached() == Stage::Unsent => {
                     Attempt::Refused { reason: format!("the request cannot be sent: {}", shorten(&words)) }
                 }
-                words if Stage::reached() == Stage::Unconnected => {
-                    let words = format!("the proxy's answer is not valid HTTP: {}", shorten(&words));
-                    failed(Failure::Connect, &words, uri)
-                }
                 words => failed(Failure::Broken, &format!("answer is not valid HTTP: {}", shorten(&words)), uri),
             },
-            Error::ConnectProxyFailed(words) => failed(Failure::Connect, &shorten(&words), uri),
             Error::BadUri(words) => {
                 Attempt::Refused { reason: format!("endpoint cannot be posted to: {}", shorten(&words)) }
             }
@@ -651,10 +640,5 @@ mod tests {
         assert!(words.starts_with("option '--ca-file': /nowhere/ca.pem: "), "{words}");
         let words = error(Options { ca_file: Some("Cargo.toml".into()), ..Options::default() });
         assert_eq!(words, "option '--ca-file': Cargo.toml: holds no PEM certificate");
-        let words = error(Options {
-            proxy: Some(Proxy::new("socks5://user:secret@proxy.example:1080").unwrap()),
-            ..Options::default()
-        });
-        assert!(words.contains("proxy.example:1080") && !words.contains("secret"), "{words}");
     }
 }

@@ -7,8 +7,8 @@
 //! at a time, bounded memory and a bounded number of threads, and that every
 //! address it gives out has just passed the guard. ureq connects only to what it
 //! was given here, so an answer that changes between look-up and connecting
-//! cannot get round the guard. What goes through a proxy is resolved, and
-//! judged, by that proxy.
+//! cannot get round the guard. Names that go through a proxy are the proxy's to
+//! resolve and to judge, if that is allowed; addresses are judged here all the same.
 
 mod probe;
 
@@ -26,6 +26,7 @@ use ureq::unversioned::transport::NextTimeout;
 
 use crate::guard::Guard;
 use crate::policy::Failure;
+use crate::poster::proxy::Proxies;
 use crate::poster::{Trouble, what_we_lack};
 
 /// How many addresses ureq takes of one name.
@@ -83,6 +84,7 @@ const AGES: Ages = Ages { good: Duration::from_secs(30), bad: Duration::from_sec
 pub struct Resolver {
     shared: Arc<Shared>,
     guard: Guard,
+    proxies: Arc<Proxies>,
 }
 
 type Lookup = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
@@ -121,14 +123,16 @@ struct Bad {
 }
 
 impl Resolver {
-    /// A resolver that asks the system and gives out what `guard` allows.
-    pub fn new(guard: Guard) -> Resolver {
-        Resolver::asking(guard, AGES, Box::new(ask_system), Box::new(probe::is_answered))
+    /// A resolver that asks the system and gives out what `guard` allows; of what goes through a
+    /// proxy nothing, if that is allowed.
+    pub fn new(guard: Guard, proxies: Arc<Proxies>) -> Resolver {
+        let resolver = Resolver::asking(guard, AGES, Box::new(ask_system), Box::new(probe::is_answered));
+        Resolver { proxies, ..resolver }
     }
 
     fn asking(guard: Guard, ages: Ages, lookup: Box<Lookup>, probe: Box<Probe>) -> Resolver {
         let shared = Shared { names: Mutex::default(), ended: Condvar::new(), lookup, probe, ages };
-        Resolver { shared: Arc::new(shared), guard }
+        Resolver { shared: Arc::new(shared), guard, proxies: Arc::default() }
     }
 
     /// Forgets what is too old to serve, so that names met once do not stay in memory.
@@ -166,30 +170,45 @@ impl Resolver {
     }
 }
 
+impl Resolver {
+    /// The addresses of a proxy. The operator chose it, so they are not judged.
+    pub(crate) fn of_proxy(&self, host: &str, port: u16, within: Duration) -> Result<Vec<SocketAddr>, Trouble> {
+        let ips = match literal(host) {
+            Some(ip) => Arc::from([ip].as_slice()),
+            None => find(&self.shared, host, within)?,
+        };
+        Ok(ips.iter().take(MAX_ADDRESSES).map(|ip| SocketAddr::new(*ip, port)).collect())
+    }
+
+    /// A proxy resolves names and judges what they come to. But an address is an
+    /// address, in whatever spelling, and a proxy may stand where we do.
+    fn check_unresolved(&self, host: &str, port: u16, is_tls: bool) -> Result<(), String> {
+        let ip = match url::Host::parse(host) {
+            Ok(url::Host::Domain(_)) => {
+                return self.guard.check_unresolved(is_tls).map_err(|reason| format!("host {host}: {reason}"));
+            }
+            Ok(url::Host::Ipv4(ip)) => IpAddr::V4(ip),
+            Ok(url::Host::Ipv6(ip)) => IpAddr::V6(ip),
+            Err(why) => return Err(format!("endpoint cannot be posted to: its host is not readable ({why})")),
+        };
+        self.guard.check(SocketAddr::new(ip, port), is_tls)
+    }
+}
+
 fn no_addresses() -> ResolvedSocketAddrs {
     ResolvedSocketAddrs::from_fn(|_| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0))
 }
 
 impl UreqResolver for Resolver {
-    fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
+    fn resolve(&self, uri: &Uri, _config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let host = uri.host().unwrap_or_default();
         let is_tls = uri.scheme_str() == Some("https");
         let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
-        // The operator chose the proxy, so its own address is not judged. It is
-        // told from an endpoint of the same name by being the very same object.
-        let is_proxy = config.proxy().is_some_and(|proxy| std::ptr::eq(proxy.uri(), uri));
-        if !is_proxy {
-            return Ok(self.addresses(host, port, is_tls, *timeout.after)?);
+        if self.proxies.of(uri).is_some() {
+            self.check_unresolved(host, port, is_tls).map_err(Trouble::refused)?;
+            return Ok(no_addresses());
         }
-        let ips = match literal(host) {
-            Some(ip) => Arc::from([ip].as_slice()),
-            None => find(&self.shared, host, *timeout.after)?,
-        };
-        let mut resolved = no_addresses();
-        for ip in ips.iter().take(MAX_ADDRESSES) {
-            resolved.push(SocketAddr::new(*ip, port));
-        }
-        Ok(resolved)
+        Ok(self.addresses(host, port, is_tls, *timeout.after)?)
     }
 }
 
@@ -474,7 +493,7 @@ mod tests {
 
     #[test]
     fn odd_spellings_are_judged_by_what_they_come_to() {
-        let resolver = Resolver::new(guard(&["loopback"]));
+        let resolver = Resolver::new(guard(&["loopback"]), Arc::default());
         for host in ["127.0.0.1", "0x7f.1", "2130706433", "017700000001", "[::1]", "localhost"] {
             let is_literal = literal(host).is_some();
             match resolver.addresses(host, 80, true, LONG) {

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use acapy_deliver::guard::Guard;
 use acapy_deliver::policy::{Attempt, Failure};
+use acapy_deliver::poster::proxy::Proxies;
 use acapy_deliver::poster::{Options, Poster};
-use ureq::Proxy;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 const PAYLOAD: &[u8] = b"{\"protected\":\"...\"}";
@@ -723,7 +723,7 @@ fn answer_of_a_recipient_that_neither_reads_on_nor_closes_is_heard() {
 
     let (send, _asked) = mpsc::channel();
     let proxy = proxy_to(plain.addr, send);
-    let poster = Poster::new(Options { proxy: Some(Proxy::new(&proxy.url("")).unwrap()), ..options() }).unwrap();
+    let poster = Poster::new(Options { proxies: proxies(&proxy.url("")), ..options() }).unwrap();
     let started = Instant::now();
     assert_status(post_with(&poster, "http://inside.example/", &[], &payload), 413);
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
@@ -1213,15 +1213,23 @@ fn addresses_are_refused_also_behind_names_and_redirects() {
 
 // ---- through a proxy
 
-/// A CONNECT proxy that leads every host to `target`.
+/// The proxy at this URL, for everything.
+fn proxies(url: &str) -> Proxies {
+    Proxies::from_variables(|name| (name == "ALL_PROXY").then(|| url.to_string())).unwrap()
+}
+
+/// A proxy that leads every host to `target`, and passes plain requests on as they are.
 fn proxy_to(target: SocketAddr, asked: mpsc::Sender<String>) -> Server {
     Server::start(move |mut stream, _| {
         let Some(head) = read_head(&mut stream) else {
             return;
         };
-        asked.send(head).unwrap();
-        stream.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").unwrap();
         let mut upstream = TcpStream::connect(target).unwrap();
+        match head.starts_with("CONNECT ") {
+            true => stream.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").unwrap(),
+            false => upstream.write_all(head.as_bytes()).unwrap(),
+        }
+        let _ = asked.send(head);
         let (mut back, mut to_client) = (upstream.try_clone().unwrap(), stream.try_clone().unwrap());
         std::thread::spawn(move || {
             let _ = io::copy(&mut back, &mut to_client);
@@ -1239,20 +1247,33 @@ fn proxy_is_used_and_decides_about_names() {
     let proxy = proxy_to(server.addr, send);
     let url = format!("http://user:secret@{}", proxy.addr);
     let guard = Guard::new(&[], &["loopback".to_string()], &[]).unwrap();
-    let poster = Poster::new(Options { proxy: Some(Proxy::new(&url).unwrap()), guard, ..options() }).unwrap();
+    let poster = Poster::new(Options { proxies: proxies(&url), guard, ..options() }).unwrap();
     for _ in 0..5 {
         assert_status(post(&poster, "http://inside.example:8020/x"), 200);
     }
     let head = asked.recv().unwrap();
-    assert!(head.starts_with("CONNECT inside.example:8020 HTTP/1.1\r\n"), "{head}");
+    assert!(head.starts_with("POST http://inside.example:8020/x HTTP/1.1\r\n"), "{head}");
+    assert!(head.contains("\r\nproxy-authorization: Basic dXNlcjpzZWNyZXQ=\r\n"), "{head}");
+    assert!(head.contains("\r\nhost: inside.example:8020\r\n"), "{head}");
     assert_eq!((proxy.n_accepted(), server.n_accepted()), (1, 1));
     assert_status(post(&poster, "http://other.example/x"), 200);
     assert_eq!((proxy.n_accepted(), server.n_accepted()), (2, 2));
 
     let refusing = Server::answering("HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n");
-    let poster = Poster::new(Options { proxy: Some(Proxy::new(&refusing.url("")).unwrap()), ..options() }).unwrap();
-    let attempt = post(&poster, "http://other.example/x");
-    assert_failed(attempt, Failure::Connect, "proxy server responded 403");
+    let poster = Poster::new(Options { proxies: proxies(&refusing.url("")), ..options() }).unwrap();
+    let attempt = post(&poster, "https://other.example/x");
+    assert_failed(attempt, Failure::Connect, "answered 403 to CONNECT (other.example:443)");
+    // Without TLS it may be the recipient's word or the proxy's.
+    assert_status(post(&poster, "http://other.example/x"), 403);
+    let refusing = Server::answering("HTTP/1.1 407 Who are you\r\nContent-Length: 0\r\n\r\n");
+    let poster = Poster::new(Options { proxies: proxies(&refusing.url("")), ..options() }).unwrap();
+    for url in ["http://other.example/x", "https://other.example/x"] {
+        assert_failed(
+            post(&poster, url),
+            Failure::Connect,
+            "wants a user and password (407): write them into ALL_PROXY",
+        );
+    }
 }
 
 #[test]
@@ -1274,15 +1295,15 @@ fn addresses_are_judged_through_a_proxy_too_in_all_spellings_and_behind_redirect
         let (send, asked) = mpsc::channel();
         let proxy = proxy_to(server.addr, send);
         let guard = Guard::new(&[], &deny, &own).unwrap();
-        let proxy = Some(Proxy::new(&proxy.url("")).unwrap());
-        let poster = Poster::new(Options { proxy, guard, ..options() }).unwrap();
+        let proxies = proxies(&proxy.url(""));
+        let poster = Poster::new(Options { proxies, guard, ..options() }).unwrap();
         for host in ["127.9.9.9", "0x7f.0x9.0x9.9", "0177.9.2313", "2131298569", "127.9.9.9.", "[::ffff:127.9.9.9]"] {
             let url = format!("http://{host}:{port}/");
             assert_refused(post(&poster, &url), words);
             *location.lock().unwrap() = url;
             assert_refused(post(&poster, "http://inside.example/"), words);
             let mut heads = asked.try_iter();
-            let other = heads.find(|head| !head.starts_with("CONNECT inside.example:80 "));
+            let other = heads.find(|head| !head.starts_with("POST http://inside.example/ "));
             assert_eq!(other, None, "the proxy was asked for {host}");
         }
     }
@@ -1295,7 +1316,7 @@ fn one_tunnel_serves_any_number_of_answers() {
     let server = Server::answering(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}"));
     let (send, _asked) = mpsc::channel();
     let proxy = proxy_to(server.addr, send);
-    let poster = Poster::new(Options { proxy: Some(Proxy::new(&proxy.url("")).unwrap()), ..options() }).unwrap();
+    let poster = Poster::new(Options { proxies: proxies(&proxy.url("")), ..options() }).unwrap();
     for _ in 0..20 {
         assert_status(post(&poster, "http://inside.example/"), 200);
     }
@@ -1312,16 +1333,97 @@ fn tls_runs_through_a_proxy() {
     });
     let (send, _asked) = mpsc::channel();
     let proxy = proxy_to(server.addr, send);
-    let poster = Poster::new(Options {
-        proxy: Some(Proxy::new(&proxy.url("")).unwrap()),
-        ca_file: Some(ca.file.clone()),
-        ..options()
-    })
-    .unwrap();
+    let poster =
+        Poster::new(Options { proxies: proxies(&proxy.url("")), ca_file: Some(ca.file.clone()), ..options() }).unwrap();
     for _ in 0..5 {
         assert_status(post(&poster, "https://inside.example/"), 200);
     }
     assert_eq!((proxy.n_accepted(), server.n_accepted()), (1, 1));
+}
+
+#[test]
+fn a_proxy_may_itself_speak_tls_for_plain_and_secure_endpoints() {
+    let ca = Ca::new();
+    let secure = ca.server(ca.certificate(&["inside.example"], None), |stream| {
+        while read_request(stream).is_some() {
+            stream.write_all(OK).unwrap();
+        }
+    });
+    let target = secure.addr;
+    let heads = Arc::new(Mutex::new(Vec::new()));
+    let seen = heads.clone();
+    let proxy = ca.server(ca.certificate(&["localhost"], None), move |stream| {
+        let Some(head) = read_head(stream) else { return };
+        let is_tunnel = head.starts_with("CONNECT ");
+        seen.lock().unwrap().push(head);
+        if !is_tunnel {
+            let mut body = vec![0; PAYLOAD.len()];
+            stream.read_exact(&mut body).unwrap();
+            stream.write_all(OK).unwrap();
+            let _ = stream.read(&mut [0]);
+            return;
+        }
+        stream.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").unwrap();
+        stream.flush().unwrap();
+        let mut upstream = TcpStream::connect(target).unwrap();
+        upstream.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+        stream.sock.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+        let mut buffer = [0; 16 * 1024];
+        let waits = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+        loop {
+            match stream.read(&mut buffer) {
+                Ok(0) => return,
+                Ok(amount) => upstream.write_all(&buffer[..amount]).unwrap(),
+                Err(error) if waits(&error) => {}
+                Err(_) => return,
+            }
+            match upstream.read(&mut buffer) {
+                Ok(0) => return,
+                Ok(amount) => stream.write_all(&buffer[..amount]).and_then(|()| stream.flush()).unwrap(),
+                Err(error) if waits(&error) => {}
+                Err(_) => return,
+            }
+        }
+    });
+    let url = format!("https://user:p%40ss@localhost:{}", proxy.addr.port());
+    let poster = Poster::new(Options { proxies: proxies(&url), ca_file: Some(ca.file.clone()), ..options() }).unwrap();
+    assert_status(post(&poster, "http://inside.example/plain"), 200);
+    for _ in 0..3 {
+        assert_status(post(&poster, "https://inside.example/secure"), 200);
+    }
+    assert_eq!(secure.n_accepted(), 1);
+    let heads = heads.lock().unwrap().clone();
+    assert!(heads[0].starts_with("POST http://inside.example/plain HTTP/1.1\r\n"), "{heads:?}");
+    assert!(heads[1].starts_with("CONNECT inside.example:443 HTTP/1.1\r\n"), "{heads:?}");
+    assert!(
+        heads.iter().all(|head| head.to_lowercase().contains("proxy-authorization: basic dxnlcjpwqhnz\r\n")),
+        "{heads:?}"
+    );
+    // Whom nobody vouches for is not even spoken to.
+    let stranger = Poster::new(Options { proxies: proxies(&url), ..options() }).unwrap();
+    for url in ["http://inside.example/", "https://inside.example/"] {
+        assert_failed(post(&stranger, url), Failure::Tls, "TLS: certificate from an unknown issuer");
+    }
+}
+
+#[test]
+fn names_do_not_go_through_a_proxy_where_that_is_not_wanted() {
+    let server = Server::answering(OK);
+    let (send, asked) = mpsc::channel();
+    let proxy = proxy_to(server.addr, send);
+    let variables = |name: &str| match name {
+        "http_proxy" => Some(proxy.url("")),
+        "no_proxy" => Some(".inside.example localhost".to_string()),
+        _ => None,
+    };
+    let guard = Guard::new(&[], &[], &[]).unwrap().proxy_resolves(false);
+    let proxies = Proxies::from_variables(variables).unwrap();
+    let poster = Poster::new(Options { proxies, guard, ..options() }).unwrap();
+    assert_refused(post(&poster, "http://outside.example/"), "'--proxy-resolves no'");
+    // Addresses can be judged, and what needs no proxy is looked up here.
+    assert_status(post(&poster, "http://127.0.0.1:9/"), 200);
+    assert_status(post(&poster, &format!("http://localhost:{}/", server.addr.port())), 200);
+    assert_eq!(asked.try_iter().count(), 1);
 }
 
 // ---- TLS
@@ -1623,7 +1725,7 @@ fn what_tls_holds_already_is_no_answer_to_the_next_request() {
                         let (send, _asked) = mpsc::channel();
                         let proxy = through_proxy.then(|| proxy_to(server.addr, send));
                         let poster = Poster::new(Options {
-                            proxy: proxy.as_ref().map(|proxy| Proxy::new(&proxy.url("")).unwrap()),
+                            proxies: proxy.as_ref().map(|proxy| proxies(&proxy.url(""))).unwrap_or_default(),
                             ca_file: Some(ca.file.clone()),
                             ..options()
                         })
@@ -1647,15 +1749,10 @@ fn what_tls_holds_already_is_no_answer_to_the_next_request() {
 }
 
 #[test]
-fn what_a_plain_connection_or_tunnel_holds_already_is_no_answer_to_the_next_request() {
+fn what_a_plain_connection_or_one_to_a_proxy_holds_already_is_no_answer_to_the_next_request() {
     for through_proxy in [false, true] {
         for size in [60, 8191, 8192, 8193, 16384] {
             let server = Server::start(move |mut stream, number| {
-                if through_proxy {
-                    // Proxy and recipient in one, so that nothing comes late.
-                    read_head(&mut stream);
-                    stream.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").unwrap();
-                }
                 read_request(&mut stream);
                 match number {
                     0 => {
@@ -1666,8 +1763,9 @@ fn what_a_plain_connection_or_tunnel_holds_already_is_no_answer_to_the_next_requ
                     _ => stream.write_all(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n").unwrap(),
                 }
             });
-            let proxy = through_proxy.then(|| Proxy::new(&server.url("")).unwrap());
-            let poster = Poster::new(Options { proxy, ..options() }).unwrap();
+            // Proxy and recipient in one, so that nothing comes late.
+            let proxies = if through_proxy { proxies(&server.url("")) } else { Proxies::default() };
+            let poster = Poster::new(Options { proxies, ..options() }).unwrap();
             let url = match through_proxy {
                 true => "http://inside.example/".to_string(),
                 false => server.url("/"),
@@ -1686,7 +1784,7 @@ fn what_a_proxy_says_after_its_own_answer_is_nobodys() {
         let _ = stream.write_all(b"HTTP/1.1 200 Connected\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
         let _ = read_request(&mut stream);
     });
-    let poster = Poster::new(Options { proxy: Some(Proxy::new(&proxy.url("")).unwrap()), ..options() }).unwrap();
-    let attempt = post(&poster, "http://inside.example/");
-    assert_failed(attempt, Failure::Connect, "followed by what nobody asked for (inside.example)");
+    let poster = Poster::new(Options { proxies: proxies(&proxy.url("")), ..options() }).unwrap();
+    let attempt = post(&poster, "https://inside.example/");
+    assert_failed(attempt, Failure::Connect, "followed by what nobody asked for (inside.example:443)");
 }

@@ -21,6 +21,7 @@ use crate::config::{self, Check, Config};
 use crate::envelope::Envelope;
 use crate::guard::Guard;
 use crate::journal::spell;
+use crate::poster::proxy::Proxies;
 use crate::poster::{self, Poster};
 use crate::queue::connection::Server;
 use crate::queue::operator::{Operator, Overview, read};
@@ -82,17 +83,30 @@ impl Report {
 /// What only an agent would find out when it starts.
 fn check_options(config: &Config, report: &mut Report) -> Result<Option<Guard>, Error> {
     let guard = match Guard::new(&config.allow_net, &config.deny_net, &[]) {
-        Ok(guard) => guard.https_only(config.https_only),
+        Ok(guard) => guard.https_only(config.https_only).proxy_resolves(config.proxy_resolves),
         Err(why) => {
             report.mend("options", why)?;
             return Ok(None);
         }
     };
+    let proxies = match Proxies::from_environment() {
+        Ok(proxies) => proxies,
+        Err(why) => {
+            report.mend("proxies", why)?;
+            Proxies::default()
+        }
+    };
+    for (scheme, uri) in [("http", "http://recipient.invalid/"), ("https", "https://recipient.invalid/")] {
+        if let Some(proxy) = proxies.of(&ureq::http::Uri::from_static(uri)) {
+            let words = format!("{scheme} goes through {} but for what NO_PROXY names", proxy.place());
+            report.ok("proxies", words)?;
+        }
+    }
     let options = poster::Options {
         ca_file: config.ca_file.clone(),
         id_header: config.id_header.clone(),
         guard: guard.clone(),
-        proxy: ureq::Proxy::try_from_env(),
+        proxies,
         ..poster::Options::default()
     };
     match Poster::new(options) {
@@ -531,9 +545,9 @@ fn check_endpoint(config: &Config, guard: Option<&Guard>, endpoint: &str, report
     let is_tls = uri.scheme_str() == Some("https");
     let host = uri.host().unwrap_or_default();
     let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
-    if let Some(proxy) = ureq::Proxy::try_from_env().filter(|proxy| !proxy.is_no_proxy(uri)) {
-        let (host, port) = (proxy.host(), proxy.port());
-        return report.note(WHAT, format!("{shown} is reached through the proxy {host}:{port} of the environment, which resolves and judges it; not tried"));
+    if let Some(proxy) = Proxies::from_environment().ok().as_ref().and_then(|proxies| proxies.of(uri)) {
+        let place = proxy.place();
+        return report.note(WHAT, format!("{shown} is reached through the proxy {place} of the environment, which resolves and judges it; not tried"));
     }
     let bare = host.trim_matches(['[', ']']);
     let addresses: Vec<SocketAddr> = match (bare, port).to_socket_addrs() {

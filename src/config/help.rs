@@ -92,6 +92,10 @@ Where to
   --https-only               refuse endpoints without TLS, but in networks of an
                              --allow-net
                              [no]                    ACAPY_DELIVER_HTTPS_ONLY
+  --proxy-resolves yes|no    whether names may go through a proxy (HTTP_PROXY,
+                             HTTPS_PROXY, ALL_PROXY, NO_PROXY): only it then knows,
+                             and judges, their addresses
+                             [yes]                   ACAPY_DELIVER_PROXY_RESOLVES
   --ca-file PEM              more roots to trust, beside the bundled ones
                              [none]                  ACAPY_DELIVER_CA_FILE
   --id-header NAME           send each message's id in this header, the same at

@@ -77,6 +77,7 @@ fn every_option_of_run_sets_its_field_from_the_command_line_and_from_the_environ
         ("--log-format", "bare", |c| c.log_format = LogFormat::Bare),
         ("--ordered", "", |c| c.ordered = true),
         ("--https-only", "", |c| c.https_only = true),
+        ("--proxy-resolves", "no", |c| c.proxy_resolves = false),
     ];
     let asked = options_of("run");
     for (name, value, set) in table {

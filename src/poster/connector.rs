@@ -2,107 +2,128 @@
 //! quiet, else a new one, through the proxy and TLS as need be.
 //!
 //! It promises one budget of time for all of that, and to tell what this machine
-//! lacked from what the endpoint failed to do. It leaves to the resolver which
-//! addresses there are, and to ureq the talk with a proxy.
+//! lacked from what the endpoint failed to do. A proxy is asked for a tunnel
+//! (CONNECT) for all that has TLS; plain http it is sent as such, with the whole URL
+//! (absolute-form). It leaves to the resolver which addresses there are.
 
 use std::fmt;
-use std::io;
-use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use ureq::http::Uri;
+use ureq::http::uri::Authority;
 use ureq::unversioned::transport::time::Instant as UreqInstant;
-use ureq::unversioned::transport::{
-    ConnectProxyConnector, ConnectionDetails, Connector as UreqConnector, Either, Transport, TransportAdapter,
-};
+use ureq::unversioned::transport::{ConnectionDetails, Connector as UreqConnector};
 use ureq::{Error, Timeout};
 
+use super::dial::{self, Answered};
 use super::pool::{Key, Pool};
-use super::transport::{Carrier, Pooled, Socket, Wire};
+use super::proxy::{Proxies, Proxy};
+use super::transport::{Carrier, Pooled, Socket, Wire, handshake};
 use super::trouble::{Trouble, what_we_lack};
+use super::{port, shorten};
 use crate::policy::Failure;
+use crate::resolver::Resolver;
+
+/// The most that a proxy may say before a tunnel begins.
+const MAX_PROXY_ANSWER: usize = 16 * 1024;
 
 /// Makes all connections of one poster.
 pub(super) struct Connector {
-    pool: Arc<Pool<Wire>>,
-    tls: Arc<ClientConfig>,
-    proxy: Option<ConnectProxyConnector>,
+    pub(super) pool: Arc<Pool<Wire>>,
+    pub(super) tls: Arc<Trust>,
+    pub(super) proxies: Arc<Proxies>,
+    /// For the names of proxies.
+    pub(super) resolver: Resolver,
+    pub(super) answered: Answered,
     /// For the words alone: ureq minds the time.
-    connect_timeout: Duration,
-    tick: Duration,
+    pub(super) connect_timeout: Duration,
+    pub(super) tick: Duration,
+}
+
+/// Whom we trust, and who we are to them; may change while connections are made.
+pub(super) struct Trust {
+    endpoints: RwLock<Arc<ClientConfig>>,
+    proxies: RwLock<Arc<ClientConfig>>,
+}
+
+impl Trust {
+    pub(super) fn new((endpoints, proxies): (Arc<ClientConfig>, Arc<ClientConfig>)) -> Trust {
+        Trust { endpoints: RwLock::new(endpoints), proxies: RwLock::new(proxies) }
+    }
+
+    fn of(which: &RwLock<Arc<ClientConfig>>) -> Arc<ClientConfig> {
+        which.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl Connector {
-    pub(super) fn new(
-        pool: Arc<Pool<Wire>>,
-        tls: Arc<ClientConfig>,
-        is_proxied: bool,
-        connect_timeout: Duration,
-        tick: Duration,
-    ) -> Connector {
-        Connector { pool, tls, proxy: is_proxied.then(ConnectProxyConnector::default), connect_timeout, tick }
-    }
-
-    fn open(&self, details: &ConnectionDetails, to_proxy: bool) -> Result<Wire, Error> {
-        let tunnel = match &self.proxy {
-            Some(proxy) if !to_proxy => match proxy.connect(details, None::<()>)? {
-                Some(Either::B(tunnel)) => Some(unused(tunnel, details)?),
-                _ => None, // NO_PROXY names this host
-            },
-            _ => None,
+    fn open(&self, details: &ConnectionDetails, proxy: Option<&Proxy>) -> Result<Wire, Error> {
+        let is_tls = details.needs_tls();
+        let Some(proxy) = proxy else {
+            let authority = details.uri.authority().ok_or(Error::ConnectionFailed)?;
+            let socket = self.dial(authority, &mut details.addrs.to_vec(), details)?;
+            return match is_tls {
+                false => Ok(Wire::plain(socket)),
+                true => self.agree(details, Carrier::socket(socket)),
+            };
         };
-        match (tunnel, details.needs_tls()) {
-            (None, false) => Ok(Wire::plain(self.dial(details)?)),
-            (Some(tunnel), false) => Ok(Wire::Tunnel(tunnel)),
-            (None, true) => self.agree(details, Carrier::socket(self.dial(details)?)),
-            (Some(tunnel), true) => {
-                let adapter = TransportAdapter::new(tunnel, details.current_time.clone());
-                self.agree(details, Carrier::tunnel(adapter))
+        let mut addrs = self.resolver.of_proxy(&proxy.host, proxy.port, time_left(details))?;
+        let authority: Authority = proxy.place().parse().map_err(|_| Error::ConnectionFailed)?;
+        let socket = self.dial(&authority, &mut addrs, details)?;
+        match (proxy.is_tls, is_tls) {
+            (false, false) => Ok(Wire::plain(socket)),
+            (false, true) => {
+                let carrier = tunnel(Carrier::socket(socket), proxy, details)?;
+                self.agree(details, carrier)
+            }
+            (true, _) => {
+                let config = Trust::of(&self.tls.proxies);
+                let place = format!("proxy {}", proxy.place());
+                let name = name(&proxy.host, &place)?;
+                let stream = handshake(Carrier::socket(socket), config, name, time_left(details), &place)?;
+                if !is_tls {
+                    return Ok(Wire::tls(stream));
+                }
+                let carrier = tunnel(Carrier::inside(stream), proxy, details)?;
+                self.agree(details, carrier)
             }
         }
     }
 
     fn agree(&self, details: &ConnectionDetails, carrier: Carrier) -> Result<Wire, Error> {
         let host = details.uri.host().unwrap_or_default();
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let place = format!("{host}:{}", details.uri.port_u16().unwrap_or(443));
-        let name = ServerName::try_from(host)
-            .map_err(|_| {
-                let words = format!("TLS: no certificate can bear this name ({place})");
-                Trouble::failed(Failure::Tls, words)
-            })?
-            .to_owned();
-        Wire::tls(carrier, self.tls.clone(), name, time_left(details), &place)
+        let place = format!("{}:{}", host.trim_matches(['[', ']']), details.uri.port_u16().unwrap_or(443));
+        let name = name(host, &place)?;
+        let config = Trust::of(&self.tls.endpoints);
+        handshake(carrier, config, name, time_left(details), &place).map(Wire::tls)
     }
 
-    /// Tries one address after the other; all but the last get half of the time left.
-    fn dial(&self, details: &ConnectionDetails) -> Result<Socket, Error> {
-        let mut last_error = Error::ConnectionFailed;
-        for (n, addr) in details.addrs.iter().enumerate() {
-            let left = time_left(details);
-            if left.is_zero() {
-                return Err(Error::Timeout(details.timeout.reason));
-            }
-            let is_last = n + 1 == details.addrs.len();
-            let within = if is_last { left } else { left / 2 };
-            match self.dial_one(*addr, within, details.timeout.reason) {
-                Ok(stream) => return Ok(Socket::new(stream, self.tick)),
-                Err(Error::Other(trouble)) if is_lack(&*trouble) => {
-                    return Err(Error::Other(trouble));
-                }
-                Err(error) => last_error = error,
-            }
+    /// Tries the address that answered last, then the others beside it.
+    fn dial(&self, of: &Authority, addrs: &mut [SocketAddr], details: &ConnectionDetails) -> Result<Socket, Error> {
+        let left = time_left(details);
+        let reason = details.timeout.reason;
+        if left.is_zero() {
+            return Err(Error::Timeout(reason));
         }
-        Err(last_error)
-    }
-
-    fn dial_one(&self, addr: SocketAddr, within: Duration, reason: Timeout) -> Result<TcpStream, Error> {
-        // A timeout of less than a millisecond would be rounded to none.
-        let within = within.max(Duration::from_millis(1));
-        TcpStream::connect_timeout(&addr, within).and_then(|stream| stream.set_nodelay(true).map(|()| stream)).map_err(
-            |error| match (error.kind(), reason) {
+        self.answered.arrange(of, addrs);
+        let stream = dial::connect(addrs, left).ok_or(Error::ConnectionFailed)?;
+        let stream = stream.and_then(|stream| match stream.set_nodelay(true) {
+            Ok(()) => Ok(stream),
+            Err(error) => Err((addrs[0], error)),
+        });
+        match stream {
+            Ok(stream) => {
+                if let (true, Ok(peer)) = (addrs.len() > 1, stream.peer_addr()) {
+                    self.answered.note(of, peer.ip());
+                }
+                Ok(Socket::new(stream, self.tick))
+            }
+            Err((addr, error)) => Err(match (error.kind(), reason) {
                 (io::ErrorKind::TimedOut, Timeout::Connect) => {
                     let words = format!("no connection within {:?} ({addr})", self.connect_timeout);
                     Trouble::failed(Failure::Connect, words).into()
@@ -110,8 +131,8 @@ impl Connector {
                 // The time of the whole attempt has its own words.
                 (io::ErrorKind::TimedOut, reason) => Error::Timeout(reason),
                 _ => spell_dial_error(addr, &error).into(),
-            },
-        )
+            }),
+        }
     }
 }
 
@@ -119,23 +140,87 @@ impl UreqConnector<()> for Connector {
     type Out = Pooled;
 
     fn connect(&self, details: &ConnectionDetails, _chained: Option<()>) -> Result<Option<Pooled>, Error> {
-        // To reach a proxy, ureq calls us again with the proxy taken out of the configuration.
-        let to_proxy = self.proxy.is_some() && details.config.proxy().is_none();
-        let Some(key) = Key::of(details.uri).filter(|_| !to_proxy) else {
-            return Ok(Some(Pooled::new(self.open(details, to_proxy)?, None, false)));
-        };
+        let key = Key::of(details.uri).ok_or(Error::ConnectionFailed)?;
+        let proxy = self.proxies.of(details.uri);
+        let absolute = proxy.filter(|_| !details.needs_tls()).map(|_| before_path(details.uri));
         // A second try has an idle age of nothing: it wants a fresh connection.
         if !details.config.max_idle_age().is_zero() {
             while let Some(mut wire) = self.pool.take(&key, Instant::now()) {
                 if wire.is_quiet() {
-                    let home = Some((self.pool.clone(), key));
-                    return Ok(Some(Pooled::new(wire, home, true)));
+                    return Ok(Some(Pooled::new(wire, (self.pool.clone(), key), true, absolute)));
                 }
             }
         }
-        let wire = self.open(details, to_proxy)?;
-        let home = Some((self.pool.clone(), key));
-        Ok(Some(Pooled::new(wire, home, false)))
+        let wire = self.open(details, proxy)?;
+        Ok(Some(Pooled::new(wire, (self.pool.clone(), key), false, absolute)))
+    }
+}
+
+/// What comes before the path where a request names its whole URL.
+fn before_path(uri: &Uri) -> Box<str> {
+    format!("http://{}", uri.authority().map_or("", Authority::as_str)).into()
+}
+
+fn name(host: &str, place: &str) -> Result<ServerName<'static>, Error> {
+    ServerName::try_from(host.trim_matches(['[', ']']).to_string()).map_err(|_| {
+        let words = format!("TLS: no certificate can bear this name ({place})");
+        Trouble::failed(Failure::Tls, words).into()
+    })
+}
+
+/// Has the proxy lead to the endpoint.
+fn tunnel(mut carrier: Carrier, proxy: &Proxy, details: &ConnectionDetails) -> Result<Carrier, Error> {
+    let failed = |words: String| Error::from(Trouble::failed(Failure::Connect, words));
+    let place = proxy.place();
+    let target = format!("{}:{}", details.uri.host().unwrap_or_default(), port(details.uri));
+    let mut head = format!(
+        "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: {}\r\nProxy-Connection: Keep-Alive\r\n",
+        super::USER_AGENT
+    );
+    if let Some(authorization) = &proxy.authorization {
+        head.push_str(&format!("Proxy-Authorization: {authorization}\r\n"));
+    }
+    head.push_str("\r\n");
+    carrier.set_deadline(time_left(details), details.timeout.reason);
+    let spell = |error: io::Error| match Error::from(error) {
+        Error::Io(error) => match what_we_lack(&error) {
+            Some(lack) => Trouble::lacking(lack).into(),
+            None => failed(format!("proxy {place} closed before it answered for {target}")),
+        },
+        other => other,
+    };
+    carrier.write_all(head.as_bytes()).and_then(|()| carrier.flush()).map_err(spell)?;
+
+    let mut answer = vec![0; MAX_PROXY_ANSWER];
+    let mut filled = 0;
+    let (length, status) = loop {
+        let mut headers = [httparse::EMPTY_HEADER; 64];
+        let mut parsed = httparse::Response::new(&mut headers);
+        match parsed.parse(&answer[..filled]) {
+            Ok(httparse::Status::Complete(length)) => break (length, parsed.code.unwrap_or_default()),
+            Ok(httparse::Status::Partial) if filled < answer.len() => {}
+            Ok(httparse::Status::Partial) => {
+                let words = format!("proxy {place}: its answer is over {} kB ({target})", MAX_PROXY_ANSWER / 1024);
+                return Err(failed(words));
+            }
+            Err(error) => {
+                let words = shorten(&error.to_string());
+                return Err(failed(format!("proxy {place}: its answer is not valid HTTP: {words} ({target})")));
+            }
+        }
+        match carrier.read(&mut answer[filled..]).map_err(spell)? {
+            0 => return Err(failed(format!("proxy {place} closed before it answered for {target}"))),
+            amount => filled += amount,
+        }
+    };
+    match status {
+        // What follows the proxy's own answer at once cannot be the recipient's, who has not been asked.
+        200..=299 if filled > length => {
+            Err(failed(format!("proxy {place}: its answer is followed by what nobody asked for ({target})")))
+        }
+        200..=299 => Ok(carrier.begun_anew()),
+        407 => Err(failed(format!("{} ({target})", proxy.wants_credentials()))),
+        status => Err(failed(format!("proxy {place} answered {status} to CONNECT ({target})"))),
     }
 }
 
@@ -143,17 +228,6 @@ impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connector").finish_non_exhaustive()
     }
-}
-
-/// A tunnel out of which nothing has come yet: what follows the proxy's own answer
-/// at once cannot be the recipient's, who has not been asked.
-fn unused(mut tunnel: Box<dyn Transport>, details: &ConnectionDetails) -> Result<Box<dyn Transport>, Error> {
-    if tunnel.buffers().input().is_empty() {
-        return Ok(tunnel);
-    }
-    let host = details.uri.host().unwrap_or_default();
-    let words = format!("the proxy's answer is followed by what nobody asked for ({host})");
-    Err(Trouble::failed(Failure::Connect, words).into())
 }
 
 fn spell_dial_error(addr: SocketAddr, error: &io::Error) -> Trouble {
@@ -174,11 +248,6 @@ fn spell_dial_error(addr: SocketAddr, error: &io::Error) -> Trouble {
         _ => format!("no connection ({addr}): {error}"),
     };
     Trouble::failed(Failure::Connect, words)
-}
-
-fn is_lack(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
-    use crate::policy::Attempt;
-    matches!(error.downcast_ref(), Some(Trouble::Attempt(Attempt::Lacking { .. })))
 }
 
 fn time_left(details: &ConnectionDetails) -> Duration {

@@ -70,6 +70,16 @@ impl Exchange {
         &self.output[range]
     }
 
+    /// Puts what comes before the path into the request line that was just written, and so makes it one
+    /// for a proxy. There is room: less than what is held back, and nothing has been yet. How much
+    /// was written then.
+    pub(super) fn make_absolute(&mut self, amount: usize, before_path: &[u8]) -> usize {
+        let at = self.output[..amount].iter().position(|byte| *byte == b' ').map_or(amount, |at| at + 1);
+        self.output.copy_within(at..amount, at + before_path.len());
+        self.output[at..at + before_path.len()].copy_from_slice(before_path);
+        amount + before_path.len()
+    }
+
     pub(super) fn rest(&mut self) {
         let exchange = mem::take(self);
         if exchange.input.len() == INPUT {

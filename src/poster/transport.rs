@@ -19,8 +19,7 @@ use std::time::{Duration, Instant};
 
 use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
 use socket2::SockRef;
-use ureq::unversioned::transport::time::Duration as UreqDuration;
-use ureq::unversioned::transport::{Buffers, NextTimeout, Transport, TransportAdapter};
+use ureq::unversioned::transport::{Buffers, NextTimeout, Transport};
 use ureq::{Error, Timeout};
 
 use super::RACE;
@@ -43,8 +42,9 @@ const STALL: Duration = Duration::from_millis(250);
 /// with it, and only then goes back to the pool, if it may.
 pub(super) struct Pooled {
     wire: Option<Wire>,
-    /// Where it goes; `None` for the connection to a proxy, which becomes part of another.
     home: Option<(Arc<Pool<Wire>>, Key)>,
+    /// What comes before the path, for a proxy that is to read the whole URL.
+    absolute: Option<Box<str>>,
     reused: bool,
     /// When the request was written whole; noted on reused connections alone.
     sent: Option<Instant>,
@@ -85,8 +85,17 @@ impl Stage {
 }
 
 impl Pooled {
-    pub(super) fn new(wire: Wire, home: Option<(Arc<Pool<Wire>>, Key)>, reused: bool) -> Pooled {
-        Pooled { wire: Some(wire), home, reused, sent: None, answered: false, finished: false, stage: Stage::Unsent }
+    pub(super) fn new(wire: Wire, home: (Arc<Pool<Wire>>, Key), reused: bool, absolute: Option<Box<str>>) -> Pooled {
+        Pooled {
+            wire: Some(wire),
+            home: Some(home),
+            absolute,
+            reused,
+            sent: None,
+            answered: false,
+            finished: false,
+            stage: Stage::Unsent,
+        }
     }
 
     fn wire(&mut self) -> &mut Wire {
@@ -103,18 +112,21 @@ impl Pooled {
         is_end
             && self.reused
             && !self.answered
-            && self.wire().buffers().input().is_empty()
+            && self.wire().exchange().input().is_empty()
             && (self.wire().is_cut() || self.sent.is_none_or(|sent| sent.elapsed() <= RACE))
     }
 }
 
 impl Transport for Pooled {
     fn buffers(&mut self) -> &mut dyn Buffers {
-        self.wire().buffers()
+        self.wire().exchange()
     }
 
-    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+    fn transmit_output(&mut self, mut amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         self.stage = Stage::Sent(None);
+        if let Some(absolute) = self.absolute.take() {
+            amount = self.wire().exchange().make_absolute(amount, absolute.as_bytes());
+        }
         let result = self.wire().transmit_output(amount, timeout).map(|()| true);
         if self.is_stale(&result) {
             return Err(Trouble::Stale.into());
@@ -142,11 +154,8 @@ impl Transport for Pooled {
     /// the connection. Answering no makes it drop the connection at once,
     /// without the lock of its own pool, and into ours.
     fn is_open(&mut self) -> bool {
-        if self.home.is_some() {
-            self.finished = true;
-            return false;
-        }
-        self.wire().is_quiet()
+        self.finished = true;
+        false
     }
 
     fn is_tls(&self) -> bool {
@@ -163,7 +172,7 @@ impl Drop for Pooled {
                 return;
             }
             if self.stage != Stage::Unsent {
-                self.stage = Stage::Sent(status_of(wire.buffers().input()));
+                self.stage = Stage::Sent(status_of(wire.exchange().input()));
             }
             // Not there any more while a thread ends.
             let _ = STAGE.try_with(|stage| stage.set(self.stage));
@@ -192,8 +201,6 @@ fn is_break(error: &Error) -> bool {
 /// A connection, in use or idle.
 pub(super) enum Wire {
     Plain(Plain),
-    /// A tunnel through a proxy that needs no TLS inside.
-    Tunnel(Box<dyn Transport>),
     Tls(Box<Tls>),
 }
 
@@ -202,46 +209,13 @@ impl Wire {
         Wire::Plain(Plain { socket, buffers: Exchange::default() })
     }
 
-    /// Agrees on TLS with whom the carrier leads to.
-    pub(super) fn tls(
-        carrier: Carrier,
-        config: Arc<ClientConfig>,
-        name: ServerName<'static>,
-        within: Duration,
-        place: &str,
-    ) -> Result<Wire, Error> {
-        let failed = |words: String| {
-            let words = format!("TLS: {words} ({place})");
-            Trouble::failed(Failure::Tls, words)
-        };
-        let mut carrier = carrier;
-        carrier.set_timeout(NextTimeout {
-            after: UreqDuration::Exact(within),
-            reason: Timeout::Connect,
-            ..NextTimeout::default()
-        });
-        let conn = ClientConnection::new(config, name).map_err(|e| failed(spell_tls_error(&e)))?;
-        let mut stream = StreamOwned::new(conn, carrier);
-        while stream.conn.is_handshaking() {
-            stream.conn.complete_io(&mut stream.sock).map_err(|error| match Error::from(error) {
-                Error::Timeout(_) => failed("no agreement in time".to_string()).into(),
-                Error::Io(error) => match tls_error(&error) {
-                    Some(error) => failed(spell_tls_error(error)).into(),
-                    None if is_break(&Error::Io(io::Error::from(error.kind()))) => {
-                        failed("connection closed before agreement".to_string()).into()
-                    }
-                    None => Error::Io(error),
-                },
-                other => other,
-            })?;
-        }
-        Ok(Wire::Tls(Box::new(Tls { stream, buffers: Exchange::default() })))
+    pub(super) fn tls(stream: Secure) -> Wire {
+        Wire::Tls(Box::new(Tls { stream, buffers: Exchange::default() }))
     }
 
-    fn buffers(&mut self) -> &mut dyn Buffers {
+    fn exchange(&mut self) -> &mut Exchange {
         match self {
             Wire::Plain(plain) => &mut plain.buffers,
-            Wire::Tunnel(transport) => transport.buffers(),
             Wire::Tls(tls) => &mut tls.buffers,
         }
     }
@@ -254,7 +228,6 @@ impl Wire {
                 }
                 Ok(())
             }
-            Wire::Tunnel(transport) => transport.transmit_output(amount, timeout),
             Wire::Tls(tls) => {
                 if tls.buffers.hold(amount) {
                     tls.flush(timeout)?;
@@ -264,11 +237,10 @@ impl Wire {
         }
     }
 
-    /// Writes what is held back. A tunnel does so by itself, when its answer is waited for.
+    /// Writes what is held back.
     fn flush(&mut self, timeout: NextTimeout) -> Result<(), Error> {
         match self {
             Wire::Plain(plain) => plain.flush(timeout),
-            Wire::Tunnel(_) => Ok(()),
             Wire::Tls(tls) => tls.flush(timeout),
         }
     }
@@ -277,7 +249,6 @@ impl Wire {
     fn is_cut(&self) -> bool {
         match self {
             Wire::Plain(plain) => plain.socket.deaf,
-            Wire::Tunnel(_) => false,
             Wire::Tls(tls) => tls.stream.sock.is_cut(),
         }
     }
@@ -296,7 +267,6 @@ impl Wire {
                 plain.buffers.input_appended(amount);
                 Ok(amount > 0)
             }
-            Wire::Tunnel(transport) => transport.await_input(timeout),
             Wire::Tls(tls) => {
                 tls.flush(timeout)?;
                 if tls.buffers.can_use_input() {
@@ -315,8 +285,7 @@ impl Wire {
     pub(super) fn is_quiet(&mut self) -> bool {
         match self {
             Wire::Plain(plain) => plain.socket.is_quiet(),
-            Wire::Tunnel(transport) => is_quiet_tunnel(&mut **transport),
-            Wire::Tls(tls) => tls.is_quiet(),
+            Wire::Tls(tls) => is_quiet(&mut tls.stream),
         }
     }
 
@@ -324,7 +293,6 @@ impl Wire {
     fn rest(&mut self) {
         match self {
             Wire::Plain(plain) => plain.buffers.rest(),
-            Wire::Tunnel(_) => {}
             Wire::Tls(tls) => tls.buffers.rest(),
         }
     }
@@ -334,7 +302,6 @@ impl fmt::Debug for Wire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Wire::Plain(_) => "Plain",
-            Wire::Tunnel(_) => "Tunnel",
             Wire::Tls(_) => "Tls",
         })
     }
@@ -382,24 +349,50 @@ impl Plain {
     }
 }
 
+/// Agrees on TLS with whom the carrier leads to.
+pub(super) fn handshake(
+    carrier: Carrier,
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+    within: Duration,
+    place: &str,
+) -> Result<Secure, Error> {
+    let failed = |words: String| {
+        let words = format!("TLS: {words} ({place})");
+        Trouble::failed(Failure::Tls, words)
+    };
+    let mut carrier = carrier;
+    carrier.set_deadline(within, Timeout::Connect);
+    let conn = ClientConnection::new(config, name).map_err(|e| failed(spell_tls_error(&e)))?;
+    let mut stream = StreamOwned::new(conn, carrier);
+    while stream.conn.is_handshaking() {
+        stream.conn.complete_io(&mut stream.sock).map_err(|error| match Error::from(error) {
+            Error::Timeout(_) => failed("no agreement in time".to_string()).into(),
+            Error::Io(error) => match tls_error(&error) {
+                Some(error) => failed(spell_tls_error(error)).into(),
+                None if is_break(&Error::Io(io::Error::from(error.kind()))) => {
+                    failed("connection closed before agreement".to_string()).into()
+                }
+                None => Error::Io(error),
+            },
+            other => other,
+        })?;
+    }
+    Ok(stream)
+}
+
+/// TLS on whatever carries it.
+pub(super) type Secure = StreamOwned<ClientConnection, Carrier>;
+
 /// HTTP inside TLS.
 pub(super) struct Tls {
-    stream: StreamOwned<ClientConnection, Carrier>,
+    stream: Secure,
     buffers: Exchange,
 }
 
 impl Tls {
-    /// What rustls has decrypted already, or has a part of, is not in the socket any more.
-    fn is_quiet(&mut self) -> bool {
-        self.stream.sock.is_quiet()
-            && matches!(
-                self.stream.conn.process_new_packets(),
-                Ok(state) if state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed()
-            )
-    }
-
     fn flush(&mut self, timeout: NextTimeout) -> Result<(), Error> {
-        self.stream.sock.set_timeout(timeout);
+        self.stream.sock.set_deadline(span(timeout), timeout.reason);
         let pending = self.buffers.take_pending();
         let mut taken = 0;
         while taken < pending {
@@ -434,8 +427,13 @@ impl Tls {
     }
 }
 
-fn is_quiet_tunnel(tunnel: &mut dyn Transport) -> bool {
-    tunnel.buffers().input().is_empty() && tunnel.is_open()
+/// What rustls has decrypted already, or has a part of, is not in the socket any more.
+fn is_quiet(stream: &mut Secure) -> bool {
+    stream.sock.is_quiet()
+        && matches!(
+            stream.conn.process_new_packets(),
+            Ok(state) if state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed()
+        )
 }
 
 /// What TLS runs on.
@@ -445,8 +443,13 @@ pub(super) struct Carrier {
 }
 
 enum Way {
-    Socket { socket: Socket, deadline: Instant, reason: Timeout },
-    Tunnel(TransportAdapter),
+    Socket {
+        socket: Socket,
+        deadline: Instant,
+        reason: Timeout,
+    },
+    /// A tunnel through a proxy that itself speaks TLS.
+    Inside(Box<Secure>),
 }
 
 impl Carrier {
@@ -455,29 +458,37 @@ impl Carrier {
         Carrier { way, received: Records::default() }
     }
 
-    pub(super) fn tunnel(adapter: TransportAdapter) -> Carrier {
-        Carrier { way: Way::Tunnel(adapter), received: Records::default() }
+    pub(super) fn inside(stream: Secure) -> Carrier {
+        Carrier { way: Way::Inside(Box::new(stream)), received: Records::default() }
     }
 
-    fn set_timeout(&mut self, timeout: NextTimeout) {
+    /// The same, as if nothing had come yet: what came was a proxy's and no TLS.
+    pub(super) fn begun_anew(self) -> Carrier {
+        Carrier { received: Records::default(), ..self }
+    }
+
+    pub(super) fn set_deadline(&mut self, within: Duration, why: Timeout) {
         match &mut self.way {
             Way::Socket { deadline, reason, .. } => {
-                *deadline = Instant::now() + span(timeout);
-                *reason = timeout.reason;
+                *deadline = Instant::now() + within;
+                *reason = why;
             }
-            Way::Tunnel(adapter) => adapter.set_timeout(timeout),
+            Way::Inside(stream) => stream.sock.set_deadline(within, why),
         }
     }
 
     fn is_cut(&self) -> bool {
-        matches!(&self.way, Way::Socket { socket, .. } if socket.deaf)
+        match &self.way {
+            Way::Socket { socket, .. } => socket.deaf,
+            Way::Inside(stream) => stream.sock.is_cut(),
+        }
     }
 
     fn is_quiet(&mut self) -> bool {
         self.received.is_between()
             && match &mut self.way {
                 Way::Socket { socket, .. } => socket.is_quiet(),
-                Way::Tunnel(adapter) => is_quiet_tunnel(adapter.get_mut()),
+                Way::Inside(stream) => is_quiet(stream),
             }
     }
 }
@@ -488,7 +499,7 @@ impl Read for Carrier {
             Way::Socket { socket, deadline, reason } => socket
                 .receive(buf, deadline.saturating_duration_since(Instant::now()))
                 .map_err(|error| wrap_timeout(error, *reason)),
-            Way::Tunnel(adapter) => adapter.read(buf),
+            Way::Inside(stream) => stream.read(buf),
         }?;
         self.received.pass(&buf[..amount]);
         Ok(amount)
@@ -502,7 +513,8 @@ impl Write for Carrier {
                 .send(buf, deadline.saturating_duration_since(Instant::now()))
                 .map_err(|error| wrap_timeout(error, *reason))
                 .map(|()| buf.len()),
-            Way::Tunnel(adapter) => adapter.write(buf),
+            // rustls says how much it took, and sends what it can of it at once.
+            Way::Inside(stream) => stream.write(buf).and_then(|amount| stream.flush().map(|()| amount)),
         }
     }
 
@@ -521,7 +533,7 @@ impl Write for Slice<'_> {
             Way::Socket { socket, deadline, reason } => socket
                 .send_some(buf, deadline.saturating_duration_since(Instant::now()))
                 .map_err(|error| wrap_timeout(error, *reason)),
-            Way::Tunnel(adapter) => adapter.write(buf),
+            Way::Inside(_) => self.0.write(buf),
         }
     }
 

@@ -117,6 +117,56 @@ fn when_the_name_of_redis_leads_elsewhere_the_new_address_is_refused_and_the_old
 }
 
 #[test]
+fn an_address_that_leads_nowhere_costs_a_quarter_of_a_second_once() {
+    let Some(world) = World::enter("an_address_that_leads_nowhere_costs_a_quarter_of_a_second_once") else { return };
+    let redis = Redis::start();
+    // Each message has a connection of its own.
+    let sink = Sink::new(|_| Answer::ok().header("Connection", "close"));
+    let port = port_of(&sink.address().to_string());
+    let silent = Silent::at(SocketAddr::new(PUBLIC_V6.parse().unwrap(), port));
+    let both = format!("{PUBLIC_V6} two.example\n{} two.example\n", sink.address().ip());
+    fs::write(&world.hosts, fs::read_to_string(&world.hosts).unwrap() + &both).unwrap();
+    let _agent = Agent::start(&redis, &["--workers", "1"]);
+    eventually("the agent registers", SOON, || redis.agents().len() == 1);
+    let mut took = Vec::new();
+    for n in 1..=6 {
+        let pushed = Instant::now();
+        redis.push(&envelope(&format!("http://two.example:{port}/"), b"x"));
+        eventually_eq("it arrives", SOON, n, || sink.n_requests());
+        took.push(sink.requests()[n - 1].at - pushed);
+    }
+    println!("with IPv6 that leads nowhere, six new connections after one another took {took:?}");
+    assert!(took[0] >= ms(240) && took[0] < ms(2_400), "{took:?}");
+    let mut later = took[1..].to_vec();
+    later.sort();
+    assert!(later[2] < ms(200), "the address that answered is not tried first: {took:?}");
+    drop(silent);
+}
+
+/// Takes no connection at this address, and refuses none: its backlog is full.
+struct Silent {
+    _listener: socket2::Socket,
+    _held: Vec<socket2::Socket>,
+}
+
+impl Silent {
+    fn at(address: SocketAddr) -> Silent {
+        let socket =
+            || socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None).unwrap();
+        let listener = socket();
+        listener.bind(&address.into()).unwrap();
+        listener.listen(0).unwrap();
+        let mut held = Vec::new();
+        loop {
+            held.push(socket());
+            if held.last().unwrap().connect_timeout(&address.into(), ms(100)).is_err() {
+                return Silent { _listener: listener, _held: held };
+            }
+        }
+    }
+}
+
+#[test]
 fn a_signal_is_heard_while_the_name_server_is_silent() {
     let Some(world) = World::enter("a_signal_is_heard_while_the_name_server_is_silent") else { return };
     world.silence_names();

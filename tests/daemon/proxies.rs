@@ -1,14 +1,17 @@
-//! What goes through a proxy, and what does not even so. The proxy is written by hand, and never
-//! connects to where it is asked to.
+//! What goes through a proxy, and what does not even so: through a Squid and a tinyproxy as Debian
+//! installs them, on ports of their own; and through one written by hand that never connects to where it
+//! is asked to.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
-use std::process::Command;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::{env, fs, thread};
 
-use crate::support::wire::envelope;
-use crate::support::{Agent, Redis, SOON, eventually_eq};
+use crate::support::wire::{envelope, numbered};
+use crate::support::{Agent, Answer, Redis, SOON, Sink, TempDir, eventually, eventually_eq};
 
 /// Set in the namespace that a test runs itself again in.
 const INSIDE: &str = "ACAPY_DELIVER_TEST_INSIDE";
@@ -45,10 +48,237 @@ fn addresses_are_judged_through_a_proxy_too_and_names_are_the_proxys_to_judge() 
     }
     let mut asked = asked.lock().unwrap().clone();
     asked.sort();
-    assert_eq!(asked, ["inside.example:80", "redirects.example:80"]);
+    assert_eq!(asked, ["inside.example", "redirects.example"]);
 }
 
-/// A CONNECT proxy that notes whom it is asked for, and answers in their place: with a redirect to
+#[test]
+fn squid_as_it_is_installed_takes_http_and_https_and_what_needs_no_proxy_goes_directly() {
+    let proxy = RealProxy::squid();
+    let redis = Redis::start();
+    let (through, direct) = (Sink::new(|_| Answer::ok()), Sink::new(|_| Answer::ok()));
+    // CONNECT is for port 443 there, and for no other.
+    let secure = SecureSink::start("127.77.4.43:443");
+    redis.push_all(numbered(&through.url(), 20));
+    redis.push_all(numbered(&direct.url(), 3));
+    redis.push_all((0..5).map(|_| envelope("https://127.77.4.43/inbox", b"secret")));
+    let mut command = Agent::command();
+    command.args(["-oq", &redis.url(), "--ca-file", &secure.ca_file()]);
+    command.env("http_proxy", proxy.url("")).env("HTTPS_PROXY", proxy.url(""));
+    command.env("NO_PROXY", format!("example.org, {}/32 ,10.0.0.0/8", direct.address().ip()));
+    let agent = Agent::spawn(command);
+    redis.wait_empty(SOON);
+    assert_eq!((through.n_delivered(), direct.n_delivered(), secure.requests()), (20, 3, 5));
+    assert!(through.requests().iter().all(|request| request.header("via").is_some_and(|via| via.contains("squid"))));
+    assert!(direct.requests().iter().all(|request| request.header("via").is_none()));
+    // A tunnel is written down when it ends.
+    drop(agent);
+    let line = format!("POST {}", through.url());
+    eventually("Squid has written down what it did", SOON, || {
+        let log = proxy.log();
+        log.matches(&line).count() == 20 && log.contains("CONNECT 127.77.4.43:443") && !log.contains("DENIED")
+    });
+}
+
+#[test]
+fn tinyproxy_as_it_is_installed_takes_http_and_https_and_a_password() {
+    let proxy = RealProxy::tinyproxy("");
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok());
+    let secure = SecureSink::start("127.77.4.44:0");
+    let run = |proxy: String| {
+        let mut command = Agent::command();
+        command.args(["-oq", &redis.url(), "--retry-first", "200ms", "--ca-file", &secure.ca_file()]);
+        Agent::spawn({
+            command.env("ALL_PROXY", proxy);
+            command
+        })
+    };
+    let push = || {
+        redis.push_all(numbered(&sink.url(), 20));
+        redis.push_all((0..5).map(|_| envelope(&format!("https://{}/inbox", secure.address), b"secret")));
+    };
+    push();
+    let agent = run(proxy.url(""));
+    redis.wait_empty(SOON);
+    assert_eq!((sink.n_delivered(), secure.requests()), (20, 5));
+    assert!(sink.requests().iter().all(|request| request.header("via").is_some_and(|via| via.contains("tinyproxy"))));
+    assert!(proxy.log().contains(&format!("CONNECT {} HTTP/1.1", secure.address)), "{}", proxy.log());
+    drop(agent);
+
+    let strict = RealProxy::tinyproxy("BasicAuth agent passw0rd\n");
+    push();
+    let agent = run(strict.url(""));
+    agent.wait_log("wants a user and password (407): write them into ALL_PROXY");
+    assert_eq!((sink.n_delivered(), secure.requests()), (20, 5));
+    drop(agent);
+    let agent = run(strict.url("agent:passw%30rd@"));
+    redis.wait_empty(SOON);
+    assert_eq!((sink.n_delivered(), secure.requests()), (40, 10));
+    assert!(!agent.log().contains("pass"), "{}", agent.log());
+    assert!(sink.requests().iter().all(|request| request.header("proxy-authorization").is_none()));
+}
+
+#[test]
+fn a_proxy_that_cannot_be_used_is_named_at_the_start_without_its_password() {
+    for (name, value, words) in [
+        ("HTTPS_PROXY", "socks5://user:secret@127.0.0.1:1", "names a SOCKS proxy, which is not supported"),
+        ("all_proxy", "127.0.0.1:secret", "is not the URL of a proxy"),
+    ] {
+        let mut command = Agent::command();
+        let output = command.args(["-oq", "redis://127.0.0.1:1"]).env(name, value).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(&format!("variable {name} {words}")) && !said.contains("secret"), "{said}");
+    }
+}
+
+/// A proxy of Debian's, with the configuration that its package installs; only where it listens and
+/// writes to is of its own.
+struct RealProxy {
+    dir: TempDir,
+    port: u16,
+    log: PathBuf,
+    server: Child,
+}
+
+impl RealProxy {
+    fn squid() -> RealProxy {
+        RealProxy::start("squid", "/etc/squid/squid.conf", "http_port 3128", |dir, port| {
+            let d = dir.display();
+            let own = format!(
+                "pid_filename {d}/pid\naccess_log stdio:{d}/log\ncache_log {d}/cache.log\nnetdb_filename none\n\
+                 shutdown_lifetime 0 seconds\n"
+            );
+            (format!("{own}http_port 127.0.0.1:{port}"), vec!["-N", "-f"])
+        })
+    }
+
+    fn tinyproxy(more: &str) -> RealProxy {
+        RealProxy::start("tinyproxy", "/etc/tinyproxy/tinyproxy.conf", "Port 8888", |dir, port| {
+            let d = dir.display();
+            (format!("Port {port}\nLogFile \"{d}/log\"\nPidFile \"{d}/pid\"\n{more}"), vec!["-d", "-c"])
+        })
+    }
+
+    fn start(
+        program: &'static str,
+        installed: &str,
+        port_line: &str,
+        own: impl Fn(&std::path::Path, u16) -> (String, Vec<&'static str>),
+    ) -> RealProxy {
+        let dir = TempDir::new(program);
+        // As root they change to a user of their own.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (own, arguments) = own(dir.path(), port);
+        let text =
+            fs::read(installed).unwrap_or_else(|error| panic!("{installed}: {error}; apt-get install {program}"));
+        let text = String::from_utf8_lossy(&text).into_owned();
+        assert!(text.contains(port_line), "{installed} has not '{port_line}'");
+        let lines = text.lines().map(|line| match line {
+            line if line == port_line => own.as_str(),
+            line if line.starts_with("LogFile ") || line.starts_with("PidFile ") => "",
+            line => line,
+        });
+        let path = dir.path().join("conf");
+        fs::write(&path, lines.collect::<Vec<_>>().join("\n") + "\n").unwrap();
+        let said = fs::File::create(dir.path().join("said")).unwrap();
+        let server = Command::new(program)
+            .args(arguments)
+            .arg(&path)
+            .stdin(Stdio::null())
+            .stdout(said.try_clone().unwrap())
+            .stderr(said)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program}: {error}; apt-get install {program}"));
+        let mut proxy = RealProxy { log: dir.path().join("log"), dir, port, server };
+        eventually(&format!("{program} listens"), SOON, || {
+            let ended = proxy.server.try_wait().unwrap();
+            let said = || fs::read_to_string(proxy.dir.path().join("said")).unwrap_or_default();
+            assert!(ended.is_none(), "{program} ended: {}", said());
+            TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port)).is_ok()
+        });
+        proxy
+    }
+
+    /// With a user and password, as `user:password@`, or without.
+    fn url(&self, user: &str) -> String {
+        format!("http://{user}127.0.0.1:{}", self.port)
+    }
+
+    fn log(&self) -> String {
+        fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+}
+
+impl Drop for RealProxy {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+/// A recipient with TLS that counts what it is sent.
+struct SecureSink {
+    address: std::net::SocketAddr,
+    n: Arc<std::sync::atomic::AtomicUsize>,
+    dir: TempDir,
+}
+
+impl SecureSink {
+    fn start(address: &str) -> SecureSink {
+        let listener = TcpListener::bind(address).unwrap_or_else(|error| panic!("{address}: {error}; be root"));
+        let address = listener.local_addr().unwrap();
+        let dir = TempDir::new("secure-sink");
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new([address.ip().to_string()]).unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        fs::write(dir.path().join("ca.pem"), certificate.pem()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+            )
+            .unwrap();
+        let (config, n) = (Arc::new(config), Arc::<std::sync::atomic::AtomicUsize>::default());
+        let counted = n.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let conn = rustls::ServerConnection::new(config.clone()).unwrap();
+                let mut stream = rustls::StreamOwned::new(conn, stream.unwrap());
+                let counted = counted.clone();
+                thread::spawn(move || {
+                    let mut text = Vec::new();
+                    let mut buffer = [0; 4096];
+                    while let Ok(amount @ 1..) = stream.read(&mut buffer) {
+                        text.extend_from_slice(&buffer[..amount]);
+                        if text.ends_with(b"secret") {
+                            counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                            text.clear();
+                            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+                            let _ = stream.flush();
+                        }
+                    }
+                });
+            }
+        });
+        SecureSink { address, n, dir }
+    }
+
+    fn ca_file(&self) -> String {
+        self.dir.path().join("ca.pem").display().to_string()
+    }
+
+    fn requests(&self) -> usize {
+        self.n.load(std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+/// A proxy that notes whom it is asked for, and answers in their place: with a redirect to
 /// the metadata service for one of them, with 200 for the others. Its URL.
 fn proxy(asked: Arc<Mutex<Vec<String>>>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -63,17 +293,15 @@ fn proxy(asked: Arc<Mutex<Vec<String>>>) -> String {
                     head.push(byte[0]);
                 }
                 let head = String::from_utf8(head).unwrap();
-                let target = head.split(' ').nth(1).unwrap_or_default().to_string();
+                let target = head.split(' ').nth(1).unwrap_or_default();
+                let target = target.trim_start_matches("http://").trim_end_matches('/').to_string();
                 let answer = match target.starts_with("redirects.") {
                     true => "307 There\r\nLocation: http://169.254.169.254/",
                     false => "200 OK",
                 };
                 asked.lock().unwrap().push(target);
-                stream.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").unwrap();
-                if matches!(stream.read(&mut [0; 4096]), Ok(1..)) {
-                    let _ = write!(stream, "HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n");
-                    let _ = stream.read(&mut [0]);
-                }
+                let _ = write!(stream, "HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n");
+                let _ = stream.read(&mut [0; 4096]);
             });
         }
     });

@@ -1,0 +1,322 @@
+//! Which endpoints are reached through a proxy, and through which: `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`
+//! and `NO_PROXY`, read as curl and Go read them. ureq's own reading takes the first of them for
+//! everything, sends CONNECT for plain http too, which Squid refuses as it is installed, and knows in
+//! NO_PROXY neither networks nor ports nor what is below a name.
+//!
+//! Where curl, Go and Python differ, what is followed:
+//! * a name in small letters wins over the same in capitals (curl, Python); one that is empty counts as
+//!   unset (Go);
+//! * `HTTP_PROXY` in capitals is followed, since this is no CGI program;
+//! * a proxy without a port is at 80, or 443 for `https://` (Go);
+//! * `example.com` and `.example.com` in NO_PROXY both stand for the name and all below it (curl, Python);
+//! * loopback is no exception (curl, Python).
+//!
+//! It leaves to the connector how a proxy is spoken to, and to the resolver what may go through one.
+
+use std::net::IpAddr;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use ipnet::IpNet;
+use percent_encoding::percent_decode_str;
+use ureq::http::Uri;
+
+use super::port;
+
+/// The proxies of the environment; by default none.
+#[derive(Clone, Debug, Default)]
+pub struct Proxies {
+    http: Option<Proxy>,
+    https: Option<Proxy>,
+    direct: Vec<Direct>,
+}
+
+/// One proxy.
+#[derive(Clone)]
+pub struct Proxy {
+    pub(super) is_tls: bool,
+    /// As in a URL: an IPv6 address in brackets.
+    pub(super) host: String,
+    pub(super) port: u16,
+    /// The value of `Proxy-Authorization`.
+    pub(super) authorization: Option<String>,
+    /// Where it was named, for words.
+    pub(super) variable: String,
+}
+
+/// One entry of NO_PROXY.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Direct {
+    to: To,
+    /// `None`: any.
+    port: Option<u16>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum To {
+    All,
+    Net(IpNet),
+    /// This name and all below it; lower case, without dots at its ends.
+    Name(String),
+}
+
+impl Proxies {
+    /// As the environment of this process says.
+    ///
+    /// # Errors
+    ///
+    /// If a variable that is followed cannot be; the sentence names it.
+    pub fn from_environment() -> Result<Proxies, String> {
+        Proxies::from_variables(|name| std::env::var(name).ok())
+    }
+
+    /// As these variables say.
+    ///
+    /// # Errors
+    ///
+    /// As [`Proxies::from_environment`].
+    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Proxies, String> {
+        let first = |names: &[&str]| {
+            names
+                .iter()
+                .find_map(|name| Some((name.to_string(), variable(name)?)).filter(|(_, value)| !value.is_empty()))
+        };
+        let proxy = |names: &[&str]| first(names).map(|(name, value)| Proxy::read(name, &value)).transpose();
+        let direct = first(&["no_proxy", "NO_PROXY"]).map(|(_, list)| directs(&list)).unwrap_or_default();
+        Ok(Proxies {
+            http: proxy(&["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"])?,
+            https: proxy(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"])?,
+            direct,
+        })
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.http.is_none() && self.https.is_none()
+    }
+
+    /// The proxy through which this is reached; `None`: it is reached directly.
+    pub fn of(&self, uri: &Uri) -> Option<&Proxy> {
+        let proxy = match uri.scheme_str() {
+            Some("https" | "wss") => &self.https,
+            _ => &self.http,
+        };
+        let proxy = proxy.as_ref()?;
+        let host = bare(uri.host().unwrap_or_default());
+        let is_direct = self.direct.iter().any(|direct| direct.holds(&host, port(uri)));
+        (!is_direct).then_some(proxy)
+    }
+}
+
+impl Proxy {
+    fn read(variable: String, value: &str) -> Result<Proxy, String> {
+        // The value may hold a password, so nothing of it is repeated but what is none for certain.
+        let wanted = |what: &str| {
+            format!("variable {variable} {what}: set it to http://host:port or https://host:port, or unset it")
+        };
+        let value = value.trim();
+        let url = if value.contains("://") { value.to_string() } else { format!("http://{value}") };
+        let url = url::Url::parse(&url).map_err(|_| wanted("is not the URL of a proxy"))?;
+        let is_tls = match url.scheme() {
+            "http" => false,
+            "https" => true,
+            other if other.starts_with("socks") => return Err(wanted("names a SOCKS proxy, which is not supported")),
+            _ => return Err(wanted("is not the URL of an HTTP proxy")),
+        };
+        let host = url.host_str().ok_or_else(|| wanted("names no host"))?.to_string();
+        let port = url.port_or_known_default().expect("http and https have a default port");
+        let has_user = !url.username().is_empty() || url.password().is_some();
+        let authorization = has_user.then(|| {
+            let mut credentials: Vec<u8> = percent_decode_str(url.username()).collect();
+            credentials.push(b':');
+            credentials.extend(percent_decode_str(url.password().unwrap_or_default()));
+            format!("Basic {}", BASE64_STANDARD.encode(credentials))
+        });
+        Ok(Proxy { is_tls, host, port, authorization, variable })
+    }
+
+    /// `host:port`, for words.
+    pub fn place(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+
+    /// Why a proxy that answers 407 does so, and what to do.
+    pub(super) fn wants_credentials(&self) -> String {
+        let (place, variable) = (self.place(), &self.variable);
+        match self.authorization {
+            Some(_) => format!("proxy {place} refuses the user or password in {variable} (407)"),
+            None => format!("proxy {place} wants a user and password (407): write them into {variable}"),
+        }
+    }
+}
+
+/// Without user and password.
+impl std::fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Proxy").field("place", &self.place()).field("is_tls", &self.is_tls).finish_non_exhaustive()
+    }
+}
+
+/// A host to compare: without the brackets of IPv6 and a final dot, in lower case.
+fn bare(host: &str) -> String {
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host.trim_end_matches('.').to_ascii_lowercase()
+}
+
+fn directs(list: &str) -> Vec<Direct> {
+    list.split(|c: char| c == ',' || c.is_whitespace()).filter_map(Direct::read).collect()
+}
+
+impl Direct {
+    /// `None` for an empty entry.
+    fn read(entry: &str) -> Option<Direct> {
+        if entry == "*" {
+            return Some(Direct { to: To::All, port: None });
+        }
+        let net = |text: &str| text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok();
+        if let Some(net) = net(entry.trim_start_matches('[').trim_end_matches(']')) {
+            return Some(Direct { to: To::Net(net), port: None });
+        }
+        // What is left of IPv6 has brackets if a port follows.
+        let (host, port) = match entry.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>())) {
+            Some((host, Ok(port))) => (host, Some(port)),
+            _ => (entry, None),
+        };
+        let host = host.strip_prefix('*').filter(|rest| rest.starts_with('.')).unwrap_or(host);
+        let host = bare(host);
+        let host = host.trim_start_matches('.');
+        let to = net(host).map_or_else(|| To::Name(host.to_string()), To::Net);
+        (!host.is_empty()).then_some(Direct { to, port })
+    }
+
+    fn holds(&self, host: &str, port: u16) -> bool {
+        if self.port.is_some_and(|own| own != port) {
+            return false;
+        }
+        match &self.to {
+            To::All => true,
+            To::Net(net) => {
+                host.parse::<IpAddr>().is_ok_and(|ip| net.contains(&ip) || net.contains(&ip.to_canonical()))
+            }
+            To::Name(name) => {
+                host.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proxies(variables: &[(&str, &str)]) -> Proxies {
+        read(variables).unwrap()
+    }
+
+    fn read(variables: &[(&str, &str)]) -> Result<Proxies, String> {
+        let found = |name: &str| variables.iter().find(|(other, _)| *other == name).map(|(_, value)| value.to_string());
+        Proxies::from_variables(found)
+    }
+
+    /// Where a request goes: `host:port` of its proxy, or `direct`.
+    fn way(proxies: &Proxies, uri: &str) -> String {
+        proxies.of(&uri.parse().unwrap()).map_or("direct".to_string(), Proxy::place)
+    }
+
+    #[test]
+    fn each_scheme_has_its_proxy_and_small_letters_win() {
+        let (http, https) = ("http://a.example/", "https://a.example/");
+        for (variables, expected) in [
+            (&[][..], ["direct", "direct"]),
+            (&[("HTTP_PROXY", "http://h:1")], ["h:1", "direct"]),
+            (&[("HTTPS_PROXY", "http://s:2")], ["direct", "s:2"]),
+            (&[("ALL_PROXY", "http://a:3")], ["a:3", "a:3"]),
+            (&[("HTTPS_PROXY", "http://s:2"), ("ALL_PROXY", "http://a:3")], ["a:3", "s:2"]),
+            (&[("http_proxy", "http://l:4"), ("HTTP_PROXY", "http://h:1")], ["l:4", "direct"]),
+            (&[("http_proxy", ""), ("HTTP_PROXY", "http://h:1")], ["h:1", "direct"]),
+            (&[("all_proxy", "http://l:4"), ("HTTPS_PROXY", "http://s:2")], ["l:4", "s:2"]),
+        ] {
+            let proxies = proxies(variables);
+            assert_eq!([way(&proxies, http), way(&proxies, https)], expected, "{variables:?}");
+            assert_eq!(proxies.is_empty(), expected == ["direct", "direct"]);
+        }
+    }
+
+    #[test]
+    fn a_proxy_is_a_url_or_its_host_alone() {
+        let basic = |user: &str| Some(format!("Basic {}", BASE64_STANDARD.encode(user)));
+        for (value, place, is_tls, authorization) in [
+            ("http://proxy.example:3128", "proxy.example:3128", false, None),
+            ("proxy.example:3128", "proxy.example:3128", false, None),
+            (" proxy.example ", "proxy.example:80", false, None),
+            ("https://proxy.example/", "proxy.example:443", true, None),
+            ("HTTPS://[::1]:8443", "[::1]:8443", true, None),
+            ("user:pa%40ss@proxy.example:1", "proxy.example:1", false, basic("user:pa@ss")),
+            ("http://user@proxy.example", "proxy.example:80", false, basic("user:")),
+            ("http://user:a:b@10.0.0.1:8080", "10.0.0.1:8080", false, basic("user:a:b")),
+        ] {
+            let proxy = Proxy::read("HTTP_PROXY".to_string(), value).unwrap();
+            assert_eq!(
+                (proxy.place().as_str(), proxy.is_tls, proxy.authorization.clone()),
+                (place, is_tls, authorization)
+            );
+            assert!(!format!("{proxy:?}").contains("user"), "{proxy:?}");
+        }
+        for (value, words) in [
+            ("socks5://user:secret@proxy.example:1080", "names a SOCKS proxy"),
+            ("ftp://user:secret@proxy.example", "is not the URL of an HTTP proxy"),
+            ("http://user:secret@:80", "is not the URL of a proxy"),
+            ("proxy.example:secret", "is not the URL of a proxy"),
+        ] {
+            let error = read(&[("HTTPS_PROXY", value)]).unwrap_err();
+            assert!(error.starts_with(&format!("variable HTTPS_PROXY {words}")), "{error}");
+            assert!(!error.contains("secret"), "{error}");
+        }
+        // What is not followed need not be right.
+        read(&[("ALL_PROXY", "socks5://p"), ("HTTP_PROXY", "p"), ("HTTPS_PROXY", "p")]).unwrap();
+    }
+
+    #[test]
+    fn no_proxy_knows_names_suffixes_ports_addresses_and_networks() {
+        for (list, direct, proxied) in [
+            ("*", &["http://a.example/", "http://10.0.0.1/", "http://[::1]/"][..], &[][..]),
+            (
+                "example.com",
+                &["http://example.com/", "http://a.b.EXAMPLE.com./"],
+                &["http://notexample.com/", "http://com/"],
+            ),
+            (".example.com", &["http://example.com/", "http://a.example.com/"], &["http://notexample.com/"]),
+            ("*.example.com.", &["http://a.example.com:8020/"], &["http://example.org/"]),
+            (
+                "a.example , b.example\tc.example",
+                &["http://a.example/", "http://b.example/", "http://c.example/"],
+                &["http://d.example/"],
+            ),
+            (
+                "a.example:8020",
+                &["http://a.example:8020/", "http://x.a.example:8020/"],
+                &["http://a.example/", "https://a.example/"],
+            ),
+            ("a.example:443", &["https://a.example/"], &["http://a.example/"]),
+            ("10.1.2.3", &["http://10.1.2.3:8020/"], &["http://10.1.2.30/", "http://10.1.2.4/"]),
+            ("10.1.2.3:80", &["http://10.1.2.3/"], &["http://10.1.2.3:81/"]),
+            (
+                "10.0.0.0/8,fd00::/8",
+                &["http://10.9.9.9/", "http://[fd00::1]/", "http://[::ffff:10.1.1.1]/"],
+                &["http://11.0.0.1/", "http://[fe00::1]/"],
+            ),
+            ("::1", &["http://[::1]:8020/"], &["http://[::2]/"]),
+            ("[::1]:81,[::2]", &["http://[::1]:81/", "http://[::2]:9/"], &["http://[::1]/"]),
+            (",, ", &[], &["http://a.example/"]),
+            ("10.0.0.0", &[], &["http://10.0.0.1/", "http://x10.0.0.0.example/"]),
+        ] {
+            let proxies = proxies(&[("ALL_PROXY", "http://p:1"), ("NO_PROXY", list)]);
+            for uri in direct {
+                assert_eq!(way(&proxies, uri), "direct", "NO_PROXY={list}");
+            }
+            for uri in proxied {
+                assert_eq!(way(&proxies, uri), "p:1", "NO_PROXY={list} and {uri}");
+            }
+        }
+    }
+}
