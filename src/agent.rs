@@ -379,6 +379,7 @@ fn retry(config: &Config) -> Retry {
         give_up_after: config.give_up_after,
         final_statuses: config.final_statuses.clone(),
         retryable_statuses: config.retryable_statuses.clone(),
+        attempts: config.attempts,
         ordered: config.ordered,
     }
 }

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use reader::Reader;
 
+use crate::envelope::Format;
 use crate::guard::WORDS;
 
 /// Environment variables by name; [`environment`] takes those of this process that concern us.
@@ -71,6 +72,8 @@ pub struct Config {
     pub retry_max: Duration,
     /// Age, from its first put-off, at which a message is dead; 24 h.
     pub give_up_after: Duration,
+    /// Failed attempts after which a message is dead; `None`, the default: its age alone counts.
+    pub attempts: Option<u32>,
     /// Statuses (300 to 599) after which a message is dead, whatever the table says.
     pub final_statuses: Vec<u16>,
     /// Statuses (300 to 599) after which a message is tried again, whatever the table says.
@@ -179,6 +182,8 @@ pub struct Enqueue {
     pub redis: RedisAddress,
     /// Where the message is to be delivered.
     pub endpoint: String,
+    /// The wire format; `None`: what the queue's key suggests.
+    pub format: Option<Format>,
     /// Headers as given, names and values trimmed.
     pub headers: Vec<(String, String)>,
     /// Where the payload comes from.
@@ -389,6 +394,7 @@ impl Config {
             retry_first: Duration::from_secs(5),
             retry_max: Duration::from_secs(10 * 60),
             give_up_after: Duration::from_secs(24 * 60 * 60),
+            attempts: None,
             final_statuses: Vec::new(),
             retryable_statuses: Vec::new(),
             keep_dead: Some(30 * DAY),
@@ -589,6 +595,7 @@ fn read_config(reader: &mut Reader) -> Result<Config, Error> {
     let retry_first = reader.value("--retry-first", |text| duration_within(text, MILLISECOND, DAY))?;
     let retry_max = reader.value("--retry-max", |text| duration_within(text, MILLISECOND, 30 * DAY))?;
     let give_up_after = reader.value("--give-up-after", |text| duration_within(text, MILLISECOND, 10 * YEAR))?;
+    config.attempts = reader.value("--attempts", |text| number(text, 1, 1_000_000))?;
     let final_statuses = reader.value("--final", statuses)?;
     let retryable_statuses = reader.value("--retryable", statuses)?;
     let keep_dead = reader.value("--keep-dead", duration_or_forever)?;
@@ -741,6 +748,9 @@ fn check_redis(redis: &RedisAddress) -> Result<(), Error> {
 fn read_enqueue(reader: &mut Reader) -> Result<Command, Error> {
     let redis = read_redis(reader)?;
     let endpoint = reader.value("--endpoint", not_empty)?;
+    let format = reader.value("--format", |text| {
+        one_of(text, &[Format::Json, Format::MessagePack].map(|format| (format.name(), format)))
+    })?;
     let headers = reader.list("--header", header)?;
     let text = reader.given("--text")?;
     let count = reader.value("--count", |text| number(text, 1, 100_000_000))?;
@@ -758,7 +768,7 @@ fn read_enqueue(reader: &mut Reader) -> Result<Command, Error> {
     };
     let endpoint =
         endpoint.ok_or_else(|| Error("option '--endpoint' is missing: where is the message to go?".to_owned()))?;
-    Ok(Command::Enqueue(Enqueue { redis, endpoint, headers, payload, count: count.unwrap_or(1) }))
+    Ok(Command::Enqueue(Enqueue { redis, endpoint, format, headers, payload, count: count.unwrap_or(1) }))
 }
 
 fn read_listen(reader: &mut Reader) -> Result<Command, Error> {

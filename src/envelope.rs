@@ -1,16 +1,16 @@
-//! The wire format, both ways: what ACA-Py pushes onto its queue, read as an [`Envelope`].
+//! A message as it is to be delivered: what ACA-Py pushes onto its queue, read as an [`Envelope`].
 //!
-//! Decoding accepts or explains; it cannot panic, whatever the bytes, and copies
-//! neither payload nor headers: both stay where they are in the bytes that came
-//! from the queue, which the envelope keeps and which never change. What it
+//! Decoding accepts or explains; it cannot panic, whatever the bytes, and the
+//! envelope keeps the bytes that came from the queue, which never change. What it
 //! accepts can be sent: the endpoint is a URL that an HTTP request can carry, and
 //! no header breaks HTTP. It leaves to others which addresses may be delivered to,
 //! and everything about time.
 //!
-//! Beside this file, one for the wire format, and one for the endpoint, which is
-//! read once.
+//! There are two wire formats, which may stand in one queue: each has a file beside
+//! this one, and so has the endpoint, which is read once.
 
 mod endpoint;
+pub(crate) mod json;
 mod msgpack;
 
 use std::fmt;
@@ -37,16 +37,75 @@ pub const MAX_HOST: usize = 254;
 /// what common servers take, and half of what ureq can buffer.
 pub const MAX_HEADERS: usize = 64 * 1024;
 
+/// How a message is written in the queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// As ACA-Py 0.7 writes, which has the queue built in.
+    MessagePack,
+    /// As the plugin `redis_events` writes for ACA-Py of today.
+    Json,
+}
+
+impl Format {
+    /// Which it is of these bytes, by the first of them: a MessagePack map never begins as JSON does.
+    /// Bytes that are neither pass for MessagePack, which then says so.
+    pub fn of(raw: &[u8]) -> Format {
+        match raw.first() {
+            Some(b'{' | b' ' | b'\t' | b'\n' | b'\r') => Format::Json,
+            _ => Format::MessagePack,
+        }
+    }
+
+    /// Which it most likely is at this key of Redis: ACA-Py 0.7 ends its key so, whatever its prefix.
+    pub fn of_key(key: &str) -> Format {
+        if key.ends_with(".outbound_transport") { Format::MessagePack } else { Format::Json }
+    }
+
+    /// `msgpack` or `json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::MessagePack => "msgpack",
+            Format::Json => "json",
+        }
+    }
+
+    /// The content type that this ACA-Py gives to a packed message.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Format::MessagePack => "application/ssi-agent-wire",
+            Format::Json => "application/didcomm-envelope-enc",
+        }
+    }
+
+    /// Writes what ACA-Py pushes for such a message, byte for byte. Nothing is
+    /// checked; decoding the result tells whether it can be delivered.
+    ///
+    /// # Panics
+    ///
+    /// If one of the lengths is over 4 GiB, which MessagePack cannot express.
+    /// Redis ends at 512 MiB.
+    pub fn encode<'a, H>(self, headers: H, endpoint: &str, payload: &[u8]) -> Vec<u8>
+    where
+        H: IntoIterator<Item = (&'a str, &'a str)>,
+        H::IntoIter: ExactSizeIterator,
+    {
+        match self {
+            Format::MessagePack => msgpack::write(headers, endpoint, payload),
+            Format::Json => json::write(headers, endpoint, payload),
+        }
+    }
+}
+
 /// A message as it is to be delivered.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Envelope {
-    /// What the queue gave out; the ranges below are parts of it.
+    /// What the queue gave out.
     raw: Arc<Vec<u8>>,
-    payload: Range<usize>,
-    /// UTF-8, as checked when decoding.
-    endpoint: Range<usize>,
-    headers: HeaderEntries,
-    retries: u32,
+    /// What had to be decoded of it: of a JSON message the parts, one behind the other; else nothing.
+    decoded: Vec<u8>,
+    parts: Parts,
+    /// For a message that names none.
+    content_type: Option<&'static str>,
     target: Arc<Target>,
 }
 
@@ -55,8 +114,8 @@ impl Envelope {
     ///
     /// # Errors
     ///
-    /// [`Malformed`], with the bytes, if they are not one whole MessagePack map
-    /// with an `endpoint` and a `payload` that HTTP can carry.
+    /// [`Malformed`], with the bytes, if they are not one whole MessagePack map or JSON
+    /// object with an endpoint and a payload that HTTP can carry.
     pub fn decode(raw: Vec<u8>) -> Result<Envelope, Malformed> {
         Envelope::decode_with(raw, &mut Endpoints::default())
     }
@@ -68,34 +127,46 @@ impl Envelope {
     ///
     /// As [`Envelope::decode`].
     pub fn decode_with(raw: Vec<u8>, endpoints: &mut Endpoints) -> Result<Envelope, Malformed> {
-        let read = msgpack::read(&raw).and_then(|parts| {
-            let rules = parts.headers.check(&raw)?;
-            let target = endpoints.read(&raw[parts.endpoint.clone()], rules.has_authorization)?;
-            Ok((parts, target))
+        let read = match Format::of(&raw) {
+            Format::MessagePack => msgpack::read(&raw).map(|parts| (Vec::new(), parts)),
+            Format::Json => json::read(&raw),
+        };
+        let checked = read.and_then(|(decoded, parts)| {
+            let bytes = if decoded.is_empty() { &raw } else { &decoded };
+            let rules = parts.headers.check(bytes)?;
+            let target = endpoints.read(&bytes[parts.endpoint.clone()], rules.has_authorization)?;
+            let content_type = (!rules.has_content_type).then(|| content_type_of(&bytes[parts.payload.clone()]));
+            Ok((decoded, parts, content_type, target))
         });
-        match read {
-            Ok((Parts { payload, endpoint, headers, retries }, target)) => {
-                let raw = Arc::new(raw);
-                Ok(Envelope { raw, payload, endpoint, headers, retries, target })
+        match checked {
+            Ok((decoded, parts, content_type, target)) => {
+                Ok(Envelope { raw: Arc::new(raw), decoded, parts, content_type, target })
             }
             Err(reason) => Err(Malformed { raw, reason }),
         }
     }
 
-    /// Writes what ACA-Py pushes for such a message, byte for byte: three keys in
-    /// the order headers, endpoint, payload; the payload as binary. Nothing is
-    /// checked; decoding the result tells whether it can be delivered.
+    /// [`Format::encode`] for [`Format::MessagePack`].
     ///
     /// # Panics
     ///
-    /// If one of the lengths is over 4 GiB, which MessagePack cannot express.
-    /// Redis ends at 512 MiB.
+    /// As there.
     pub fn encode<'a, H>(headers: H, endpoint: &str, payload: &[u8]) -> Vec<u8>
     where
         H: IntoIterator<Item = (&'a str, &'a str)>,
         H::IntoIter: ExactSizeIterator,
     {
-        msgpack::write(headers, endpoint, payload)
+        Format::MessagePack.encode(headers, endpoint, payload)
+    }
+
+    /// How it was written in the queue.
+    pub fn format(&self) -> Format {
+        Format::of(&self.raw)
+    }
+
+    /// What the places of the parts are places in.
+    fn bytes(&self) -> &[u8] {
+        if self.decoded.is_empty() { &self.raw } else { &self.decoded }
     }
 
     /// What to POST to: the endpoint in its canonical spelling, without fragment
@@ -107,7 +178,7 @@ impl Envelope {
     /// The endpoint as it was pushed. It may hold a password and control
     /// characters: not for logs, see [`Envelope::endpoint_for_people`].
     pub fn endpoint(&self) -> &str {
-        str::from_utf8(&self.raw[self.endpoint.clone()]).expect("checked when decoding")
+        str::from_utf8(&self.bytes()[self.parts.endpoint.clone()]).expect("checked when decoding")
     }
 
     /// The endpoint as it may be shown and logged: canonical, hence printable
@@ -128,15 +199,22 @@ impl Envelope {
         &self.target.origin
     }
 
-    /// The headers to send, in the order in which they were pushed, repetitions
+    /// The headers to send: those that it has, and a `Content-Type` if that is not among them.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let added = self.content_type.map(|value| ("Content-Type", value.as_bytes()));
+        self.own_headers().chain(added)
+    }
+
+    /// The headers that it has, in the order in which they were pushed, repetitions
     /// included. Names and values are such as HTTP allows. Those that belong to a
     /// connection and not to a message (`Host`, `Content-Length`, …) are left out.
     /// A user in the endpoint comes last, as `Authorization`, unless the envelope
     /// has a header of that name.
-    pub fn headers(&self) -> impl Iterator<Item = (&str, &[u8])> {
+    pub fn own_headers(&self) -> impl Iterator<Item = (&str, &[u8])> {
         let from_endpoint = self.target.authorization.as_deref();
-        self.headers
-            .iter(&self.raw)
+        self.parts
+            .headers
+            .iter(self.bytes())
             .filter(|(name, _)| !belongs_to_connection(name))
             .map(|(name, value)| (str::from_utf8(name).expect("checked when decoding"), value))
             .chain(from_endpoint.map(|value| ("Authorization", value.as_bytes())))
@@ -144,20 +222,25 @@ impl Envelope {
 
     /// The body to send.
     pub fn payload(&self) -> &[u8] {
-        &self.raw[self.payload.clone()]
+        &self.bytes()[self.parts.payload.clone()]
     }
 
     /// Attempts that another program made before it put the message back onto the
-    /// queue (the key `retries` of the aca-deliver prototype). None if that is
-    /// negative or no integer: a message is not to die of a bad counter, and at
-    /// worst it gets some attempts more.
+    /// queue (`retries`, of the plugin's deliverer and of the aca-deliver prototype). None
+    /// if that is negative or no integer: a message is not to die of a bad counter, and
+    /// at worst it gets some attempts more.
     pub fn retries(&self) -> u32 {
-        self.retries
+        self.parts.retries
     }
 
     /// Size of the raw bytes.
     pub fn size(&self) -> usize {
         self.raw.len()
+    }
+
+    /// Bytes of memory that it takes: those, and what was decoded of them.
+    pub fn held_size(&self) -> usize {
+        self.raw.len() + self.decoded.len()
     }
 
     /// The bytes that ACA-Py pushed.
@@ -181,9 +264,9 @@ impl fmt::Debug for Envelope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Envelope")
             .field("endpoint", &self.endpoint_for_people())
-            .field("n_headers", &self.headers.n_entries)
-            .field("payload_size", &self.payload.len())
-            .field("retries", &self.retries)
+            .field("n_headers", &self.parts.headers.n_entries)
+            .field("payload_size", &self.parts.payload.len())
+            .field("retries", &self.parts.retries)
             .finish_non_exhaustive()
     }
 }
@@ -212,7 +295,8 @@ impl fmt::Debug for Malformed {
 
 impl std::error::Error for Malformed {}
 
-/// Where the parts of a message are in its bytes.
+/// Where the parts of a message are: in its bytes, or in what was decoded of them.
+#[derive(Clone, PartialEq, Eq)]
 struct Parts {
     payload: Range<usize>,
     endpoint: Range<usize>,
@@ -224,6 +308,7 @@ struct Parts {
 #[derive(Default)]
 struct HeaderRules {
     has_authorization: bool,
+    has_content_type: bool,
     n_bytes: usize,
 }
 
@@ -257,6 +342,7 @@ impl HeaderRules {
                 return Err(format!("value of header {name} has byte {byte:#04x}, only ASCII is allowed"));
             }
         }
+        self.has_content_type |= name.eq_ignore_ascii_case("Content-Type");
         Ok(())
     }
 
@@ -276,6 +362,15 @@ fn bounded(text: &str) -> String {
         shown.push_str("...");
     }
     shown
+}
+
+/// What a message is that does not say so: ACA-Py's webhooks do not, and are JSON. By its first byte,
+/// since a recipient reads it in any case.
+fn content_type_of(payload: &[u8]) -> &'static str {
+    match payload.first() {
+        Some(b'{' | b'[') => "application/json",
+        _ => "application/octet-stream",
+    }
 }
 
 /// A character of a header's value (RFC 9110, section 5.5), which control

@@ -38,6 +38,9 @@ pub struct Retry {
     pub final_statuses: Vec<u16>,
     /// Statuses that are not final, whatever the table says (`--retryable`).
     pub retryable_statuses: Vec<u16>,
+    /// Failed attempts after which a message is dead, those of other programs included (`--attempts`); `None`:
+    /// only its age counts. For recipients that fail after they have taken a message, and take each copy.
+    pub attempts: Option<u32>,
     /// Strict order (`--ordered`): a message's age counts from when it was first held up behind older ones.
     pub ordered: bool,
 }
@@ -50,6 +53,7 @@ impl Default for Retry {
             give_up_after: Duration::from_secs(24 * 3600),
             final_statuses: Vec::new(),
             retryable_statuses: Vec::new(),
+            attempts: None,
             ordered: false,
         }
     }
@@ -70,6 +74,14 @@ pub fn judge(attempt: &Attempt, history: &History, retry: &Retry) -> Outcome {
                 && history.age.is_some_and(|age| age >= retry.give_up_after) =>
         {
             Outcome::Dead { reason: gave_up(retry.give_up_after, &error), fault: Some(fault) }
+        }
+        Outcome::Later { fault, error, .. }
+            if fault != Fault::Ours
+                && retry.attempts.is_some_and(|most| history.attempts.saturating_add(1) >= most) =>
+        {
+            let n = retry.attempts.unwrap_or_default();
+            let reason = format!("gave up after {n} attempt{}: {error}", if n == 1 { "" } else { "s" });
+            Outcome::Dead { reason, fault: Some(fault) }
         }
         outcome => outcome,
     }
@@ -404,6 +416,29 @@ mod tests {
         check(waited.clone(), later(Fault::Message, error));
         let in_order = Retry { ordered: true, ..Retry::default() };
         assert_eq!(judge(&answered(500), &waited, &in_order), dead("gave up after 24h: 500 Internal Server Error"));
+    }
+
+    #[test]
+    fn a_message_dies_at_its_last_attempt_if_they_are_counted() {
+        let check = |most, before, attempt: &Attempt, expected| {
+            let retry = Retry { attempts: Some(most), ..Retry::default() };
+            let history = History { attempts: before, ..History::default() };
+            assert_eq!(judge(attempt, &history, &retry), expected, "{before} of {most}");
+        };
+        let error = "500 Internal Server Error";
+        check(3, 0, &answered(500), later(Fault::Message, error));
+        check(3, 1, &answered(500), later(Fault::Message, error));
+        check(3, 2, &answered(500), dead("gave up after 3 attempts: 500 Internal Server Error"));
+        // Some were made elsewhere, or the bound was higher.
+        check(3, u32::MAX, &answered(500), dead("gave up after 3 attempts: 500 Internal Server Error"));
+        check(1, 0, &answered(500), dead("gave up after 1 attempt: 500 Internal Server Error"));
+        check(1, 0, &answered(200), Outcome::Delivered);
+        check(1, 0, &answered(410), dead("410 Gone"));
+        let lacking = Attempt::Lacking { error: "no file descriptors left".to_string() };
+        check(1, 9, &lacking, later(Fault::Ours, "no file descriptors left"));
+        let refused = Attempt::Failed { failure: Failure::Connect, error: "refused".to_string() };
+        let reason = "gave up after 1 attempt: refused".to_string();
+        check(1, 0, &refused, Outcome::Dead { reason, fault: Some(Fault::Unreachable) });
     }
 
     #[test]

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The binary, with no variable of ours in its environment.
@@ -194,6 +197,59 @@ fn enqueue_pushes_the_very_bytes_that_aca_py_pushes() {
         compared += 1;
     }
     assert_eq!(compared, 8);
+}
+
+#[test]
+fn enqueue_writes_json_as_aca_py_of_today_does_where_the_key_is_its() {
+    let redis = Redis::start(&[]);
+    let url = redis.url();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/today");
+    let lrange = |key: &str| -> Vec<Vec<u8>> { redis.query(redis::cmd("LRANGE").arg(key).arg(0).arg(-1)) };
+    let mut compared = 0;
+    for (name, endpoint, headers) in [
+        ("real-bytes-256.json", "http://127.0.0.1:8020", &[][..]),
+        ("real-empty.json", "http://127.0.0.1:8020", &[]),
+        ("real-padding-1.json", "http://127.0.0.1:8020", &[]),
+        ("real-large-60k.json", "http://127.0.0.1:8020", &[]),
+        ("real-mime-v0.json", "http://127.0.0.1:8020", &["Content-Type: application/ssi-agent-wire"]),
+        (
+            "real-not-ascii.json",
+            "http://b\u{fc}cher.example/\u{2603}",
+            &["x-note: h\u{e9} \u{2603}", "Content-Type: application/didcomm-envelope-enc"],
+        ),
+    ] {
+        let expected = std::fs::read(fixtures.join(name)).unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&expected).unwrap();
+        let payload = BASE64_URL_SAFE.decode(value["payload"].as_str().unwrap()).unwrap();
+        for (key, format) in [(name.to_owned(), &[][..]), (format!("{name}.outbound_transport"), &["--format", "json"])]
+        {
+            let mut arguments = vec!["enqueue", "-oq", &url, "--queue", &key, "--endpoint", endpoint, "-"];
+            arguments.extend(headers.iter().flat_map(|header| ["--header", header]).chain(format.iter().copied()));
+            let said = succeeds(&run_with_input(&arguments, &payload));
+            assert!(said.contains("as json") && said.contains(&key), "{said}");
+            assert!(
+                lrange(&key) == [expected.clone()],
+                "{name} differs: {:?}",
+                lrange(&key)[0].escape_ascii().to_string()
+            );
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 12);
+    succeeds(&run(&[
+        "enqueue",
+        "-oq",
+        &url,
+        "--queue",
+        "acapy_outbound",
+        "--format",
+        "msgpack",
+        "--endpoint",
+        "http://h/",
+        "--text",
+        "x",
+    ]));
+    assert_eq!(lrange("acapy_outbound")[0][0], 0x83);
 }
 
 #[test]

@@ -100,6 +100,7 @@ impl Desk<'_> {
                 .number("agents_that_died_holding_it", entry.recovered);
             object = match &letter {
                 Letter::Good(envelope) => object
+                    .text("format", envelope.format().name())
                     .json("headers", headers_json(envelope))
                     .number("payload_size", envelope.payload().len() as u64),
                 Letter::Bad(malformed) => object.text("unreadable", &malformed.reason),
@@ -149,9 +150,10 @@ impl Desk<'_> {
         }
         match letter {
             Letter::Good(envelope) => {
-                lines.push(("size", n_of(envelope.size() as u64, "byte")));
+                let size = n_of(envelope.size() as u64, "byte");
+                lines.push(("size", format!("{size}, {}", envelope.format().name())));
                 lines.push(("payload", n_of(envelope.payload().len() as u64, "byte")));
-                for (name, value) in envelope.headers() {
+                for (name, value) in envelope.own_headers() {
                     lines.push(("header", visible(&format!("{name}: {}", shown_value(name, value)))));
                 }
             }
@@ -340,7 +342,10 @@ fn whole(entry: &Entry, letter: &Letter) -> Object {
     let Letter::Good(envelope) = letter else {
         return line.text("raw", &encode(letter.raw()));
     };
-    let line = line.json("headers", headers_json(envelope)).text("payload", &encode(envelope.payload()));
+    let line = line
+        .text("format", envelope.format().name())
+        .json("headers", headers_json(envelope))
+        .text("payload", &encode(envelope.payload()));
     if is_all(envelope, letter.full_endpoint().as_deref().unwrap_or_default()) {
         return line;
     }
@@ -350,24 +355,8 @@ fn whole(entry: &Entry, letter: &Letter) -> Object {
 /// Whether headers (as they are shown), endpoint and payload make up the bytes that were pushed.
 fn is_all(envelope: &Envelope, endpoint: &str) -> bool {
     let headers = shown_headers(envelope);
-    let overhead = envelope.size() - envelope.payload().len();
-    // Without the payload, which may be large: only its head, which tells its length, is in what is compared.
-    let again = Envelope::encode(headers.iter().map(|(name, value)| (name.as_str(), value.as_str())), endpoint, &[]);
-    let end = again.len().saturating_sub(2);
-    let payload_at = envelope.raw().len() - envelope.payload().len();
-    envelope.raw().ends_with(envelope.payload())
-        && overhead > end
-        && envelope.raw()[..end] == again[..end]
-        && envelope.raw()[end..payload_at] == bin_head(envelope.payload().len())[..]
-}
-
-/// How MessagePack, as ACA-Py writes it, begins so many bytes.
-fn bin_head(length: usize) -> Vec<u8> {
-    match length {
-        0..=0xff => vec![0xc4, length as u8],
-        0x100..=0xffff => [&[0xc5][..], &(length as u16).to_be_bytes()].concat(),
-        _ => [&[0xc6][..], &(length as u32).to_be_bytes()].concat(),
-    }
+    let headers = headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    envelope.format().encode(headers, endpoint, envelope.payload()) == envelope.raw()
 }
 
 fn headers_json(envelope: &Envelope) -> Object {
@@ -378,7 +367,7 @@ fn headers_json(envelope: &Envelope) -> Object {
 fn shown_headers(envelope: &Envelope) -> Vec<(String, String)> {
     let mut seen = HashSet::new();
     envelope
-        .headers()
+        .own_headers()
         .filter(|(name, _)| seen.insert(name.to_ascii_lowercase()))
         .map(|(name, value)| (name.to_string(), shown_value(name, value)))
         .collect()

@@ -6,13 +6,13 @@ use std::io::{self, IsTerminal, Read, Write};
 
 use super::{Error, Exit};
 use crate::config::{Enqueue, Payload, redacted};
-use crate::envelope::Envelope;
+use crate::envelope::{Envelope, Format};
 use crate::queue::connection::Server;
 use crate::queue::stream::Connection;
 
-/// What ACA-Py sends with a packed message.
-const CONTENT_TYPE: (&str, &str) = ("Content-Type", "application/ssi-agent-wire");
-/// Redis takes no value over 512 MiB; this leaves room for headers and endpoint.
+const CONTENT_TYPE: &str = "Content-Type";
+/// Redis takes no value over 512 MiB; this leaves room for headers and endpoint. What JSON makes of it may
+/// be a third more, and then Redis refuses it.
 const LARGEST_PAYLOAD: u64 = (512 << 20) - (1 << 20);
 /// Bytes pushed with one command, so that a large `--count` stays small in memory.
 const PUSHED_AT_ONCE: usize = 4 << 20;
@@ -24,9 +24,10 @@ const PUSHED_AT_ONCE: usize = 4 << 20;
 /// `Usage` for an endpoint, header or payload that could not be delivered; `Failed` if
 /// Redis cannot be reached or refuses.
 pub fn run(options: &Enqueue) -> Result<Exit, Error> {
-    let headers = headers(&options.headers)?;
+    let format = options.format.unwrap_or_else(|| Format::of_key(&options.redis.key()));
+    let headers = headers(&options.headers, format)?;
     let payload = payload(&options.payload)?;
-    let bytes = message(&headers, &options.endpoint, &payload)?;
+    let bytes = message(format, &headers, &options.endpoint, &payload)?;
 
     let server = Server::from(&options.redis);
     let mut connection = server.connect()?;
@@ -35,9 +36,10 @@ pub fn run(options: &Enqueue) -> Result<Exit, Error> {
     let plural = if options.count == 1 { "" } else { "s" };
     writeln!(
         out,
-        "pushed {} message{plural} of {} bytes for {} onto {} at {}; its length is now {waiting}",
+        "pushed {} message{plural} of {} bytes, as {}, for {} onto {} at {}; its length is now {waiting}",
         options.count,
         payload.len(),
+        format.name(),
         redacted(&options.endpoint),
         options.redis.key(),
         options.redis.shown(),
@@ -46,8 +48,8 @@ pub fn run(options: &Enqueue) -> Result<Exit, Error> {
 }
 
 /// What is pushed: only what the agent would accept.
-fn message(headers: &[(&str, &str)], endpoint: &str, payload: &[u8]) -> Result<Vec<u8>, Error> {
-    let bytes = Envelope::encode(headers.iter().copied(), endpoint, payload);
+fn message(format: Format, headers: &[(&str, &str)], endpoint: &str, payload: &[u8]) -> Result<Vec<u8>, Error> {
+    let bytes = format.encode(headers.iter().copied(), endpoint, payload);
     match Envelope::decode(bytes) {
         Ok(envelope) => Ok(envelope.into_raw()),
         Err(malformed) => {
@@ -56,10 +58,11 @@ fn message(headers: &[(&str, &str)], endpoint: &str, payload: &[u8]) -> Result<V
     }
 }
 
-fn headers(given: &[(String, String)]) -> Result<Vec<(&str, &str)>, Error> {
+fn headers(given: &[(String, String)], format: Format) -> Result<Vec<(&str, &str)>, Error> {
     let mut headers: Vec<(&str, &str)> = Vec::with_capacity(given.len() + 1);
-    if !given.iter().any(|(name, _)| name.eq_ignore_ascii_case(CONTENT_TYPE.0)) {
-        headers.push(CONTENT_TYPE);
+    if !given.iter().any(|(name, _)| name.eq_ignore_ascii_case(CONTENT_TYPE)) {
+        // What ACA-Py sends with a packed message.
+        headers.push((CONTENT_TYPE, format.content_type()));
     }
     for (name, value) in given {
         if headers.iter().any(|(other, _)| other.eq_ignore_ascii_case(name)) {

@@ -1,11 +1,13 @@
 //! JSON, written value by value in the order in which it is said: enough for what
 //! the commands print, where a line may be as large as a message. It promises valid
-//! JSON on one line; it reads none, which is why no crate does this.
+//! JSON on one line; it reads none. serde_json would have every object built first, and
+//! sort its members.
 
 use std::fmt::{Display, Write};
 use std::time::SystemTime;
 
 use super::{is_moving, utc};
+use crate::envelope::json::write_text;
 
 /// An object under construction.
 pub struct Object(String);
@@ -25,7 +27,7 @@ impl Object {
     pub fn maybe_text(mut self, name: &str, value: Option<&str>) -> Object {
         self.name(name);
         match value {
-            Some(value) => write_text(&mut self.0, value),
+            Some(value) => write_text(&mut self.0, value, is_moving),
             None => self.0.push_str("null"),
         }
         self
@@ -52,7 +54,7 @@ impl Object {
         if self.0.len() > 1 {
             self.0.push(',');
         }
-        write_text(&mut self.0, name);
+        write_text(&mut self.0, name, is_moving);
         self.0.push(':');
     }
 }
@@ -81,25 +83,6 @@ pub fn array(objects: impl IntoIterator<Item = Object>) -> String {
     }
     array.push(']');
     array
-}
-
-fn write_text(out: &mut String, text: &str) {
-    out.push('"');
-    for character in text.chars() {
-        match character {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            // Beyond ASCII they are allowed, but move a terminal's cursor or turn its text.
-            moving if is_moving(moving) => {
-                write!(out, "\\u{:04x}", u32::from(moving)).expect("memory takes all writes");
-            }
-            other => out.push(other),
-        }
-    }
-    out.push('"');
 }
 
 #[cfg(test)]

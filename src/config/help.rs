@@ -66,6 +66,8 @@ How long and how often
                              [10m]                   ACAPY_DELIVER_RETRY_MAX
   --give-up-after TIME       age since its first failure at which a message is dead
                              [24h]                   ACAPY_DELIVER_GIVE_UP_AFTER
+  --attempts N               failed attempts after which a message is dead
+                             [any number]            ACAPY_DELIVER_ATTEMPTS
   --final STATUS,…           answers after which a message is dead, beside
                              400 405 410 411 413 414 415 422 431 501 505
                              [none]                  ACAPY_DELIVER_FINAL
@@ -141,9 +143,13 @@ input for - or when nothing is said.
 
   --endpoint URL             where it is to be delivered, http or https; needed
                                                      ACAPY_DELIVER_ENDPOINT
+  --format json|msgpack      how it is written: as ACA-Py of today does, or as 0.7 did
+                             [msgpack for …outbound_transport, else json]
+                                                     ACAPY_DELIVER_FORMAT
   --header 'Name: value'     a header to deliver with it; repeatable (in the variable
                              commas come between headers)
-                             [Content-Type: application/ssi-agent-wire]
+                             [Content-Type: application/didcomm-envelope-enc, or with
+                             msgpack application/ssi-agent-wire]
                                                      ACAPY_DELIVER_HEADER
   --text STRING              the payload, instead of a file
                              [none]                  ACAPY_DELIVER_TEXT

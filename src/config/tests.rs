@@ -63,6 +63,7 @@ fn every_option_of_run_sets_its_field_from_the_command_line_and_from_the_environ
         ("--retry-first", "1m", |c| c.retry_first = Duration::from_secs(60)),
         ("--retry-max", "2h", |c| c.retry_max = Duration::from_secs(7200)),
         ("--give-up-after", "7d", |c| c.give_up_after = Duration::from_secs(604_800)),
+        ("--attempts", "6", |c| c.attempts = Some(6)),
         ("--final", "404,409", |c| c.final_statuses = vec![404, 409]),
         ("--retryable", "400", |c| c.retryable_statuses = vec![400]),
         ("--keep-dead", "forever", |c| c.keep_dead = None),
@@ -386,12 +387,17 @@ fn enqueue_takes_its_payload_from_one_place() {
     let expected = Enqueue {
         redis: RedisAddress::new("redis://h"),
         endpoint: "http://e".into(),
+        format: None,
         headers: vec![],
         payload: Payload::Unsaid,
         count: 1,
     };
     assert_eq!(enqueue("--endpoint http://e", &[]), Ok(expected.clone()));
     assert_eq!(enqueue("", &["ACAPY_DELIVER_ENDPOINT=http://e"]), Ok(expected));
+    let format = |line: &str| enqueue(&format!("--endpoint http://e {line}"), &[]).map(|enqueue| enqueue.format);
+    assert_eq!(format("--format json"), Ok(Some(Format::Json)));
+    assert_eq!(format("--format msgpack"), Ok(Some(Format::MessagePack)));
+    assert!(format("--format yaml").unwrap_err().to_string().contains("not one of json, msgpack"));
     assert_eq!(enqueue("--endpoint http://e -", &[]).unwrap().payload, Payload::Stdin);
     assert_eq!(enqueue("file --endpoint http://e", &[]).unwrap().payload, Payload::File("file".into()));
     assert_eq!(enqueue("--endpoint http://e --text hi", &[]).unwrap().payload, Payload::Text("hi".into()));

@@ -51,6 +51,9 @@ impl Endpoints {
     }
 }
 
+/// Such agents have no endpoint: they ask their mediator, or a connection of their own opening.
+const FETCHES: &str = "the recipient fetches its messages by itself, so that nothing can be sent to it";
+
 /// What the endpoint means.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Target {
@@ -67,6 +70,9 @@ impl Target {
             return Err(format!("endpoint of {n} bytes, {MAX_ENDPOINT} are allowed"));
         }
         let endpoint = str::from_utf8(endpoint).map_err(|_| "endpoint is not UTF-8")?;
+        if endpoint.trim().is_empty() {
+            return Err(format!("endpoint is empty: {FETCHES}"));
+        }
         let quoted = || quoted(endpoint);
         if let Some(odd) = endpoint.chars().find(|c| c.is_control() || c.is_whitespace() || *c == '\\') {
             let kind = match odd {
@@ -83,9 +89,14 @@ impl Target {
             }
             error => format!("endpoint {} is not a URL: {error}", quoted()),
         })?;
-        if !matches!(url.scheme(), "http" | "https") {
-            let scheme = bounded(url.scheme());
-            return Err(format!("endpoint of scheme {scheme}, only http and https are supported"));
+        match url.scheme() {
+            "http" | "https" => {}
+            "didcomm" if url.path() == "transport/queue" => {
+                return Err(format!("endpoint didcomm:transport/queue: {FETCHES}"));
+            }
+            scheme => {
+                return Err(format!("endpoint of scheme {}, only http and https are supported", bounded(scheme)));
+            }
         }
         // With fewer or more the standard looks for the host in what follows.
         let after_scheme = &endpoint[url.scheme().len()..];

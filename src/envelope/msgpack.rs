@@ -16,9 +16,7 @@ pub(super) fn read(raw: &[u8]) -> Result<Parts, String> {
     let n_entries = match reader.head() {
         Ok(Value::Map { n_entries, .. }) => n_entries,
         _ if raw.is_empty() => return Err("empty: not a single byte".into()),
-        _ if raw[0] == b'{' => {
-            return Err("not a MessagePack map; it begins with '{' as JSON does".into());
-        }
+        _ if raw[0].is_ascii() => return Err("neither a JSON object nor a MessagePack map".into()),
         Ok(other) => return Err(format!("not a map but {}", other.kind())),
         Err(reason) => return Err(reason),
     };
@@ -80,12 +78,12 @@ where
     buf.into_vec()
 }
 
-/// The headers where they are in the raw bytes. They are read anew each time,
-/// which costs less than to allocate a list of them.
+/// The headers where they are, which is MessagePack in both formats: those of a JSON message were
+/// decoded to it. They are read anew each time, which costs less than to allocate a list of them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct HeaderEntries {
     /// Where the first name begins.
-    first: usize,
+    pub(super) first: usize,
     pub(super) n_entries: u32,
 }
 
@@ -269,7 +267,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn truncated() -> String {
+pub(super) fn truncated() -> String {
     "truncated: it ends within a value".into()
 }
 

@@ -25,14 +25,15 @@ fn bin(bytes: &[u8]) -> Vec<u8> {
     buf.into_vec()
 }
 
-/// What is read, as: URI, origin, headers a line each, payload, retries.
+/// What is read, as: URI, origin, headers that were pushed a line each, payload, retries.
 fn check(raw: &[u8], expected: Result<&str, &str>) {
     let read = Envelope::decode(raw.to_vec());
     let actual = match &read {
         Ok(envelope) => {
             assert_eq!(envelope.raw(), raw);
             let mut lines = format!("{} {}\n", envelope.uri(), envelope.origin());
-            for (name, value) in envelope.headers() {
+            let n_added = usize::from(envelope.content_type.is_some());
+            for (name, value) in envelope.headers().take(envelope.headers().count() - n_added) {
                 lines += &format!("{name}: {}\n", value.escape_ascii());
             }
             let (payload, retries) = (envelope.payload().escape_ascii(), envelope.retries());
@@ -47,15 +48,21 @@ fn check(raw: &[u8], expected: Result<&str, &str>) {
     assert_eq!(actual, expected, "{}", raw.escape_ascii());
 }
 
+const BOTH: [Format; 2] = [Format::MessagePack, Format::Json];
+
 fn check_endpoint(endpoint: &str, expected: Result<&str, &str>) {
-    let raw = Envelope::encode([], endpoint, b"x");
-    check(&raw, expected.map(|line| format!("{line}\nx 0")).as_deref().map_err(|error| *error));
+    for format in BOTH {
+        let raw = format.encode([], endpoint, b"x");
+        check(&raw, expected.map(|line| format!("{line}\nx 0")).as_deref().map_err(|error| *error));
+    }
 }
 
 fn check_headers(headers: &[(&str, &str)], expected: Result<&str, &str>) {
-    let raw = Envelope::encode(headers.iter().copied(), "http://h", b"x");
     let expected = expected.map(|lines| format!("http://h/ http://h:80\n{lines}x 0"));
-    check(&raw, expected.as_deref().map_err(|error| *error));
+    for format in BOTH {
+        let raw = format.encode(headers.iter().copied(), "http://h", b"x");
+        check(&raw, expected.as_deref().map_err(|error| *error));
+    }
 }
 
 /// `value` under `key`, beside a good endpoint and payload.
@@ -99,8 +106,11 @@ fn user_and_password_become_a_header_and_are_never_shown() {
     check_endpoint("http://user@h/", Ok("http://h/ http://h:80\nAuthorization: Basic dXNlcjo="));
     check_endpoint("http://@h/", Ok("http://h/ http://h:80"));
     let own = [("authorization", "Bearer t")];
+    for format in BOTH {
+        let raw = format.encode(own, "http://user:secret@h/p#f", b"payload");
+        check(&raw, Ok("http://h/p http://h:80\nauthorization: Bearer t\npayload 0"));
+    }
     let raw = Envelope::encode(own, "http://user:secret@h/p#f", b"payload");
-    check(&raw, Ok("http://h/p http://h:80\nauthorization: Bearer t\npayload 0"));
     let queried = Envelope::decode(Envelope::encode([], "http://h/p?code=secret", b"")).unwrap();
     assert_eq!(queried.endpoint_for_people(), "http://h/p?***");
     check_endpoint(
@@ -120,7 +130,11 @@ fn user_and_password_become_a_header_and_are_never_shown() {
 
 #[test]
 fn what_cannot_be_requested_is_explained() {
-    check_endpoint("", Err("endpoint \"\" is not an absolute URL, as http://host/ is"));
+    let fetches = "the recipient fetches its messages by itself, so that nothing can be sent to it";
+    check_endpoint("", Err(&format!("endpoint is empty: {fetches}")));
+    check_endpoint(" \n", Err(&format!("endpoint is empty: {fetches}")));
+    check_endpoint("didcomm:transport/queue", Err(&format!("endpoint didcomm:transport/queue: {fetches}")));
+    check_endpoint("didcomm:else", Err("endpoint of scheme didcomm, only http and https are supported"));
     check_endpoint("h/path", Err("endpoint \"h/path\" is not an absolute URL, as http://host/ is"));
     check_endpoint("http://", Err("endpoint \"http://\" is not a URL: empty host"));
     check_endpoint(
@@ -255,8 +269,9 @@ fn what_is_missing_or_of_a_wrong_type_is_named() {
     );
     check(b"", Err("empty: not a single byte"));
     check(b"\x93\x01\x02\x03", Err("not a map but an array"));
-    check(b"{\"endpoint\": 1}", Err("not a MessagePack map; it begins with '{' as JSON does"));
-    check(b"hello", Err("not a map but an integer"));
+    check(b"hello", Err("neither a JSON object nor a MessagePack map"));
+    check(b"[{}]", Err("neither a JSON object nor a MessagePack map"));
+    check(b"\xff", Err("not a map but an integer"));
     check(b"\xc1", Err("not MessagePack: byte 0xc1 begins no value"));
     check(b"\x81\x01\xc1", Err("not MessagePack: byte 0xc1 begins no value"));
 }
@@ -361,4 +376,201 @@ fn what_is_shown_of_an_endpoint_has_an_end() {
     let raw = Envelope::encode([], &format!("http://h/{}", "\u{e4}".repeat(1000)), b"");
     let shown = Envelope::decode(raw).unwrap().endpoint_for_people();
     assert!(shown.starts_with("http://h/%C3%A4") && shown.ends_with("...") && shown.len() == 203, "{shown}");
+}
+
+#[test]
+fn what_names_no_content_type_gets_one_by_its_first_byte() {
+    for (payload, expected) in [
+        (&b"{}"[..], "application/json"),
+        (b"[1]", "application/json"),
+        (b" {}", "application/octet-stream"),
+        (b"\xff{}", "application/octet-stream"),
+        (b"", "application/octet-stream"),
+    ] {
+        for format in BOTH {
+            let read = |headers: &[(&str, &str)]| {
+                let raw = format.encode(headers.iter().copied(), "http://u:p@h/", payload);
+                let envelope = Envelope::decode(raw).unwrap();
+                let lines = envelope.headers().map(|(name, value)| format!("{name}: {}", value.escape_ascii()));
+                lines.collect::<Vec<_>>()
+            };
+            let content_type = format!("Content-Type: {expected}");
+            assert_eq!(read(&[]), ["Authorization: Basic dTpw", &content_type]);
+            assert_eq!(read(&[("x-api-key", "k")])[2], content_type);
+            assert_eq!(read(&[("content-TYPE", "t")])[0], "content-TYPE: t");
+            assert_eq!(read(&[("content-TYPE", "t")]).len(), 2);
+        }
+    }
+}
+
+#[test]
+fn the_first_byte_tells_the_formats_apart() {
+    for first in 0..=u8::MAX {
+        let is_map = matches!(first, 0x80..=0x8f | 0xde | 0xdf);
+        let is_json = b"{ \t\r\n".contains(&first);
+        assert!(!(is_map && is_json));
+        assert_eq!(Format::of(&[first]) == Format::Json, is_json, "{first:#04x}");
+    }
+    assert_eq!(Format::of_key("acapy.outbound_transport"), Format::MessagePack);
+    assert_eq!(Format::of_key("acapy_outbound"), Format::Json);
+}
+
+// ---- JSON ----
+
+const GOOD_SERVICE: &str = r#""service": {"url": "http://h"}"#;
+
+fn check_json(json: &str, expected: Result<&str, &str>) {
+    check(json.as_bytes(), expected);
+}
+
+/// A member beside a good service and payload, in every place.
+fn check_member(member: &str, expected: Result<&str, &str>) {
+    let payload = r#""payload": "eA==""#;
+    for members in [[member, GOOD_SERVICE, payload], [GOOD_SERVICE, member, payload], [GOOD_SERVICE, payload, member]] {
+        check_json(&format!("{{{}}}", members.join(",")), expected);
+        check_json(&format!(" {{\n\t{}\r\n}} ", members.join(" , ")), expected);
+    }
+}
+
+/// A payload as JSON writes it, and what it comes to.
+fn check_payload(json: &str, expected: Result<&str, &str>) {
+    let expected = expected.map(|payload| format!("http://h/ http://h:80\n{payload} 0"));
+    check_json(&format!("{{{GOOD_SERVICE}, \"payload\": {json}}}"), expected.as_deref().map_err(|error| *error));
+}
+
+#[test]
+fn payloads_are_base64_as_anybody_writes_it() {
+    check_payload(r#""""#, Ok(""));
+    check_payload(r#""__79""#, Ok("\\xff\\xfe\\xfd"));
+    check_payload(r#""//79""#, Ok("\\xff\\xfe\\xfd"));
+    check_payload(r#""\/\u002f79""#, Ok("\\xff\\xfe\\xfd"));
+    check_payload(r#""-_+/""#, Ok("\\xfb\\xff\\xbf"));
+    for same in ["_w==", "_w=", "_w", "/w==", "/w", " _\\r\\nw = =\\t", "_x", "_w====="] {
+        check_payload(&format!("\"{same}\""), Ok("\\xff"));
+    }
+    for bad in ["_", "_w==_w==", "_w=w", "!!!!", "_w\u{e4}", "____\\u0000"] {
+        check_payload(&format!("\"{bad}\""), Err("payload is not base64"));
+    }
+    check_payload("null", Err("payload is null, not text"));
+    check_payload("[\"eA==\"]", Err("payload is an array, not text"));
+    check_payload("-1.5e3", Err("payload is a number, not text"));
+    check_payload("true", Err("payload is a boolean, not text"));
+}
+
+#[test]
+fn members_of_json_may_come_in_any_order_with_any_others() {
+    for extra in [
+        r#""x": 1"#,
+        r#""x": null"#,
+        r#""x": -1.5E+300"#,
+        r#""x": 1e999"#,
+        r#""x": 123456789012345678901234567890"#,
+        r#""": [[], {}, [{"a": [true, false, "\"\\"]}]]"#,
+        r#""Service": {"url": 5}"#,
+        r#""\ud800": "\udfff""#,
+        r#""headers": {}"#,
+        r#""headers": null"#,
+        "\"\u{e4}\u{10ffff}\": \"\u{7f}\"",
+    ] {
+        check_member(extra, GOOD);
+    }
+    // Names are what they say, not how they are written.
+    check_json(r#"{"\u0073ervice": {"\u0075rl": "\u0068ttp:\/\/h"}, "payload": "eA=="}"#, GOOD);
+    check_member(r#""headers": {"n": "v"}"#, Ok("http://h/ http://h:80\nn: v\nx 0"));
+}
+
+#[test]
+fn nesting_costs_no_stack() {
+    for (open, close) in [("[", "]"), (r#"{"a":"#, "}"), (r#"[{"a":["#, "]}]")] {
+        let deep = format!("{}1{}", open.repeat(300_000), close.repeat(300_000));
+        check_member(&format!("\"x\": {deep}"), GOOD);
+        let kind = if open.starts_with('[') { "an array" } else { "an object" };
+        check_member(&format!("\"payload\": {deep}, \"payload\": \"eA==\", \"x\": 0"), GOOD);
+        check_json(&format!("{{{GOOD_SERVICE}, \"payload\": {deep}}}"), Err(&format!("payload is {kind}, not text")));
+        check_json(&format!("{{\"x\": {}", open.repeat(300_000)), Err("truncated: it ends within a value"));
+    }
+}
+
+#[test]
+fn the_last_of_equal_members_counts_as_it_does_in_python() {
+    check_json(
+        r#"{"service": 5, "payload": 1, "headers": 7, "retries": 4, "service": {"url": 1, "url": "http://h"},
+            "payload": "eA==", "headers": {"b": "1", "a": 5, "b": "2", "a": "3"}, "retries": 2}"#,
+        Ok("http://h/ http://h:80\nb: 2\na: 3\nx 2"),
+    );
+    check_json(
+        r#"{"service": {"url": "http://h"}, "payload": "eA==", "service": {"uri": "http://h"}}"#,
+        Err("service has no url"),
+    );
+}
+
+#[test]
+fn what_is_missing_in_json_or_of_a_wrong_type_is_named() {
+    let mediator = "no service, a payload alone: an entry of mediator mode, which is for another ACA-Py to fetch";
+    check_json(r#"{"payload": "eA=="}"#, Err(mediator));
+    check_json(r#"{"payload": "eA==", "headers": {}}"#, Err("no service"));
+    check_json("{}", Err("no service"));
+    check_json(&format!("{{{GOOD_SERVICE}}}"), Err("no payload"));
+    check_json(r#"{"service": null, "payload": ""}"#, Err("service is null, not an object"));
+    check_json(r#"{"service": "http://h", "payload": ""}"#, Err("service is text, not an object"));
+    check_json(r#"{"service": {}, "payload": ""}"#, Err("service has no url"));
+    check_json(r#"{"service": {"url": null}, "payload": ""}"#, Err("service.url is null, not text"));
+    check_json(
+        r#"{"service": {"url": "\ud800"}, "payload": ""}"#,
+        Err("service.url is not text: it holds half of a surrogate pair"),
+    );
+    check_member(r#""headers": []"#, Err("headers is an array, not an object"));
+    check_member(r#""headers": {"n": 5}"#, Err("header n is a number, not text"));
+    check_member(r#""headers": {"n": null}"#, Err("header n is null, not text"));
+    check_member(r#""headers": {"n": "secret\ud800"}"#, Err("header n is not text: it holds half of a surrogate pair"));
+    check_member(r#""headers": {"\ud800": ""}"#, Err("name of header \"...\" has byte 0xef, not allowed"));
+    check_member(r#""headers": {"n": "a\r\nb: c"}"#, Err("value of header n has byte 0x0d, not allowed"));
+}
+
+#[test]
+fn what_is_not_json_is_said_without_quoting_it() {
+    check_json("{", Err("truncated: it ends within a value"));
+    check_json("  ", Err("not a JSON object"));
+    check_json(" [1]", Err("not a JSON object"));
+    check_json("{secret: 1}", Err("not JSON: key must be a string at line 1 column 2"));
+    check_json("{'secret': 1}", Err("not JSON: key must be a string at line 1 column 2"));
+    check_json("{\"a\": secret}", Err("not JSON: expected value at line 1 column 7"));
+    check_json("{\"a\": 1} secret", Err("not JSON: trailing characters at line 1 column 10"));
+    check(b"{\"a\": \"\xff\"}", Err("not JSON: invalid unicode code point at line 1 column 8"));
+    let whole = Format::Json.encode([("n", "v")], "http://h", b"x");
+    for n in 1..whole.len() {
+        check(&whole[..n], Err("truncated: it ends within a value"));
+    }
+}
+
+#[test]
+fn retries_in_json_count_if_they_can() {
+    for (value, retries) in [
+        ("0", 0u32),
+        ("5", 5),
+        ("-1", 0),
+        ("4294967296", u32::MAX),
+        ("99999999999999999999999999", u32::MAX),
+        ("1.0", 0),
+        ("1e2", 0),
+        ("null", 0),
+        ("true", 0),
+        ("\"3\"", 0),
+        ("[1]", 0),
+    ] {
+        check_member(&format!("\"retries\": {value}"), Ok(&format!("http://h/ http://h:80\nx {retries}")));
+    }
+}
+
+#[test]
+fn json_is_written_as_python_writes_it() {
+    let headers = [("a\"\\\u{8}\u{c}\n\r\t\0/", "\u{7f}\u{e4}\u{2028}\u{1d11e}"), ("b", "")];
+    let expected = concat!(
+        r#"{"service": {"url": "http://b\u00fccher/"}, "payload": "__79AA==", "#,
+        r#""headers": {"a\"\\\b\f\n\r\t\u0000/": "\u007f\u00e4\u2028\ud834\udd1e", "b": ""}}"#
+    );
+    let written = Format::Json.encode(headers, "http://b\u{fc}cher/", b"\xff\xfe\xfd\0");
+    assert_eq!(String::from_utf8(written).unwrap(), expected);
+    let written = Format::Json.encode([], "", b"");
+    assert_eq!(written, br#"{"service": {"url": ""}, "payload": "", "headers": {}}"#);
 }

@@ -26,7 +26,7 @@ fn kind(lane: &Lane) -> Kind {
 
 impl Lanes {
     pub(super) fn hold(&mut self, claim: Box<Claim>) {
-        self.held_bytes += claim.envelope.size();
+        self.held_bytes += claim.envelope.held_size();
         self.count_suspect(&claim, 1);
         self.change(claim.lane, |lane| {
             // Oldest first: what comes back from waiting is older than what came meanwhile.
@@ -90,7 +90,7 @@ impl Lanes {
     /// A claim is with its worker no more; `told`: how long its attempt took, if that says something of the
     /// endpoint, and whether it was answered.
     pub(super) fn came_back(&mut self, claim: &Claim, told: Option<(Duration, bool)>, now: Instant) {
-        self.held_bytes -= claim.envelope.size();
+        self.held_bytes -= claim.envelope.held_size();
         self.count_suspect(claim, -1);
         let at_most = self.most.failed();
         self.change(claim.lane, |lane| {
@@ -112,7 +112,7 @@ impl Lanes {
 
     /// A claim has left a lane's `held` without going out.
     pub(super) fn forget_held(&mut self, claim: &Claim) {
-        self.held_bytes -= claim.envelope.size();
+        self.held_bytes -= claim.envelope.held_size();
         self.count_suspect(claim, -1);
     }
 

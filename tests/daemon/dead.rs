@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::wire::{envelope, envelope_with, numbered};
+use crate::support::wire::{envelope, envelope_with, json_with, numbered};
 use crate::support::{Agent, Answer, Counts, Held, Redis, SOON, Sink, eventually, eventually_eq, ms};
 
 /// Answers with the status that the path names, such as `/410`.
@@ -82,6 +82,35 @@ fn endpoints_that_cannot_be_posted_to_are_dead_and_the_reason_says_why() {
         let history = letter.expect("the bytes are as pushed").history.to_lowercase();
         assert!(history.contains(says), "{endpoint:?}: {history}");
     }
+}
+
+#[test]
+fn what_is_no_deliverers_business_is_dead_at_once_and_an_operator_understands_why() {
+    let redis = Redis::start();
+    let mediator = include_bytes!("../fixtures/today/real-mediator-mode.json");
+    let fetches = "the recipient fetches its messages by itself";
+    let cases = [
+        (mediator.to_vec(), "mediator mode"),
+        (json_with("didcomm:transport/queue", &[], b"{}"), fetches),
+        (envelope("didcomm:transport/queue", b"{}"), fetches),
+        (json_with("", &[], b"{}"), "endpoint is empty"),
+        (envelope("", b"{}"), "endpoint is empty"),
+        (json_with("ws://127.0.0.1/", &[], b"{}"), "scheme ws, only http and https"),
+        (json_with("mailto:a@b.example", &[], b"{}"), "scheme mailto, only http and https"),
+        (br#"{"service": {"url": "http://127.0.0.1:1/"}, "payload": "!!!!"}"#.to_vec(), "payload is not base64"),
+        (br#"{"service": {"url": "http://127.0.0.1:1/"}, "payload": "e30="#.to_vec(), "truncated"),
+        ([&b"{\"x\": "[..], &b"[".repeat(1_000_000)].concat(), "truncated"),
+    ];
+    redis.push_all(cases.iter().map(|(bytes, _)| bytes));
+    let mut agent = Agent::start(&redis, &[]);
+    eventually_eq("all are dead", SOON, only_dead(cases.len()), || redis.counts());
+    let dead = redis.dead();
+    for (bytes, says) in cases {
+        let letter = dead.iter().find(|letter| letter.bytes == bytes).expect("the bytes are as pushed");
+        assert!(letter.history.contains(says), "{says}: {}", letter.history);
+    }
+    assert!(agent.is_running());
+    redis.check_invariant();
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::wire::{Fixture, envelope, envelope_with, numbered};
+use crate::support::wire::{Fixture, envelope, envelope_with, json_with, numbered};
 use crate::support::{Agent, Answer, Counts, Redis, SOON, Sink, eventually, eventually_eq, ms};
 
 #[test]
@@ -31,6 +31,67 @@ fn what_aca_py_wrote_arrives_bit_by_bit_with_its_headers() {
         }
         assert_eq!(request.header("host"), Some(sink.address().to_string().as_str()));
         assert_eq!(request.header("content-length"), Some(request.body.len().to_string().as_str()));
+    }
+}
+
+#[test]
+fn what_aca_py_of_today_wrote_arrives_beside_what_it_once_wrote() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok());
+    let (today, once) = (Fixture::today(), Fixture::all());
+    assert!(today.len() >= 27 && once.len() >= 16);
+    let path = |fixture: &Fixture| format!("/in/{}?a=b%20c", fixture.name);
+    // By turns, and one of each as somebody else may write JSON.
+    let both = today.iter().zip(once.iter().cycle()).flat_map(|(one, other)| [one, other]);
+    redis.push_all(both.map(|f| f.addressed_to(&(sink.url() + &path(f)))));
+    let odd = format!(r#" {{"headers":null,"x":[{{}}],"payload":"\/w\n==","service":{{"url":"{}/odd"}}}}"#, sink.url());
+    redis.push(odd.as_bytes());
+    let _agent = Agent::start(&redis, &[]);
+    redis.wait_empty(SOON);
+
+    let requests = sink.requests();
+    assert_eq!(requests.len(), 2 * today.len() + 1);
+    assert!(requests.iter().any(|request| request.target == "/odd" && request.body == b"\xff"));
+    for fixture in today.iter().chain(&once) {
+        let request = requests.iter().find(|r| r.target == path(fixture));
+        let request = request.unwrap_or_else(|| panic!("{} did not arrive", fixture.name));
+        assert_eq!(request.method, "POST");
+        assert!(request.body == fixture.payload, "{}: another payload", fixture.name);
+        for (name, value) in &fixture.headers {
+            assert_eq!(request.header(name), Some(value.as_str()), "{}: {name}", fixture.name);
+        }
+        let is_webhook = fixture.name.starts_with("agent-webhook");
+        assert_eq!(fixture.headers.iter().any(|(name, _)| name == "Content-Type"), !is_webhook);
+        let n = request.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("content-type")).count();
+        assert_eq!(n, 1, "{}: {:?}", fixture.name, request.headers);
+        if is_webhook {
+            assert_eq!(request.header("content-type"), Some("application/json"), "{}", fixture.name);
+        }
+    }
+}
+
+#[test]
+fn what_names_no_content_type_is_json_by_its_first_byte_or_just_bytes() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok());
+    for (n, write) in [envelope_with, json_with].into_iter().enumerate() {
+        for (body, path) in [("{\"a\": 1}", "json"), ("[]", "json"), ("plain", "bytes"), ("", "bytes")] {
+            redis.push(&write(
+                &format!("{}/{path}{n}", sink.url()),
+                &[("x-api-key", "k"), ("X-Wallet-Id", "w")],
+                body.as_bytes(),
+            ));
+        }
+    }
+    let _agent = Agent::start(&redis, &[]);
+    redis.wait_empty(SOON);
+    let requests = sink.requests();
+    assert_eq!(requests.len(), 8);
+    for request in requests {
+        let expected =
+            if request.target.starts_with("/json") { "application/json" } else { "application/octet-stream" };
+        assert_eq!(request.header("content-type"), Some(expected), "{}", request.target);
+        assert_eq!((request.header("x-api-key"), request.header("x-wallet-id")), (Some("k"), Some("w")));
     }
 }
 

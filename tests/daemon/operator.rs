@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 
-use crate::support::wire::envelope_with;
+use crate::support::wire::{envelope_with, json_with};
 use crate::support::{Agent, Answer, Redis, SOON, Sink, eventually, ms, run_to_end};
 
 fn stdout(output: &Output) -> String {
@@ -344,6 +344,10 @@ fn an_export_holds_every_byte_and_shows_no_password() {
         envelope_with("http://127.0.0.1:1/", &[("Host", "left out")], b"x"),
         b"".to_vec(),
         b"no envelope \xff".to_vec(),
+        json_with("http://127.0.0.1:1/", &[("A", "b")], &payload),
+        json_with("http://127.0.0.1:1/", &[], b""),
+        json_with("http://127.0.0.1:1/", &[("x-api-key", "hush")], b"x"),
+        br#"{"service": {"url": "http://127.0.0.1:1/"}, "headers": {}, "payload": "", "retries": 1}"#.to_vec(),
     ];
     let letters = pushed.iter().enumerate();
     bury(&redis, letters.map(|(n, bytes)| (n as u64, bytes.clone(), "3 1 1600000000000 why \"so\"\n".to_string())));
@@ -364,15 +368,16 @@ fn an_export_holds_every_byte_and_shows_no_password() {
             let headers: Vec<_> = headers.iter().map(|(k, v)| (k.as_str(), v.as_str().unwrap())).collect();
             let endpoint = line["endpoint"].as_str().unwrap();
             let reversed: Vec<_> = headers.iter().rev().copied().collect();
-            let again = envelope_with(endpoint, &headers, &decode("payload"));
-            if again == *pushed { again } else { envelope_with(endpoint, &reversed, &decode("payload")) }
+            let write = if line["format"] == "json" { json_with } else { envelope_with };
+            let again = write(endpoint, &headers, &decode("payload"));
+            if again == *pushed { again } else { write(endpoint, &reversed, &decode("payload")) }
         };
         assert!(bytes == *pushed, "{line}");
         assert_eq!((line["attempts"].as_u64(), line["reason"].as_str()), (Some(3), Some("why \"so\"\n")));
         assert_eq!(line["size"].as_u64(), Some(pushed.len() as u64));
         assert!(line["died"].as_str().unwrap().starts_with("2023-11-14T22:13:20."), "{line}");
     }
-    assert_eq!(n_with_raw, 6, "only where the rest is not all");
+    assert_eq!(n_with_raw, 8, "only where the rest is not all");
 }
 
 #[test]

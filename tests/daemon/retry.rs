@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::support::wire::{envelope, numbered};
-use crate::support::{Agent, Answer, Held, Redis, Request, SOON, Sink, eventually, eventually_eq, ms};
+use crate::support::{Agent, Answer, Held, Redis, Request, SOON, Sink, eventually, eventually_eq, ms, run_to_end};
 
 /// A sink that answers the first request with each body as `first` says, and later ones with 200.
 fn sink_that_first(first: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Sink {
@@ -152,6 +152,37 @@ fn healthy_recipients_are_served_while_others_fail() {
     eventually_eq("the healthy one has all", Duration::from_secs(15), 50, || healthy.n_delivered());
     assert_eq!(healthy.copies().len(), 50);
     redis.check_invariant();
+}
+
+#[test]
+fn no_more_attempts_are_made_than_were_asked_for_and_others_count_among_them() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::status(500).after(ms(20)));
+    let hanging = Sink::new(|_| Answer::Cut);
+    redis.push(&envelope(&format!("{}/new", sink.url()), b"x"));
+    // Put back by the plugin's deliverer after its second attempt.
+    let back =
+        format!(r#"{{"service": {{"url": "{}/back"}}, "headers": {{}}, "payload": "eA==", "retries": 2}}"#, sink.url());
+    redis.push(back.as_bytes());
+    redis.push(&envelope(&format!("{}/cut", hanging.url()), b"x"));
+    let options = ["--attempts", "3", "--retry-first", "50ms", "--retry-max", "100ms"];
+    let mut agent = Agent::start(&redis, &options[..]);
+    eventually_eq("all are dead", SOON, 3, || redis.counts().dead);
+    let n = |target: &str| sink.requests().iter().filter(|request| request.target == target).count();
+    assert_eq!((n("/new"), n("/back"), hanging.n_requests()), (3, 1, 3));
+    for letter in redis.dead() {
+        assert!(letter.history.contains("gave up after 3 attempts: "), "{}", letter.history);
+    }
+    assert_eq!(redis.dead().iter().filter(|letter| letter.history.contains("500 Internal Server Error")).count(), 2);
+
+    // Who is replayed begins anew.
+    agent.term();
+    assert_eq!(agent.wait_exit(SOON), Some(0));
+    let output = run_to_end(&["dead", "replay", "--all", "--reason", "500", "-oq", &redis.url()]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let _agent = Agent::start(&redis, &options);
+    eventually_eq("they are dead again", SOON, 3, || redis.counts().dead);
+    assert_eq!((n("/new"), n("/back")), (6, 4));
 }
 
 /// The times between the requests of a sink.

@@ -8,7 +8,7 @@ use std::thread;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
-use crate::support::wire::envelope_with;
+use crate::support::wire::{envelope_with, json_with};
 use crate::support::{Agent, Answer, Counts, Redis, SOON, Sink, eventually, eventually_eq, run_to_end};
 
 const SECRET_HEADERS: [(&str, &str); 7] = [
@@ -38,6 +38,11 @@ fn no_credential_query_or_payload_is_in_the_log_whatever_is_asked_for() {
     let mut headers = SECRET_HEADERS.to_vec();
     headers.push(("Content-Type", "application/ssi-agent-wire"));
     let pushed = |endpoint: &str| envelope_with(endpoint, &headers, b"HUSHPAYLOAD");
+    // As JSON too: whole, and so that it cannot be read.
+    let json = json_with(&format!("{}/PATH-SEEN/dead?code=HUSHQUERY", sink.url()), &headers, b"HUSHPAYLOAD");
+    redis.push(&json);
+    redis.push(&[&json[..], b"HUSH"].concat());
+    redis.push(&json_with(&sink.url(), &[("x-api-key", "HUSHKEY\r\n")], b"HUSHPAYLOAD"));
     for path in ["delivered", "dead", "elsewhere", "put-off"] {
         redis.push(&pushed(&format!("{}/PATH-SEEN/{path}?code=HUSHQUERY", sink.url())));
     }
@@ -59,7 +64,7 @@ fn no_credential_query_or_payload_is_in_the_log_whatever_is_asked_for() {
     let agent = Agent::spawn(command);
     eventually("all have been attempted", SOON, || {
         let counts = redis.counts();
-        counts.queue == 0 && counts.inflight == 0 && counts.dead == 6 && counts.messages == 8
+        counts.queue == 0 && counts.inflight == 0 && counts.dead == 9 && counts.messages == 11
     });
     let log = agent.log();
     assert!(log.contains("DEBUG") && log.contains("/PATH-SEEN/dead"), "{log}");
@@ -107,11 +112,18 @@ fn a_redirect_takes_to_another_origin_nothing_but_the_body_its_kind_and_the_id()
 
 #[test]
 fn dead_letters_are_shown_without_credentials_and_exported_whole() {
+    for is_json in [false, true] {
+        shown_without_credentials_and_exported_whole(is_json);
+    }
+}
+
+fn shown_without_credentials_and_exported_whole(is_json: bool) {
+    let write = if is_json { json_with } else { envelope_with };
     let redis = Redis::start();
     let sink = Sink::new(|_| Answer::status(410));
     let mut headers = SECRET_HEADERS.to_vec();
     headers.push(("X-Plain", "seen"));
-    let bytes = envelope_with(&(sink.url() + "/path?code=HUSHQUERY"), &headers, b"x");
+    let bytes = write(&(sink.url() + "/path?code=HUSHQUERY"), &headers, b"x");
     redis.push(&bytes);
     let agent = Agent::start(&redis, &[]);
     eventually_eq("it is dead", SOON, Counts { dead: 1, messages: 1, ..Counts::default() }, || redis.counts());

@@ -5,6 +5,9 @@
 use std::fs;
 use std::path::Path;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE;
+
 /// One envelope with the usual header, as ACA-Py packs it.
 pub fn envelope(endpoint: &str, payload: &[u8]) -> Vec<u8> {
     envelope_with(endpoint, &[("Content-Type", "application/ssi-agent-wire")], payload)
@@ -26,6 +29,16 @@ pub fn envelope_with(endpoint: &str, headers: &[(&str, &str)], payload: &[u8]) -
     rmp::encode::write_str(out, "payload").unwrap();
     rmp::encode::write_bin(out, payload).unwrap();
     bytes
+}
+
+/// One entry as ACA-Py of today writes it: JSON of service, payload and headers, in this order.
+pub fn json_with(endpoint: &str, headers: &[(&str, &str)], payload: &[u8]) -> Vec<u8> {
+    let text = |text: &str| serde_json::Value::from(text).to_string();
+    let headers: Vec<_> = headers.iter().map(|(name, value)| format!("{}: {}", text(name), text(value))).collect();
+    let payload = BASE64_URL_SAFE.encode(payload);
+    let service = format!("{{\"url\": {}}}", text(endpoint));
+    format!("{{\"service\": {service}, \"payload\": \"{payload}\", \"headers\": {{{}}}}}", headers.join(", "))
+        .into_bytes()
 }
 
 /// As many envelopes as wanted; their payloads are `message 0`, `message 1` and so on.
@@ -62,8 +75,36 @@ impl Fixture {
         fixtures.collect()
     }
 
+    /// What ACA-Py of today pushed, as far as it is for a deliverer.
+    pub fn today() -> Vec<Fixture> {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/today");
+        let manifest = fs::read_to_string(dir.join("manifest.json")).unwrap();
+        let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+        let fixtures = manifest.as_object().unwrap().iter().filter(|(_, entry)| entry["url"].is_string());
+        fixtures
+            .map(|(name, entry)| {
+                let bytes = fs::read(dir.join(name)).unwrap();
+                let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+                Fixture {
+                    name: name.clone(),
+                    headers: (entry["headers"].as_object().unwrap().iter())
+                        .map(|(k, v)| (k.clone(), v.as_str().unwrap().into()))
+                        .collect(),
+                    payload: BASE64_URL_SAFE.decode(value["payload"].as_str().unwrap()).unwrap(),
+                    bytes,
+                }
+            })
+            .collect()
+    }
+
     /// The entry with another endpoint; every other byte as it was.
     pub fn addressed_to(&self, endpoint: &str) -> Vec<u8> {
+        if self.bytes.starts_with(b"{") {
+            let text = std::str::from_utf8(&self.bytes).unwrap();
+            let start = text.find(r#""url": ""#).unwrap() + r#""url": ""#.len();
+            let end = start + text[start..].find('"').unwrap();
+            return [&text[..start], endpoint, &text[end..]].concat().into_bytes();
+        }
         let key = b"\xa8endpoint";
         let at = self.bytes.windows(key.len()).position(|w| w == key).unwrap() + key.len();
         let (header, length) = match self.bytes[at] {
@@ -86,6 +127,22 @@ impl Fixture {
 
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_tests_write_is_what_aca_py_of_today_wrote() {
+        let one_header = Fixture::today().into_iter().filter(|f| f.headers.len() == 1 && !f.name.starts_with("retry"));
+        let ascii = one_header.filter(|f| f.headers[0].1.is_ascii());
+        assert!(
+            ascii
+                .inspect(|fixture| {
+                    let endpoint = "http://127.0.0.1:9/some/path";
+                    let ours = json_with(endpoint, &[(&fixture.headers[0].0, &fixture.headers[0].1)], &fixture.payload);
+                    assert!(ours == fixture.addressed_to(endpoint), "{}", fixture.name);
+                })
+                .count()
+                >= 18
+        );
+    }
 
     #[test]
     fn what_the_tests_write_is_what_aca_py_wrote() {
