@@ -24,10 +24,10 @@ fn bad_answers() -> [(&'static str, Answer); 4] {
     ]
 }
 
-/// Twenty deliveries prove the lane; then bad messages, and good ones every 100 ms. Returns how late the good
+/// Twenty deliveries prove the lane; then bad messages, and good ones every 200 ms. Returns how late the good
 /// ones were, the latest last; one that did not come in time is as late as it was waited for.
 fn good_beside_bad(what: &str, bad: &Answer, n_bad_first: usize, bad_between: bool) -> Vec<Duration> {
-    const N: usize = 60;
+    const N: usize = 40;
     let (redis, sink) = (Redis::start(), recipient(bad.clone()));
     let _agent = Agent::start(&redis, &["--timeout", "5s"]);
     for n in 0..20 {
@@ -44,7 +44,7 @@ fn good_beside_bad(what: &str, bad: &Answer, n_bad_first: usize, bad_between: bo
         }
         pushed.push(Instant::now());
         redis.push(&envelope(&format!("{}/good/{n}", sink.url()), format!("good {n}").as_bytes()));
-        thread::sleep(ms(100));
+        thread::sleep(ms(200));
     }
     let mut late: Vec<Duration> = Vec::new();
     let arrived = || -> HashMap<String, Instant> {
