@@ -10,6 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub mod adopt;
 pub mod advice;
 pub mod connection;
 pub mod locate;
@@ -81,13 +82,29 @@ pub trait Queue: Send {
     /// So many lanes that have messages waiting, leaving out the first `from` of them.
     fn some_lanes(&mut self, from: usize, limit: usize) -> Result<Vec<WaitingLane>, Error>;
 
-    /// Once, at the start of an agent: brings the queue up to date with what earlier
-    /// programs left, and returns what its operator should know or change, a line each.
+    /// Once, at the start of an agent: what the operator of the queue should know or change, a line each.
     fn prepare(&mut self) -> Result<Vec<String>, Error>;
+
+    /// Takes over some of what another delivery service of this queue has put off, due when it was.
+    /// No number is given out that is not higher than `seen`.
+    fn adopt(&mut self, seen: u64) -> Result<Adopted, Error>;
 
     /// Removes for good the dead letters older than `age`, at most `limit`; returns how many.
     /// None if the queue's time is beyond `latest`.
     fn forget_dead(&mut self, age: Duration, limit: usize, latest: u64) -> Result<usize, Error>;
+}
+
+/// What was taken over from another delivery service.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Adopted {
+    /// How many messages.
+    pub messages: usize,
+    /// Whether there may be more of them.
+    pub more: bool,
+    /// From whom, for people.
+    pub from: String,
+    /// Why it could not be done, for people; the queue itself is well.
+    pub hindrance: Option<String>,
 }
 
 /// What a wait came to.

@@ -13,7 +13,7 @@ use crate::envelope::{Endpoints, Envelope};
 use crate::journal::Speaker;
 use crate::lanes::Claim;
 use crate::metrics::add;
-use crate::queue::{AgentNumber, Claimed, Error, History, Kept, Place, Queue, RawClaim, Settlement, Source, Waited};
+use crate::queue::{AgentNumber, Claimed, Error, History, Kept, Place, Queue, RawClaim, Settlement, Waited};
 use crate::shared::{Report, Shared};
 use crate::worker::panic_message;
 
@@ -288,9 +288,8 @@ impl Reader<'_> {
         let mut kept = None;
         let reason = match decoded {
             Ok(Ok(envelope)) => {
-                if source == Source::Queue {
-                    history.attempts = envelope.retries();
-                }
+                // Those that another service made before us; also of what was taken over from it, which never was in the queue.
+                history.attempts = history.attempts.max(envelope.retries());
                 return Ok(Claim::new(id, envelope, history, recovered, source, number, Instant::now()));
             }
             Ok(Err(malformed)) => {

@@ -31,6 +31,8 @@ const AT_ONCE: usize = 500;
 const RESTORED_BYTES: usize = 4 << 20;
 /// How often dead letters past their keeping are looked for.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
+/// How often it is looked for what another delivery service has put off: it may be at work for a while yet.
+const ADOPT_EVERY: Duration = Duration::from_secs(60);
 /// Lanes that other agents may have closed are looked at so many a beat, in turn.
 const LANES_PER_BEAT: usize = 1000;
 /// A reader that has not turned for two leases, and not for this long, is stuck: while it waits for
@@ -122,6 +124,8 @@ enum Chore {
     Recover(Peer, usize),
     /// Removing dead letters past their keeping.
     Forget(Duration, usize),
+    /// Taking over what another delivery service has put off; from whom, how much it was so far.
+    Adopt(String, usize),
     /// Making due what a clock that went back has put off too far.
     Hasten(Duration, usize),
 }
@@ -142,6 +146,9 @@ struct Settler<'a> {
     chores: VecDeque<Chore>,
     next_beat: Instant,
     next_forget: Instant,
+    next_adopt: Instant,
+    /// Why what another service has put off could not be taken over, as it was said last.
+    hindrance: Option<String>,
     /// Not before this is joined again, and how long the pause after that will be.
     next_join: Instant,
     join_pause: Duration,
@@ -168,6 +175,8 @@ impl Settler<'_> {
             chores: VecDeque::new(),
             next_beat: now,
             next_forget: now,
+            next_adopt: now,
+            hindrance: None,
             next_join: now,
             join_pause: REJOIN_MIN,
             peers: Peers::default(),
@@ -341,7 +350,14 @@ impl Settler<'_> {
             self.next_forget = Instant::now() + FORGET_EVERY;
             self.chores.push_back(Chore::Forget(age, 0));
         }
+        if Instant::now() >= self.next_adopt {
+            self.next_adopt = Instant::now() + ADOPT_EVERY;
+            self.chores.push_back(Chore::Adopt(String::new(), 0));
+        }
         let Some(mut chore) = self.chores.pop_front() else { return Ok(()) };
+        if let Chore::Adopt(from, so_far) = chore {
+            return self.adopt(queue, from, so_far);
+        }
         match self.one_call(queue, number, &mut chore) {
             Ok(Some(n)) if n >= AT_ONCE => self.chores.push_back(chore),
             Ok(Some(_)) => self.done(chore),
@@ -351,6 +367,31 @@ impl Settler<'_> {
                 return Err(error);
             }
         }
+        Ok(())
+    }
+
+    /// A call of taking over what another service has put off. What hinders it is said once, and tried again
+    /// a minute later.
+    fn adopt(&mut self, queue: &mut dyn Queue, from: String, so_far: usize) -> Result<(), Error> {
+        let adopted = match queue.adopt(self.shared.seen()) {
+            Ok(adopted) => adopted,
+            Err(error) => {
+                self.chores.push_front(Chore::Adopt(from, so_far));
+                return Err(error);
+            }
+        };
+        let (from, so_far) = (if adopted.from.is_empty() { from } else { adopted.from }, so_far + adopted.messages);
+        if adopted.more {
+            self.chores.push_back(Chore::Adopt(from, so_far));
+        } else if so_far > 0 {
+            info!("{so_far} messages that were put off by {from} are taken over, and due when they were");
+        }
+        if let Some(why) = &adopted.hindrance
+            && self.hindrance != adopted.hindrance
+        {
+            warn!("{why}");
+        }
+        self.hindrance = adopted.hindrance;
         Ok(())
     }
 
@@ -368,6 +409,7 @@ impl Settler<'_> {
             }
             Chore::Forget(age, removed) => (queue.forget_dead(*age, AT_ONCE, latest)?, removed),
             Chore::Hasten(longest, hastened) => (queue.hasten(*longest, AT_ONCE)?, hastened),
+            Chore::Adopt(..) => return Ok(None),
         };
         *so_far += n;
         Ok(Some(n))

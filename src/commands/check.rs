@@ -23,6 +23,7 @@ use crate::guard::Guard;
 use crate::journal::spell;
 use crate::poster::proxy::Proxies;
 use crate::poster::{self, Poster};
+use crate::queue::adopt::Schedule;
 use crate::queue::connection::Server;
 use crate::queue::operator::{Operator, Overview, read};
 use crate::queue::redis_list::{Keys, Pop, RedisList};
@@ -203,13 +204,7 @@ fn check_redis(config: &Config, guard: Option<&Guard>, report: &mut Report) -> R
         return Ok(Ok(()));
     }
     report.ok("keys", format!("'{}' and those beside it are free or hold what they should", address.key()))?;
-    let legacy = format!("{}.outbound_retry", address.prefix);
-    if let Ok(Value::Int(1)) = operator.query(redis::cmd("EXISTS").arg(&legacy)) {
-        report.note(
-            "keys",
-            format!("'{legacy}' holds messages of the aca-deliver prototype; an agent adopts them when it starts"),
-        )?;
-    }
+    check_other_schedule(&mut operator, &address.key(), report)?;
 
     let (before, local) = (Instant::now(), SystemTime::now());
     let overview = match operator.overview() {
@@ -225,6 +220,22 @@ fn check_redis(config: &Config, guard: Option<&Guard>, report: &mut Report) -> R
         report.mend("schedule", late)?;
     }
     Ok(Ok(()))
+}
+
+/// What another delivery service has put off is adopted, if it can be.
+fn check_other_schedule(operator: &mut Operator, queue: &str, report: &mut Report) -> Result<(), Error> {
+    let Some(Schedule { key, owner }) = Schedule::beside(queue) else { return Ok(()) };
+    match operator.query(redis::cmd("ZCARD").arg(&key)) {
+        Ok(Value::Int(0)) => Ok(()),
+        Ok(Value::Int(n)) => report.note(
+            "adoption",
+            format!("'{key}' holds {} that {owner} has put off; an agent takes them over", n_of(n as u64, "message")),
+        ),
+        Ok(_) => Ok(()),
+        Err(error) => {
+            report.mend("adoption", format!("what {owner} has put off at '{key}' cannot be taken over: {error}"))
+        }
+    }
 }
 
 fn check_encryption(config: &Config, report: &mut Report) -> Result<(), Error> {

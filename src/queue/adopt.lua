@@ -1,9 +1,14 @@
--- adopt(limit) -> n: what the aca-deliver prototype left on its own retry schedule (the last key) goes to the right of K.
-local limit, legacy = assert(tonumber(ARGV[1])), KEYS[14]
+-- adopt(hold, seen, bytes...) -> ids: what another service has scheduled is kept here before it is taken
+-- there; due after `hold`, should nobody say more of it.
+local hold, seen = assert(tonumber(ARGV[1])), assert(tonumber(ARGV[2]))
+local n = #ARGV - 2
 check_types()
-local values = redis.call('ZRANGE', legacy, 0, limit - 1)
-if #values == 0 then return 0 end
+if n == 0 then return {} end
 open_for_writing()
-all('RPUSH', K, values)
-all('ZREM', legacy, values)
-return #values
+local last, ids = next_numbers(n, seen), {}
+for i = 1, n do
+  ids[i] = sixteen(last + i)
+  redis.call('HSET', MESSAGES, ids[i], ARGV[i + 2])
+  redis.call('ZADD', RETRY, now + hold, ids[i])
+end
+return ids

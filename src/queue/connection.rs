@@ -285,7 +285,7 @@ fn ports(connection: &mut Connection) -> redis::RedisResult<Vec<u16>> {
 }
 
 /// Whether the server said so, rather than the connection or the client.
-fn is_answer(error: &redis::RedisError) -> bool {
+pub(super) fn is_answer(error: &redis::RedisError) -> bool {
     matches!(error.kind(), redis::ErrorKind::Server(_) | redis::ErrorKind::Extension)
 }
 

@@ -9,8 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::{
-    AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, History, Id, Joined, LaneChange, Peer, Place, Queue,
-    RawClaim, Settlement, Source, Waited, WaitingLane, Want,
+    Adopted, AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, History, Id, Joined, LaneChange, Peer, Place,
+    Queue, RawClaim, Settlement, Source, Waited, WaitingLane, Want, adopt,
 };
 
 /// So many agents that were taken for dead are remembered.
@@ -81,8 +81,8 @@ pub struct State {
     pub lengths: BTreeMap<AgentNumber, (u64, u64)>,
     /// Agents that others took for dead, the newest last.
     pub recovered_agents: Vec<AgentNumber>,
-    /// What the aca-deliver prototype left on its own retry schedule, in its order.
-    pub legacy: VecDeque<Vec<u8>>,
+    /// What another delivery service has put off, by when it is due in Unix seconds.
+    pub legacy: BTreeSet<(i64, Vec<u8>)>,
 }
 
 /// What is remembered of a message that was put off.
@@ -147,15 +147,6 @@ impl Memory {
     /// What the queue was told to fail with.
     pub fn drop_dead(&mut self, ids: &[Id]) -> Result<usize, Error> {
         self.make(|state, _| state.drop_dead(ids))
-    }
-
-    /// Moves what the prototype left to the right of the queue; returns how many messages that were.
-    ///
-    /// # Errors
-    ///
-    /// What the queue was told to fail with.
-    pub fn adopt(&mut self) -> Result<usize, Error> {
-        self.make(|state, _| state.adopt())
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -279,10 +270,11 @@ impl Queue for Memory {
     }
 
     fn prepare(&mut self) -> Result<Vec<String>, Error> {
-        Ok(match self.adopt()? {
-            0 => Vec::new(),
-            n => vec![format!("{n} messages that the aca-deliver prototype left joined the queue")],
-        })
+        self.make(|_, _| Vec::new())
+    }
+
+    fn adopt(&mut self, seen: u64) -> Result<Adopted, Error> {
+        self.make(|state, clock| state.adopt(clock, seen))
     }
 
     fn forget_dead(&mut self, age: Duration, limit: usize, latest: u64) -> Result<usize, Error> {
@@ -939,10 +931,21 @@ impl State {
         n
     }
 
-    fn adopt(&mut self) -> usize {
-        let n = self.legacy.len();
-        self.queue.append(&mut self.legacy);
-        n
+    fn adopt(&mut self, clock: Clock, seen: u64) -> Adopted {
+        let entries: Vec<_> = self.legacy.iter().take(adopt::AT_ONCE).cloned().collect();
+        let n = entries.len();
+        if n == 0 {
+            return Adopted::default();
+        }
+        let ids = self.new_ids(clock, n, seen);
+        for (id, entry) in ids.zip(entries) {
+            self.legacy.remove(&entry);
+            let due = entry.0 * 1000;
+            let is_a_time = (clock.now()..=clock.now() + adopt::LONGEST.as_millis() as i64).contains(&due);
+            self.retry.insert(id, if is_a_time { due } else { clock.now() });
+            self.messages.insert(id, entry.1);
+        }
+        Adopted { messages: n, more: n == adopt::AT_ONCE, from: "another service".to_string(), hindrance: None }
     }
 
     fn forget(&mut self, id: Id) {

@@ -11,8 +11,8 @@ use redis::Value;
 use super::advice;
 use super::connection::{Arguments, Failure, Link, Move, Server, wire_text};
 use super::{
-    AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, History, Id, Joined, LaneChange, Peer, Place, Queue,
-    RawClaim, Settlement, Source, Waited, WaitingLane,
+    Adopted, AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, History, Id, Joined, LaneChange, Peer, Place,
+    Queue, RawClaim, Settlement, Source, Waited, WaitingLane,
 };
 
 /// How a wait is made.
@@ -82,7 +82,7 @@ impl Keys {
     }
 }
 
-struct Moves {
+pub(super) struct Moves {
     join: Move,
     claim: Move,
     settle: Move,
@@ -95,7 +95,10 @@ struct Moves {
     replay: Move,
     drop: Move,
     forget: Move,
-    adopt: Move,
+    pub(super) adopt: Move,
+    pub(super) adopted: Move,
+    /// The text of a script that names none of our keys.
+    pub(super) take: String,
 }
 
 impl Moves {
@@ -126,15 +129,17 @@ impl Moves {
             drop: new("drop", include_str!("drop.lua")),
             forget: new("forget", include_str!("forget.lua")),
             adopt: new("adopt", include_str!("adopt.lua")),
+            adopted: new("adopted", include_str!("adopted.lua")),
+            take: edited("take", include_str!("take.lua")),
         }
     }
 }
 
 /// The queue on a Redis LIST.
 pub struct RedisList {
-    link: Link,
+    pub(super) link: Link,
     keys: Keys,
-    moves: Arc<Moves>,
+    pub(super) moves: Arc<Moves>,
     pop: Pop,
     /// False once the server has refused BLMOVE: it is older than 6.2.
     has_blmove: bool,
@@ -237,23 +242,6 @@ impl RedisList {
         self.on_ids(|moves| &moves.drop, None, ids)
     }
 
-    /// Moves what the aca-deliver prototype left on its own retry schedule to the
-    /// right of the queue; returns how many messages that were.
-    pub fn adopt(&mut self, legacy_key: &str) -> Result<usize, Error> {
-        let mut keys = self.keys.all.clone();
-        keys.push(legacy_key.to_string());
-        let mut arguments = Arguments::default();
-        arguments.text(IDS_PER_CALL);
-        let mut adopted = 0;
-        loop {
-            let n = count(self.link.run(&self.moves.adopt, &keys, &arguments)?)?;
-            adopted += n;
-            if n < IDS_PER_CALL {
-                return Ok(adopted);
-            }
-        }
-    }
-
     /// By Redis's clock.
     fn now_ms(&mut self) -> Result<i64, Error> {
         if let Some(key) = &self.clock {
@@ -265,7 +253,7 @@ impl RedisList {
         Ok((seconds * 1000 + micros / 1000) as i64)
     }
 
-    fn run(&mut self, script: fn(&Moves) -> &Move, arguments: &Arguments) -> Result<Value, Error> {
+    pub(super) fn run(&mut self, script: fn(&Moves) -> &Move, arguments: &Arguments) -> Result<Value, Error> {
         let answer = self.link.run(script(&self.moves), &self.keys.all, arguments);
         match answer {
             Err(Error::Fatal(why)) if why.contains("WRONGTYPE") => Err(self.name_wrong_type(why)),
@@ -671,22 +659,11 @@ impl Queue for RedisList {
     }
 
     fn prepare(&mut self) -> Result<Vec<String>, Error> {
-        let server = advice::Server::ask(self)?;
-        let mut lines = server.advice();
-        let queue = self.keys.queue();
-        let prefix = queue.strip_suffix(".outbound_transport").unwrap_or(queue);
-        let legacy = format!("{prefix}.outbound_retry");
-        if self.query(redis::cmd("EXISTS").arg(&legacy))? == Value::Int(1) {
-            if server.is_cluster {
-                lines.push(format!(
-                    "key '{legacy}' holds messages of the aca-deliver prototype; on a Cluster they cannot be adopted in one step and stay there"
-                ));
-            } else {
-                let n = self.adopt(&legacy)?;
-                lines.push(format!("{n} messages that the aca-deliver prototype left at '{legacy}' joined the queue"));
-            }
-        }
-        Ok(lines)
+        Ok(advice::Server::ask(self)?.advice())
+    }
+
+    fn adopt(&mut self, seen: u64) -> Result<Adopted, Error> {
+        self.adopt_some(seen)
     }
 
     fn forget_dead(&mut self, age: Duration, limit: usize, latest: u64) -> Result<usize, Error> {
@@ -769,11 +746,11 @@ pub(crate) fn history(record: &[u8], now_ms: i64) -> History {
     }
 }
 
-fn unexpected(what: &str) -> Error {
+pub(super) fn unexpected(what: &str) -> Error {
     Error::Unavailable(format!("an answer of Redis is not what the move returns: {what}"))
 }
 
-fn count(value: Value) -> Result<usize, Error> {
+pub(super) fn count(value: Value) -> Result<usize, Error> {
     match value {
         Value::Int(n) => Ok(n.max(0) as usize),
         _ => Err(unexpected("a count")),
@@ -781,21 +758,21 @@ fn count(value: Value) -> Result<usize, Error> {
 }
 
 /// An answer's values, taken one by one; bytes are moved, not copied.
-struct Answer(std::vec::IntoIter<Value>);
+pub(super) struct Answer(std::vec::IntoIter<Value>);
 
 impl Answer {
-    fn of(value: Value) -> Result<Answer, Error> {
+    pub(super) fn of(value: Value) -> Result<Answer, Error> {
         match value {
             Value::Array(values) => Ok(Answer(values.into_iter())),
             _ => Err(unexpected("a list")),
         }
     }
 
-    fn more(&self) -> bool {
+    pub(super) fn more(&self) -> bool {
         self.0.len() > 0
     }
 
-    fn bytes(&mut self) -> Result<Vec<u8>, Error> {
+    pub(super) fn bytes(&mut self) -> Result<Vec<u8>, Error> {
         match self.0.next() {
             Some(Value::BulkString(bytes)) => Ok(bytes),
             Some(Value::SimpleString(text)) => Ok(text.into_bytes()),
@@ -803,7 +780,7 @@ impl Answer {
         }
     }
 
-    fn text(&mut self) -> Result<String, Error> {
+    pub(super) fn text(&mut self) -> Result<String, Error> {
         String::from_utf8(self.bytes()?).map_err(|_| unexpected("text"))
     }
 
@@ -818,7 +795,7 @@ impl Answer {
         self.text()?.parse().map_err(|_| unexpected("a number"))
     }
 
-    fn id(&mut self) -> Result<Id, Error> {
+    pub(super) fn id(&mut self) -> Result<Id, Error> {
         Ok(Id(self.number_in_text()?))
     }
 

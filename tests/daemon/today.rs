@@ -2,8 +2,11 @@
 //! that one's environment, on its queue, and with what it left behind.
 
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::support::{Agent, Answer, Redis, SOON, Sink, eventually_eq, run_to_end, wire};
+use super::support::{Agent, Answer, Redis, SOON, Sink, eventually, eventually_eq, run_to_end, wire};
 
 /// The binary with nothing but the environment that the plugin's deliverer would have.
 fn in_place_of_the_deliverer(redis: &Redis, further: &[(&str, &str)]) -> Command {
@@ -61,4 +64,191 @@ fn a_python_class_in_the_place_of_the_url_is_told_and_what_to_give_instead() {
     for words in [class, "Python class", "ACA-Py 0.7.1 to 0.7.3", "-oq redis://host:6379"] {
         assert!(said.contains(words), "{said}");
     }
+}
+
+fn unix_now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64
+}
+
+/// The services that were there before, as their queue and their retry schedule.
+const BEFORE: [(&str, &str); 2] =
+    [("acapy_outbound", "acapy_outbound_retry"), ("acapy.outbound_transport", "acapy.outbound_retry")];
+
+/// Puts an entry where another service keeps what it has put off.
+fn put_off(client: &mut redis::Connection, schedule: &str, due: i64, entry: &[u8]) {
+    redis::cmd("ZADD").arg(schedule).arg(due).arg(entry).exec(client).unwrap();
+}
+
+fn length(client: &mut redis::Connection, schedule: &str) -> usize {
+    redis::cmd("ZCARD").arg(schedule).query(client).unwrap()
+}
+
+#[test]
+fn what_another_service_put_off_is_taken_over_at_the_start_and_due_when_it_was() {
+    for (queue, schedule) in BEFORE {
+        for redis in [Redis::of(queue), Redis::cluster_of(queue)] {
+            let sink = Sink::new(|_| Answer::ok());
+            let mut client = redis.client();
+            let due = unix_now() + 6;
+            for n in 0..40 {
+                let entry = wire::envelope(&sink.url(), format!("due {n}").as_bytes());
+                put_off(&mut client, schedule, unix_now() - n, &entry);
+            }
+            put_off(&mut client, schedule, due, &wire::envelope(&sink.url(), b"not yet"));
+            redis.push(&wire::envelope(&sink.url(), b"new"));
+            let check = ["check", "-oq", &redis.url(), "--queue", queue];
+            let checked = String::from_utf8(run_to_end(&check).stdout).unwrap();
+            assert!(checked.contains(&format!("note  adoption      '{schedule}' holds 41 messages")), "{checked}");
+
+            let agent = Agent::start(&redis, &["--queue", queue]);
+            agent.wait_log("41 messages that were put off by ");
+            assert_eq!(length(&mut client, schedule), 0);
+            eventually_eq("all that is due arrives", SOON, 41, || {
+                sink.delivered().iter().filter(|text| !text.contains("not yet")).count()
+            });
+            eventually_eq("all arrives", SOON, 42, || sink.n_delivered());
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+            assert!(now >= Duration::from_secs(due as u64), "it was not due before {due}: {now:?}");
+            redis.wait_empty(SOON);
+            assert!(sink.copies().values().all(|n| *n == 1), "{:?}", sink.copies());
+            let severe = agent.complaints();
+            assert!(severe.is_empty(), "{severe:?}");
+        }
+    }
+}
+
+/// As the services before us do it each second: what is due goes to the right of the queue, unless somebody
+/// else was faster.
+fn push_what_is_due(client: &mut redis::Connection, queue: &str, schedule: &str) {
+    let mut due = redis::cmd("ZRANGEBYSCORE");
+    due.arg(schedule).arg(0).arg(unix_now()).arg("LIMIT").arg(0).arg(10);
+    for entry in due.query::<Vec<Vec<u8>>>(client).unwrap() {
+        let removed: usize = redis::cmd("ZREM").arg(schedule).arg(&entry).query(client).unwrap();
+        if removed == 1 {
+            redis::cmd("RPUSH").arg(queue).arg(&entry).exec(client).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_change_over_under_load_loses_and_doubles_nothing_while_the_other_goes_on() {
+    for (queue, schedule) in BEFORE {
+        let redis = Redis::cluster_of(queue);
+        let sink = Sink::new(|_| Answer::ok());
+        let url = sink.url();
+        let stop = AtomicBool::new(false);
+        let pushed = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut client = redis.client();
+                while !stop.load(Ordering::Relaxed) {
+                    let n = pushed.fetch_add(1, Ordering::Relaxed);
+                    let entry = wire::envelope(&url, format!("message {n}").as_bytes());
+                    match n % 3 {
+                        0 => redis::cmd("RPUSH").arg(queue).arg(&entry).exec(&mut client).unwrap(),
+                        n => put_off(&mut client, schedule, unix_now() + n as i64 - 1, &entry),
+                    }
+                    if n.is_multiple_of(20) {
+                        push_what_is_due(&mut client, queue, schedule);
+                    }
+                }
+            });
+            // Each takes over what there is when it starts.
+            let mut agents: Vec<Agent> = Vec::new();
+            for n in 1..=4 {
+                eventually("the other service has something", SOON, || pushed.load(Ordering::Relaxed) > 600 * n);
+                agents.push(Agent::start(&redis, &["--queue", queue]));
+                agents[n - 1].wait_log("are taken over, and due when they were");
+            }
+            stop.store(true, Ordering::Relaxed);
+            // What it still has it delivers to the queue, until its end.
+            eventually("the other service has nothing left", SOON, || {
+                let mut client = redis.client();
+                push_what_is_due(&mut client, queue, schedule);
+                length(&mut client, schedule) == 0
+            });
+            eventually_eq("all arrives", 3 * SOON, pushed.load(Ordering::Relaxed), || sink.copies().len());
+            redis.wait_empty(SOON);
+        });
+        let copies: usize = sink.copies().values().map(|n| n - 1).sum();
+        assert_eq!(copies, 0, "of {} messages", pushed.load(Ordering::Relaxed));
+    }
+}
+
+#[test]
+fn what_the_other_service_puts_off_later_is_taken_over_within_a_minute() {
+    let (queue, schedule) = BEFORE[0];
+    let redis = Redis::cluster_of(queue);
+    let sink = Sink::new(|_| Answer::ok());
+    let _agent = Agent::start(&redis, &["--queue", queue]);
+    redis.push(&wire::envelope(&sink.url(), b"first"));
+    eventually_eq("the agent is at work", SOON, 1, || sink.n_delivered());
+    put_off(&mut redis.client(), schedule, unix_now() + 3, &wire::envelope(&sink.url(), b"later"));
+    eventually_eq("it is taken over", Duration::from_secs(60) + SOON, 2, || sink.n_delivered());
+    assert_eq!(length(&mut redis.client(), schedule), 0);
+    redis.wait_empty(SOON);
+}
+
+#[test]
+fn kill_9_while_taking_over_costs_copies_and_no_message() {
+    const N: usize = 4000;
+    const KILLS: usize = 6;
+    for (queue, schedule) in BEFORE {
+        let redis = Redis::cluster_of(queue);
+        let sink = Sink::new(|_| Answer::ok());
+        let mut client = redis.client();
+        let due = unix_now() + 30;
+        let mut pipe = redis::pipe();
+        for entry in wire::numbered(&sink.url(), N) {
+            pipe.cmd("ZADD").arg(schedule).arg(due).arg(entry).ignore();
+        }
+        pipe.exec(&mut client).unwrap();
+        for n in 1..=KILLS {
+            let mut agent = Agent::start_at(&redis.url(), &["--queue", queue]);
+            let left = N - n * N / (KILLS + 1);
+            eventually("some of it is taken over", SOON, || length(&mut client, schedule) < left);
+            agent.kill9();
+        }
+        let attempted_meanwhile = sink.n_requests();
+        let kept = redis.counts().messages + length(&mut client, schedule);
+        let _agent = Agent::start(&redis, &["--queue", queue]);
+        eventually_eq("all arrives", Duration::from_secs(40) + SOON, N, || sink.copies().len());
+        redis.wait_empty(2 * SOON);
+        let copies: usize = sink.copies().values().map(|n| n - 1).sum();
+        println!("{queue}: {KILLS} kills while taking over {N}: {copies} copies, 0 lost");
+        if attempted_meanwhile == 0 {
+            // Those of the step under way.
+            assert!(copies <= KILLS * 16 && kept == N + copies, "{copies} copies, {kept} kept");
+        }
+    }
+}
+
+#[test]
+fn a_schedule_that_cannot_be_taken_over_is_spoken_of_and_hinders_nothing() {
+    let redis = Redis::of("acapy_outbound");
+    let sink = Sink::new(|_| Answer::ok());
+    let mut client = redis.client();
+    // A type that neither service keeps there.
+    redis::cmd("SET").arg("acapy_outbound_retry").arg("x").exec(&mut client).unwrap();
+    let agent = Agent::start(&redis, &["--queue", "acapy_outbound"]);
+    redis.push(&wire::envelope(&sink.url(), b"one"));
+    eventually_eq("messages are delivered", SOON, 1, || sink.n_delivered());
+    agent.wait_log("cannot take over what the plugin's deliverer has put off at 'acapy_outbound_retry'");
+    drop(agent);
+    // An account that may read there, and not remove: nothing is sent twice, nothing is taken.
+    let entry = wire::envelope(&sink.url(), b"two");
+    redis::cmd("DEL").arg("acapy_outbound_retry").exec(&mut client).unwrap();
+    put_off(&mut client, "acapy_outbound_retry", 1, &entry);
+    let rules = ["on", ">secret", "~acapy_outbound", "~{acapy_outbound}:*", "%R~acapy_outbound_retry", "+@all"];
+    redis::cmd("ACL").arg("SETUSER").arg("narrow").arg(&rules).exec(&mut client).unwrap();
+    let url = format!("redis://narrow:secret@{}", redis.address());
+    let mut command = Agent::command();
+    command.args(["-oq", &url, "--queue", "acapy_outbound"]);
+    let narrow = Agent::start_as(&redis, command);
+    narrow.wait_log("cannot take over what the plugin's deliverer has put off at 'acapy_outbound_retry'");
+    redis.push(&wire::envelope(&sink.url(), b"three"));
+    eventually_eq("messages are delivered", SOON, 2, || sink.n_delivered());
+    redis.wait_empty(SOON);
+    assert_eq!(length(&mut client, "acapy_outbound_retry"), 1);
+    assert!(!sink.delivered().contains(&"two".to_string()));
 }

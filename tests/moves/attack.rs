@@ -330,7 +330,7 @@ impl Ledger for Books {
         }
         let origin = self.messages[n].origin;
         // What a Redis that lost data gives out again is not in order any more.
-        if self.ordered && !self.rolled_back {
+        if self.ordered && !self.rolled_back && self.order[origin].contains(&n) {
             let elders = self.order[origin].iter().take_while(|other| **other != n);
             if let Some(elder) = elders.copied().find(|other| !self.is_done(*other)) {
                 let ids = (self.messages[elder].id, self.messages[n].id);
@@ -551,12 +551,12 @@ impl<'a> Run<'a> {
             }
             290..=294 => {
                 let adopted: Vec<usize> = (0..self.rng.between(1, 3)).map(|_| self.books.new_message()).collect();
-                let bytes: Vec<Vec<u8>> = adopted.iter().map(|n| self.books.messages[*n].bytes.clone()).collect();
-                self.net.world.leave_legacy(&bytes);
+                let mut due = || (self.net.world.clock() / 1_000_000) as i64 + self.rng.between(0, 20) as i64 - 10;
+                let left: Vec<(i64, Vec<u8>)> =
+                    adopted.iter().map(|n| (due(), self.books.messages[*n].bytes.clone())).collect();
+                self.net.world.leave_legacy(&left);
+                // What another service had popped has lost its place in the queue's order, and has none in the books.
                 self.net.make(&Move::Adopt, "")?;
-                for n in adopted {
-                    self.books.enqueued(n);
-                }
             }
             _ => {
                 if let Some(at) = self.awake() {

@@ -25,6 +25,8 @@ const LONGEST: Duration = Duration::from_secs(7200);
 /// Later than any time here.
 const LATE: u64 = 1 << 52;
 const SECOND: Duration = Duration::from_secs(1);
+/// An entry of another service's schedule that somebody else takes when we have just looked at it.
+const SOMEBODY_ELSES: &str = "of somebody else";
 const A: &str = "http://a:80";
 const B: &str = "http://b:80";
 
@@ -107,7 +109,12 @@ impl Bench {
         let prefix = format!("scenario-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let server = Server { url: redis.url(), ..Server::default() };
         let queue = format!("{prefix}.outbound_transport");
-        let list = RedisList::with_edited_moves(server, &queue, false, Some(&format!("{prefix}-clock")), edit);
+        let edit = |name: &str, text: String| match name {
+            // Nothing can come between the steps of taking over here: so one entry always goes to somebody else.
+            "take" => format!("redis.call('ZREM', KEYS[1], '{SOMEBODY_ELSES}')\n{}", edit(name, text)),
+            _ => edit(name, text),
+        };
+        let list = RedisList::with_edited_moves(server, &queue, false, Some(&format!("{prefix}-clock")), &edit);
         let (keys, client) = (Keys::new(&queue), redis.client());
         let mut bench = Bench { prefix, list, keys, client, clock: 1_770_000_000_000_000 };
         bench.pass(Duration::ZERO);
@@ -263,7 +270,8 @@ scenarios! {
     dead_letters_past_their_keeping_are_forgotten
     only_the_dead_are_replayed_as_if_never_attempted
     only_the_dead_are_dropped
-    what_the_prototype_left_joins_the_queue_in_order
+    what_another_service_put_off_is_taken_over_and_due_when_it_was
+    what_somebody_else_took_meanwhile_is_theirs
     scripts_that_the_server_forgot_are_sent_again
     no_number_is_used_twice_when_the_clock_goes_back
     no_number_is_used_twice_when_the_counter_is_lost
@@ -986,18 +994,46 @@ mod rules {
         assert_eq!(state.history.len(), 2);
     }
 
-    pub fn what_the_prototype_left_joins_the_queue_in_order(b: &mut Bench) {
+    pub fn what_another_service_put_off_is_taken_over_and_due_when_it_was(b: &mut Bench) {
         let legacy = format!("{}.outbound_retry", b.prefix);
-        b.push(1, 3);
-        for n in 0..1200 {
-            b.redis(redis::cmd("ZADD").arg(&legacy).arg(n).arg(format!("left {n}")));
+        let now = (b.clock / 1_000_000) as i64;
+        let times = [now - 5, now + 7, now + 7200, 0];
+        for n in 0..50_usize {
+            b.redis(redis::cmd("ZADD").arg(&legacy).arg(times[n % 4] + n as i64).arg(format!("left {n}")));
         }
-        assert_eq!(b.list.adopt(&legacy).unwrap(), 1200);
+        let mut taken = Vec::new();
+        // Bounded: a schedule from which nothing goes would give for ever.
+        for _ in 0..8 {
+            let adopted = b.list.adopt(0).unwrap();
+            assert_eq!(adopted.hindrance, None);
+            taken.push(adopted.messages);
+            if !adopted.more {
+                break;
+            }
+        }
+        assert_eq!(taken, [16, 16, 16, 2]);
         let state = b.state();
-        assert!(state.legacy.is_empty());
-        assert_eq!(state.queue.len(), 1201);
-        assert_eq!((state.queue[1].as_slice(), state.queue[1200].as_slice()), (&b"left 0"[..], &b"left 1199"[..]));
-        assert_eq!(b.list.adopt(&legacy).unwrap(), 0);
+        assert!(state.legacy.is_empty() && state.queue.is_empty() && state.messages.len() == 50);
+        for (id, bytes) in &state.messages {
+            let n: usize = std::str::from_utf8(&bytes[5..]).unwrap().parse().unwrap();
+            let due = times[n % 4] + n as i64;
+            let is_a_time = due > now && due < now + 3600;
+            assert_eq!(state.retry[id], if is_a_time { due } else { now } * 1000, "{n}");
+        }
+        assert_eq!(b.list.adopt(0).unwrap().messages, 0);
+    }
+
+    /// Another agent, or the other service itself, has taken one between the look and the taking.
+    pub fn what_somebody_else_took_meanwhile_is_theirs(b: &mut Bench) {
+        let legacy = format!("{}.outbound_retry", b.prefix);
+        for entry in [SOMEBODY_ELSES, "still there"] {
+            b.redis(redis::cmd("ZADD").arg(&legacy).arg(1).arg(entry));
+        }
+        let adopted = b.list.adopt(0).unwrap();
+        assert_eq!((adopted.messages, adopted.hindrance), (1, None));
+        let state = b.state();
+        assert_eq!(state.messages.values().collect::<Vec<_>>(), [b"still there"]);
+        assert_eq!(state.retry.len(), 1);
     }
 
     pub fn scripts_that_the_server_forgot_are_sent_again(b: &mut Bench) {

@@ -59,7 +59,6 @@ pub enum Answer {
 trait Operated: Queue {
     fn replay_dead(&mut self, ids: &[Id]) -> Result<usize, Error>;
     fn drop_these(&mut self, ids: &[Id]) -> Result<usize, Error>;
-    fn adopt_legacy(&mut self) -> Result<usize, Error>;
 }
 
 impl Operated for Memory {
@@ -69,9 +68,6 @@ impl Operated for Memory {
     fn drop_these(&mut self, ids: &[Id]) -> Result<usize, Error> {
         self.drop_dead(ids)
     }
-    fn adopt_legacy(&mut self) -> Result<usize, Error> {
-        self.adopt()
-    }
 }
 
 impl Operated for RedisList {
@@ -80,10 +76,6 @@ impl Operated for RedisList {
     }
     fn drop_these(&mut self, ids: &[Id]) -> Result<usize, Error> {
         self.drop_dead(ids)
-    }
-    fn adopt_legacy(&mut self) -> Result<usize, Error> {
-        let legacy = legacy_key(self.keys());
-        self.adopt(&legacy)
     }
 }
 
@@ -109,7 +101,7 @@ fn make(queue: &mut dyn Operated, a_move: &Move) -> Result<Answer, Error> {
         Move::Forget(age) => Answer::Count(queue.forget_dead(*age, AT_ONCE, u64::MAX >> 11)?),
         Move::Replay(ids) => Answer::Count(queue.replay_dead(ids)?),
         Move::Drop(ids) => Answer::Count(queue.drop_these(ids)?),
-        Move::Adopt => Answer::Count(queue.adopt_legacy()?),
+        Move::Adopt => Answer::Count(queue.adopt(0)?.messages),
     })
 }
 
@@ -223,17 +215,16 @@ impl World {
         }
     }
 
-    /// Puts messages on the schedule that the prototype kept, in this order.
-    pub fn leave_legacy(&mut self, messages: &[Vec<u8>]) {
-        for bytes in messages {
+    /// Puts messages on the schedule of another service, due at these times in Unix seconds.
+    pub fn leave_legacy(&mut self, messages: &[(i64, Vec<u8>)]) {
+        for (due, bytes) in messages {
             if let Some(redis) = &mut self.redis {
                 let key = legacy_key(&redis.keys);
-                let n: usize = redis::cmd("ZCARD").arg(&key).query(&mut redis.client).unwrap();
-                redis::cmd("ZADD").arg(&key).arg(n).arg(bytes.as_slice()).exec(&mut redis.client).unwrap();
+                redis::cmd("ZADD").arg(&key).arg(due).arg(bytes.as_slice()).exec(&mut redis.client).unwrap();
             }
             if let Some(memory) = &self.memory {
                 let mut state = memory.state();
-                state.legacy.push_back(bytes.clone());
+                state.legacy.insert((*due, bytes.clone()));
                 memory.roll_back(state);
             }
         }
@@ -290,14 +281,14 @@ pub fn read_state(client: &mut redis::Connection, keys: &Keys) -> Result<State, 
     for name in ["inflight", "waiting", "lanes", "retry", "dead", "agents"] {
         pipe.cmd("ZRANGE").arg(keys.named(name)).arg(0).arg(-1).arg("WITHSCORES");
     }
-    pipe.cmd("ZRANGE").arg(legacy_key(keys)).arg(0).arg(-1);
+    pipe.cmd("ZRANGE").arg(legacy_key(keys)).arg(0).arg(-1).arg("WITHSCORES");
     type Hash = BTreeMap<String, String>;
     type Scores = Vec<(String, f64)>;
     type Raw = (
         (Vec<Vec<u8>>, Option<u64>),
         (BTreeMap<String, Vec<u8>>, Hash, Hash, BTreeMap<String, u32>, Hash),
         (Scores, Scores, Scores, Scores, Scores, Scores),
-        Vec<Vec<u8>>,
+        Vec<(Vec<u8>, f64)>,
     );
     let raw: Vec<redis::Value> = pipe.query(client).map_err(|error| error.to_string())?;
     let group = |from: usize, to: usize| redis::Value::Array(raw[from..to].to_vec());
@@ -306,8 +297,8 @@ pub fn read_state(client: &mut redis::Connection, keys: &Keys) -> Result<State, 
     let ((queue, last), (messages, failures, history, recovered, calls), scores, legacy) = raw;
     let (inflight, waiting, lanes, retry, dead, agents) = scores;
 
-    let mut state =
-        State { queue: queue.into(), last_number: last.unwrap_or(0), legacy: legacy.into(), ..State::default() };
+    let mut state = State { queue: queue.into(), last_number: last.unwrap_or(0), ..State::default() };
+    state.legacy = legacy.into_iter().map(|(bytes, due)| (due as i64, bytes)).collect();
     for (key, bytes) in messages {
         state.messages.insert(id(&key)?, bytes);
     }
