@@ -117,6 +117,8 @@ pub struct SimAgent {
     /// Not killed and not stopped.
     pub alive: bool,
     pub frozen_until: Option<Instant>,
+    /// It runs, and nothing it sends arrives in time.
+    pub cut_off_until: Option<Instant>,
 }
 
 impl SimAgent {
@@ -150,6 +152,7 @@ impl SimAgent {
             taken_over: Vec::new(),
             alive: true,
             frozen_until: None,
+            cut_off_until: None,
             rules,
         }
     }
@@ -164,6 +167,26 @@ impl SimAgent {
 
     pub fn is_awake(&self, now: Instant) -> bool {
         self.alive && self.frozen_until.is_none_or(|until| until <= now)
+    }
+
+    pub fn is_cut_off(&self, now: Instant) -> bool {
+        self.cut_off_until.is_some_and(|until| until > now)
+    }
+
+    /// What it holds, until the queue has confirmed what became of it.
+    pub fn held(&self) -> Vec<Id> {
+        let unsettled = self.backlog.settlements.iter().chain(&self.astray).chain(self.sent());
+        self.lanes.held().into_iter().chain(unsettled.map(|one| one.id)).collect()
+    }
+
+    /// The same without what the queue may have been told already: that is the queue's to lose.
+    pub fn surely_held(&self) -> Vec<Id> {
+        let told: HashSet<Id> = self.sent().map(|one| one.id).collect();
+        self.held().into_iter().filter(|id| !told.contains(id)).collect()
+    }
+
+    fn sent(&self) -> impl Iterator<Item = &Settlement> {
+        self.sent.iter().flat_map(|batch| &batch.settlements)
     }
 
     /// Nothing held, nothing unconfirmed.
@@ -219,7 +242,8 @@ impl SimAgent {
                     if let Err(Stop::Cut) = answer {
                         self.audited = now - AUDIT_EVERY;
                     }
-                    if answer? != Answer::Count(0) {
+                    // Under a number that it has no more, others take them back as well.
+                    if answer? != Answer::Count(0) && self.shared_number == Some(number) {
                         ledger.strays(&strays)?;
                     }
                 }
@@ -398,7 +422,7 @@ impl SimAgent {
             self.perform(effects);
             return Ok(());
         }
-        if !self.is_beat_fresh(now) {
+        if !self.is_beat_fresh(now) && !self.rules.begins_without_a_lease {
             return Ok(());
         }
         let claim = self.ready.pop_front().expect("just seen");
@@ -431,7 +455,9 @@ impl SimAgent {
             Settling::Confirmed(lost) => {
                 let mut batch = self.sent.take().expect("just sent");
                 let is_lost = |one: &mut Settlement| one.kept.is_some() && lost.contains(&one.id);
-                self.astray.extend(batch.settlements.extract_if(.., is_lost));
+                if !self.rules.lets_go_of_what_is_lost {
+                    self.astray.extend(batch.settlements.extract_if(.., is_lost));
+                }
                 self.lanes.confirmed(&batch.settlements, now);
                 Ok(())
             }
@@ -451,7 +477,9 @@ impl SimAgent {
                 self.settler_number = Some(number);
                 self.peers.clear();
                 let mut effects = Effects::default();
+                let drops = self.rules.drops_what_it_holds;
                 let is_theirs = |id: Id, agent| match recovered {
+                    _ if drops => true,
                     Some(old) => agent == old,
                     None => others.contains(&id),
                 };

@@ -27,12 +27,25 @@ pub struct Rules {
     pub peers: peers::Rules,
     /// One that was taken for dead believes that Redis has lost what it does not have any more.
     pub trusts_its_memory: bool,
+    /// One that could not renew its lease begins attempts all the same.
+    pub begins_without_a_lease: bool,
+    /// What Redis has lost, and an attempt has failed of, is nobody's business any more.
+    pub lets_go_of_what_is_lost: bool,
+    /// One that Redis does not know any more drops all that it has not attempted.
+    pub drops_what_it_holds: bool,
 }
 
 impl Default for Rules {
     fn default() -> Rules {
         let leases = [3, 15, 60].map(Duration::from_secs);
-        Rules { leases, peers: peers::Rules::default(), trusts_its_memory: false }
+        Rules {
+            leases,
+            peers: peers::Rules::default(),
+            trusts_its_memory: false,
+            begins_without_a_lease: false,
+            lets_go_of_what_is_lost: false,
+            drops_what_it_holds: false,
+        }
     }
 }
 
@@ -48,7 +61,7 @@ pub enum On {
 pub struct Attack<'a> {
     pub seed: u64,
     pub ordered: bool,
-    /// Whether the queue may come back with older data.
+    /// Whether the queue may come back with older data, or with none.
     pub rollback: bool,
     pub steps: usize,
     pub rules: Rules,
@@ -147,6 +160,8 @@ pub struct Net {
     /// The monotonic clock of all agents.
     pub now: Instant,
     fault: f64,
+    /// The agent that sends is cut off: nothing it sends is made, but perhaps late.
+    pub cut_off: bool,
     late: Vec<Move>,
     faults: usize,
     /// When each agent's last beat or join was made, and its lease.
@@ -162,7 +177,11 @@ pub struct Net {
 
 impl Net {
     pub fn send(&mut self, a_move: Move, rng: &mut Rng) -> Result<Answer, Stop> {
-        let fate = if rng.chance(self.fault) { rng.below(10) } else { 10 };
+        let fate = match self.cut_off {
+            true => rng.between(4, 9),
+            false if rng.chance(self.fault) => rng.below(10),
+            false => 10,
+        };
         self.faults += usize::from(fate < 10);
         match fate {
             0..=3 => {
@@ -403,7 +422,8 @@ impl<'a> Run<'a> {
         // No fault of any kind: then there are no copies either.
         let calm = !attack.rollback && rng.chance(0.2);
         let fault = if calm { 0.0 } else { *rng.pick(&[0.0, 0.05, 0.2]) };
-        let n_origins = rng.between(1, 4);
+        // Now and then more than the workers, and than most have messages.
+        let n_origins = if rng.chance(0.2) { 60 } else { rng.between(1, 4) };
         let now = Instant::now() + Duration::from_secs(1_000_000);
         let workers = rng.between(1, 6);
         let limits = Limits {
@@ -427,6 +447,7 @@ impl<'a> Run<'a> {
             world,
             now,
             fault,
+            cut_off: false,
             late: Vec::new(),
             faults: 0,
             beats: HashMap::new(),
@@ -507,6 +528,7 @@ impl<'a> Run<'a> {
             145..=159 if disturbed => {
                 if let Some(at) = self.awake() {
                     self.net.say(|| "kill -9".to_string());
+                    self.ends(at)?;
                     self.agents[at].alive = false;
                 }
             }
@@ -518,14 +540,18 @@ impl<'a> Run<'a> {
             }
             172..=179 => {
                 if let Some(at) = self.awake() {
+                    // What it cannot settle before it leaves, and the queue has lost, goes with it.
+                    self.ends(at)?;
+                    self.net.cut_off = self.agents[at].is_cut_off(self.net.now);
                     let left = self.agents[at].leave(self.calm, &mut self.net, &mut self.books, &mut self.rng);
+                    self.net.cut_off = false;
                     unless_cut(left)?;
                 }
             }
             180..=194 => self.operate()?,
             195..=199 => self.net.world.flush_scripts(),
             200..=219 if disturbed => {
-                let seconds = *self.rng.pick(&[1, 10, 100, 3600]);
+                let seconds = *self.rng.pick(&[1, 10, 100, 3600, 3 * 86_400]);
                 let clock = self.net.world.clock();
                 // Going back and losing data at once may use a number twice: that is not promised.
                 let back = !self.attack.rollback && self.rng.chance(0.4);
@@ -537,6 +563,13 @@ impl<'a> Run<'a> {
                 let outage = Duration::from_secs(*self.rng.pick(&[8, 30, 100]));
                 self.pass(outage);
                 self.books.back_since = self.net.now;
+            }
+            300..=311 if disturbed => {
+                if let Some(at) = self.awake() {
+                    let time = Duration::from_secs(*self.rng.pick(&[3, 20, 60, 200]));
+                    self.net.say(|| format!("agent {at} is cut off for {time:?}"));
+                    self.agents[at].cut_off_until = Some(self.net.now + time);
+                }
             }
             220..=249 if !self.net.late.is_empty() => {
                 let at = self.rng.below(self.net.late.len());
@@ -578,6 +611,7 @@ impl<'a> Run<'a> {
         let Run { agents, net, books, rng, .. } = self;
         let agent = &mut agents[at];
         books.recovered.clone_from(&net.recovered);
+        net.cut_off = agent.is_cut_off(net.now);
         let done = match rng.below(10) {
             0..=2 => agent.read(net, books, rng),
             3..=4 => agent.begin(net.now, books),
@@ -587,13 +621,17 @@ impl<'a> Run<'a> {
             }
             _ => agent.settle(net, rng),
         };
+        net.cut_off = false;
         unless_cut(done)
     }
 
     fn beats(&mut self, probability: f64) -> Result<(), String> {
         let now = self.net.now;
-        // One that has just thawed may be dead to the others, and rightly.
-        let thawed = |agent: &&SimAgent| agent.frozen_until.is_none_or(|until| until + agent.lease() <= now);
+        // One that has just thawed, or come back, may be dead to the others, and rightly.
+        let thawed = |agent: &&SimAgent| {
+            let is_over = |until: Option<Instant>| until.is_none_or(|until| until + agent.lease() <= now);
+            is_over(agent.frozen_until) && is_over(agent.cut_off_until)
+        };
         let awake = self.agents.iter().filter(|agent| agent.is_awake(now)).filter(thawed);
         let awake: HashSet<AgentNumber> = awake.filter_map(SimAgent::number).collect();
         for at in 0..self.agents.len() {
@@ -601,7 +639,10 @@ impl<'a> Run<'a> {
             if agents[at].is_awake(net.now) && net.now >= agents[at].next_beat && rng.chance(probability) {
                 books.beats.clone_from(&net.beats);
                 books.awake = awake.clone();
-                unless_cut(agents[at].beat(net, books, rng))?;
+                net.cut_off = agents[at].is_cut_off(net.now);
+                let beat = agents[at].beat(net, books, rng);
+                net.cut_off = false;
+                unless_cut(beat)?;
             }
         }
         Ok(())
@@ -642,21 +683,50 @@ impl<'a> Run<'a> {
 
     fn snapshot_or_roll_back(&mut self) -> Result<(), String> {
         let before = self.net.world.state()?;
-        if !self.net.world.roll_back() {
+        if self.rng.chance(0.2) {
+            self.net.say(|| "FLUSHALL".to_string());
+            self.net.world.flush();
+        } else if !self.net.world.roll_back() {
             return self.net.world.take_snapshot();
+        } else {
+            self.net.say(|| "the queue has come back with older data".to_string());
         }
-        self.net.say(|| "the queue has come back with older data".to_string());
         // A restart takes a while, so that the counter has not run ahead of the clock; connections are gone.
         self.pass(Duration::from_secs(1));
         self.net.late.clear();
         self.books.rolled_back = true;
         self.net.touched = true;
-        let here = |state: &State| -> HashSet<Vec<u8>> {
-            state.queue.iter().chain(state.messages.values()).cloned().collect()
-        };
         let after = here(&self.net.world.state()?);
+        // What others took over was the queue's to lose, also before its old holder has let go of it.
+        let in_flight: HashSet<usize> =
+            before.inflight.keys().filter_map(|id| self.books.ids.get(id).copied()).collect();
+        let held: HashSet<usize> = self.of_the_living(None, SimAgent::surely_held);
+        let held: HashSet<usize> = held.intersection(&in_flight).copied().collect();
         for bytes in here(&before).difference(&after) {
-            self.books.messages[self.books.by_bytes[bytes]].excused = true;
+            let n = self.books.by_bytes[bytes];
+            // What a living agent holds comes out all the same.
+            self.books.messages[n].excused |= !held.contains(&n);
+        }
+        Ok(())
+    }
+
+    /// The messages in the hands of agents that are alive, but for one.
+    fn of_the_living(&self, but: Option<usize>, held: fn(&SimAgent) -> Vec<Id>) -> HashSet<usize> {
+        let living = self.agents.iter().enumerate().filter(|(at, agent)| agent.alive && Some(*at) != but);
+        living.flat_map(|(_, agent)| held(agent)).filter_map(|id| self.books.ids.get(&id).copied()).collect()
+    }
+
+    /// This agent ends: with it goes what nobody else has, of what the queue has lost.
+    fn ends(&mut self, at: usize) -> Result<(), String> {
+        if !self.books.rolled_back {
+            return Ok(());
+        }
+        let here = here(&self.net.world.state()?);
+        let others = self.of_the_living(Some(at), SimAgent::held);
+        let its = self.agents[at].held();
+        for n in its.into_iter().filter_map(|id| self.books.ids.get(&id).copied()) {
+            let message = &mut self.books.messages[n];
+            message.excused |= !here.contains(&message.bytes) && !others.contains(&n);
         }
         Ok(())
     }
@@ -676,8 +746,13 @@ impl<'a> Run<'a> {
         for id in state.dead.keys() {
             self.books.messages[self.books.by_bytes[&state.messages[id]]].died = true;
         }
+        let mut held = None;
         for (n, message) in self.books.messages.iter().enumerate() {
-            if !here.contains(&message.bytes) && message.arrived == 0 && !message.excused {
+            let is_held = || {
+                self.books.rolled_back
+                    && held.get_or_insert_with(|| self.of_the_living(None, SimAgent::held)).contains(&n)
+            };
+            if !here.contains(&message.bytes) && message.arrived == 0 && !message.excused && !{ is_held }() {
                 return Err(format!(
                     "message {n} of o{} ({:?}) is lost, id {:?}",
                     message.origin, message.fate, message.id
@@ -702,6 +777,7 @@ impl<'a> Run<'a> {
         self.books.endpoints.fill(Endpoint::Up);
         for agent in &mut self.agents {
             agent.frozen_until = None;
+            agent.cut_off_until = None;
         }
         if !self.agents.iter().any(|agent| agent.alive) {
             self.start_agent();
@@ -762,6 +838,11 @@ impl<'a> Run<'a> {
         }
         Ok(())
     }
+}
+
+/// All that is in the queue, claimed or not.
+fn here(state: &State) -> HashSet<Vec<u8>> {
+    state.queue.iter().chain(state.messages.values()).cloned().collect()
 }
 
 fn unless_cut(result: Result<(), Stop>) -> Result<(), String> {

@@ -615,6 +615,18 @@ fn a_careless_judgement_of_who_is_dead_is_noticed() {
     // It takes a freeze past the lease, and another that delivers meanwhile: some seeds have it.
     let noticed = (101..=500).any(|seed| run(seed).is_err());
     assert!(noticed, "nothing notices one that goes on after others took it for dead");
+    type Change = fn(&mut Rules);
+    let others: [(&str, bool, Change); 3] = [
+        ("one that cannot renew its lease begins attempts", false, |rules| rules.begins_without_a_lease = true),
+        ("what the queue has lost is let go after an attempt", true, |rules| rules.lets_go_of_what_is_lost = true),
+        ("what the queue has lost is dropped unattempted", true, |rules| rules.drops_what_it_holds = true),
+    ];
+    for (what, rollback, change) in others {
+        let mut rules = Rules::default();
+        change(&mut rules);
+        let run = |seed| Attack { rules: rules.clone(), ..Attack::new(seed, false, rollback) }.run(On::Memory, None);
+        assert!((1..=200).any(|seed| run(seed).is_err()), "nothing notices: {what}");
+    }
     let careless = [
         ("one look is enough", peers::Rules { looks: 1, span_a_lease: false, ..peers::Rules::default() }),
         ("three looks need not span a lease", peers::Rules { span_a_lease: false, ..peers::Rules::default() }),

@@ -257,6 +257,16 @@ impl World {
         true
     }
 
+    /// FLUSHALL.
+    pub fn flush(&mut self) {
+        if let Some(redis) = &mut self.redis {
+            redis.restore(&Dump::new());
+        }
+        if let Some(memory) = &self.memory {
+            memory.roll_back(State::default());
+        }
+    }
+
     /// Leaves nothing behind on the server.
     pub fn clear(&mut self) {
         if let Some(redis) = &mut self.redis {
