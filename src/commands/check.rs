@@ -402,7 +402,6 @@ const CALLS: &[Call] = &[
     Call(&["EVALSHA", "0000000000000000000000000000000000000000", "<*>"]),
     Call(&["TIME"]),
     Call(&["TYPE", "<queue>"]),
-    Call(&["EXISTS", "<queue>"]),
     Call(&["LLEN", "<queue>"]),
     Call(&["LRANGE", "<queue>", "1", "0"]),
     Call(&["LTRIM", "<queue>", "no", "number"]),
