@@ -21,6 +21,7 @@ use crate::queue::connection::Server;
 use crate::queue::locate::Names;
 use crate::queue::redis_list::{Pop, RedisList};
 use crate::queue::{self, History, LaneChange, Place, Queue, Settlement};
+use crate::roots::READ_EVERY;
 use crate::settler;
 use crate::shared::{Report, Shared};
 use crate::signals;
@@ -61,6 +62,7 @@ pub fn run(config: &Config) -> Result<(), String> {
     let agent = Agent::start(config)?;
     let summary = tick(SUMMARY_EVERY);
     let mut counted = Counted::default();
+    let mut trust_read = Instant::now();
     let why = loop {
         select! {
             recv(signals) -> signal => match signal {
@@ -76,6 +78,14 @@ pub fn run(config: &Config) -> Result<(), String> {
                 agent.shared.journal.flush();
                 // While nothing is posted, nobody else closes connections that have been idle for too long.
                 agent.poster.tidy();
+                if trust_read.elapsed() >= READ_EVERY {
+                    trust_read = Instant::now();
+                    match agent.poster.renew_trust() {
+                        Ok(Some(roots)) => info!("whom TLS trusts has changed: {roots}"),
+                        Ok(None) => {}
+                        Err(why) => warn!("{why}; TLS goes on with what was read before"),
+                    }
+                }
             }
         }
     };
@@ -185,6 +195,9 @@ impl Agent {
         let seed = seed();
         let (mut shared, ready, reports) = Shared::new(limits(config), config.lease, seed);
         shared.metrics.repeated = poster.repeated();
+        if let Some(trouble) = poster.roots().1 {
+            warn!("{trouble}");
+        }
         let shared = Arc::new(shared);
         let retry = Arc::new(retry(config));
         // One message per thread.
@@ -400,7 +413,9 @@ fn poster_options(config: &Config, guard: Guard) -> Result<poster::Options, Stri
         timeout: config.timeout,
         workers: config.workers,
         endpoint_concurrency: config.endpoint_concurrency,
+        roots: config.redis.roots,
         ca_file: config.ca_file.clone(),
+        client_certificate: config.client_certificate.clone(),
         id_header: config.id_header.clone(),
         guard,
         proxies: Proxies::from_environment()?,

@@ -24,6 +24,7 @@ use reader::Reader;
 
 use crate::envelope::Format;
 use crate::guard::WORDS;
+use crate::roots::Roots;
 
 /// Environment variables by name; [`environment`] takes those of this process that concern us.
 pub type Environment = BTreeMap<String, OsString>;
@@ -94,12 +95,14 @@ pub struct Config {
     pub https_only: bool,
     /// Whether a proxy may look up names, whose addresses then cannot be judged; yes.
     pub proxy_resolves: bool,
-    /// A PEM file of roots that recipients' certificates may lead to, beside the bundled ones.
+    /// A PEM file of roots that recipients' certificates may lead to, beside those of `redis.roots`.
     pub ca_file: Option<PathBuf>,
     /// `HOST:PORT` of the status server; `None`, the default: no server.
     pub status_addr: Option<String>,
     /// The status pages of the plugin's deliverer, where its variables ask for them.
     pub status_endpoint: Option<StatusEndpoint>,
+    /// PEM files of the certificate that is shown to endpoints that ask for one, and of its key.
+    pub client_certificate: Option<(PathBuf, PathBuf)>,
     /// The header that carries a message's id to the recipient; `None`, the default: none does.
     pub id_header: Option<String>,
     /// What a log line begins with.
@@ -120,8 +123,10 @@ pub struct RedisAddress {
     pub taken: Taken,
     /// A file that holds the password, instead of the URL; see [`RedisAddress::password`].
     pub password_file: Option<PathBuf>,
-    /// A PEM file of roots to trust instead of the bundled ones; only with `rediss://`.
+    /// A PEM file of roots to trust instead of all others; only with `rediss://`.
     pub ca_file: Option<PathBuf>,
+    /// Which roots TLS trusts, towards Redis as towards recipients; both.
+    pub roots: Roots,
 }
 
 /// What the environment of the plugin's deliverer has settled, where nothing of ours did: which variable
@@ -408,6 +413,7 @@ impl Config {
             ca_file: None,
             status_addr: None,
             status_endpoint: None,
+            client_certificate: None,
             id_header: None,
             log_format: LogFormat::Full,
         }
@@ -424,6 +430,7 @@ impl RedisAddress {
             taken: Taken::default(),
             password_file: None,
             ca_file: None,
+            roots: Roots::default(),
         }
     }
 
@@ -466,6 +473,7 @@ impl fmt::Debug for RedisAddress {
             .field("taken", &self.taken)
             .field("password_file", &self.password_file)
             .field("ca_file", &self.ca_file)
+            .field("roots", &self.roots)
             .finish()
     }
 }
@@ -605,6 +613,18 @@ fn read_config(reader: &mut Reader) -> Result<Config, Error> {
     config.allow_net = reader.list("--allow-net", nets)?;
     config.deny_net = reader.list("--deny-net", nets)?;
     config.ca_file = reader.value("--ca-file", certificate_file)?;
+    let client_cert_file = reader.value("--client-cert-file", certificate_file)?;
+    let client_key_file = reader.value("--client-key-file", not_empty)?.map(PathBuf::from);
+    config.client_certificate = match (client_cert_file, client_key_file) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (Some(_), None) => {
+            return Err(Error("'--client-cert-file' needs the key: give '--client-key-file'".to_owned()));
+        }
+        (None, Some(_)) => {
+            return Err(Error("'--client-key-file' needs the certificate: give '--client-cert-file'".to_owned()));
+        }
+    };
     config.status_addr = reader.value("--status-addr", host_and_port)?;
     config.status_endpoint = read_status_endpoint(reader)?;
     config.id_header = reader.value("--id-header", id_header)?;
@@ -677,6 +697,8 @@ fn read_redis(reader: &mut Reader) -> Result<RedisAddress, Error> {
     reader.value("--outbound-queue-class", queue_class)?;
     redis.password_file = reader.value("--redis-password-file", not_empty)?.map(PathBuf::from);
     redis.ca_file = reader.value("--redis-ca-file", certificate_file)?;
+    let roots = [("both", Roots::Both), ("bundled", Roots::Bundled), ("system", Roots::System)];
+    redis.roots = reader.value("--roots", |text| one_of(text, &roots))?.unwrap_or_default();
     match (queue, prefix) {
         // What is typed wins over a variable, whichever of the two it is.
         (Some(queue), Some(prefix)) if queue.is_from_variable() == prefix.is_from_variable() => {

@@ -39,6 +39,7 @@ pub mod poster;
 pub mod queue;
 pub mod reader;
 pub mod resolver;
+pub mod roots;
 pub mod settler;
 pub mod shared;
 pub mod signals;

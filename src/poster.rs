@@ -38,21 +38,23 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant, SystemTime};
 
 use log::debug;
-use ureq::http::header::{self, HeaderName, HeaderValue};
+use ureq::http::header::{self, HeaderName};
 use ureq::http::{Response, Uri};
 use ureq::typestate::WithBody;
 use ureq::{Agent, Body, Error, RequestBuilder, Timeout};
 
 use crate::guard::Guard;
-use crate::headers::{belongs_to_connection, goes_elsewhere};
+use crate::headers::{belongs_to_connection, goes_elsewhere, is_token};
 use crate::metrics::add;
 use crate::policy::{Attempt, Failure, parse_retry_after};
 use crate::resolver::Resolver;
-use connector::{Connector, Trust};
+use crate::roots::Roots;
+use connector::Connector;
 use dial::Answered;
 use exchange::{MAX_HEADERS, OUTPUT_WINDOW};
 use pool::Pool;
 use proxy::Proxies;
+use tls::{Sources, Trust};
 use transport::{Stage, Wire, tls_error};
 
 pub(crate) use trouble::{Trouble, what_we_lack};
@@ -99,8 +101,12 @@ pub struct Options {
     /// How long a connection is kept idle: less than the 20 s or more after
     /// which most servers close theirs.
     pub idle_age: Duration,
-    /// PEM file with certificate authorities to trust besides the bundled ones.
+    /// Which roots to trust.
+    pub roots: Roots,
+    /// PEM file with certificate authorities to trust besides.
     pub ca_file: Option<PathBuf>,
+    /// PEM files of the certificate to show to endpoints that ask for one, and of its key.
+    pub client_certificate: Option<(PathBuf, PathBuf)>,
     /// Header that carries the message's id.
     pub id_header: Option<String>,
     /// Which addresses may be delivered to.
@@ -118,7 +124,9 @@ impl Default for Options {
             endpoint_concurrency: 8,
             idle_connections: None,
             idle_age: Duration::from_secs(15),
+            roots: Roots::default(),
             ca_file: None,
+            client_certificate: None,
             id_header: None,
             guard: Guard::default(),
             proxies: Proxies::default(),
@@ -136,6 +144,9 @@ pub struct Poster {
     id_header: Option<String>,
     repeated: Arc<AtomicU64>,
     proxies: Arc<Proxies>,
+    tls: Arc<Trust>,
+    /// What is known of the roots, for people.
+    roots: (String, Option<String>),
 }
 
 /// What stays the same over the redirects and second tries of one attempt.
@@ -153,10 +164,12 @@ impl Poster {
         let pool = Arc::new(Pool::new(idle_connections, options.endpoint_concurrency, options.idle_age));
         let proxies = Arc::new(options.proxies);
         let resolver = Resolver::new(options.guard, proxies.clone());
-        let tls = tls::client_config(options.ca_file.as_deref())?;
+        let sources = Sources { roots: options.roots, ca_file: options.ca_file, client: options.client_certificate };
+        let (tls, loaded) = Trust::read(sources)?;
+        let tls = Arc::new(tls);
         let connector = Connector {
             pool: pool.clone(),
-            tls: Arc::new(Trust::new((tls.clone(), tls))),
+            tls: tls.clone(),
             proxies: proxies.clone(),
             resolver: resolver.clone(),
             answered: Answered::default(),
@@ -191,6 +204,8 @@ impl Poster {
             id_header: options.id_header,
             repeated: Arc::default(),
             proxies,
+            tls,
+            roots: (loaded.to_string(), loaded.trouble),
         })
     }
 
@@ -290,6 +305,26 @@ impl Poster {
         self.resolver.tidy();
     }
 
+    /// Reads roots and the client certificate again, for connections that are made from now on. How many
+    /// roots of each kind there are now, if anything has changed.
+    ///
+    /// # Errors
+    ///
+    /// If something cannot be read; then all stays as it was.
+    pub fn renew_trust(&self) -> Result<Option<String>, String> {
+        Ok(self.tls.renew()?.map(|loaded| loaded.to_string()))
+    }
+
+    /// How many roots of each kind were found at the start, and what of them could not be read.
+    pub fn roots(&self) -> (&str, Option<&str>) {
+        (&self.roots.0, self.roots.1.as_deref())
+    }
+
+    /// The settings of TLS towards endpoints.
+    pub(crate) fn tls_settings(&self) -> Arc<rustls::ClientConfig> {
+        self.tls.of_endpoints()
+    }
+
     /// Closes all idle connections, when file descriptors are needed elsewhere.
     pub fn close_idle(&self) {
         self.pool.close_idle();
@@ -310,8 +345,8 @@ impl Poster {
         let id = self.id_header.as_deref().zip(parcel.id);
         for (n, (name, value)) in parcel.headers.iter().enumerate() {
             // Nobody else's check is relied on: what breaks out of a header breaks out of the request.
-            let allowed = HeaderName::from_bytes(name.as_bytes()).is_ok() && HeaderValue::from_bytes(value).is_ok();
-            if !allowed {
+            let is_name = !name.is_empty() && name.bytes().all(is_token);
+            if !is_name || !value.iter().all(|&byte| byte == b'\t' || (byte >= b' ' && byte != 0x7f)) {
                 return Err(format!("header {name:?} is not allowed by HTTP"));
             }
             if belongs_to_connection(name.as_bytes())

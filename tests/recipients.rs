@@ -1788,3 +1788,89 @@ fn what_a_proxy_says_after_its_own_answer_is_nobodys() {
     let attempt = post(&poster, "https://inside.example/");
     assert_failed(attempt, Failure::Connect, "followed by what nobody asked for (inside.example:443)");
 }
+
+#[test]
+fn roots_are_read_again_and_what_is_open_stays_open() {
+    let (old, new) = (Ca::new(), Ca::new());
+    let serve = |stream: &mut ServerTls| {
+        while read_request(stream).is_some() {
+            stream.write_all(OK).unwrap();
+        }
+    };
+    let first = old.server(old.certificate(&["localhost"], None), serve);
+    let second = old.server(old.certificate(&["localhost"], None), serve);
+    let third = new.server(new.certificate(&["localhost"], None), serve);
+    let file = std::env::temp_dir().join(format!("acapy-deliver-renewed-{}.pem", std::process::id()));
+    std::fs::copy(&old.file, &file).unwrap();
+    let poster = Poster::new(Options { ca_file: Some(file.clone()), ..options() }).unwrap();
+    assert!(poster.roots().0.ends_with(", 1 of '--ca-file'"), "{:?}", poster.roots());
+    assert_status(post(&poster, &tls_url(&first)), 200);
+    assert_failed(post(&poster, &tls_url(&third)), Failure::Tls, "TLS: certificate ");
+    assert_eq!(poster.renew_trust(), Ok(None));
+
+    std::fs::copy(&new.file, &file).unwrap();
+    assert_failed(post(&poster, &tls_url(&third)), Failure::Tls, "TLS: certificate ");
+    assert!(matches!(poster.renew_trust(), Ok(Some(_))));
+    assert_status(post(&poster, &tls_url(&third)), 200);
+    assert_failed(post(&poster, &tls_url(&second)), Failure::Tls, "TLS: certificate ");
+    assert_status(post(&poster, &tls_url(&first)), 200);
+    assert_eq!(first.n_accepted(), 1, "the connection that was open was given up");
+
+    // What cannot be read changes nothing.
+    std::fs::remove_file(&file).unwrap();
+    assert!(poster.renew_trust().unwrap_err().starts_with("option '--ca-file'"));
+    assert_status(post(&poster, &tls_url(&third)), 200);
+}
+
+#[test]
+fn a_client_certificate_is_shown_to_endpoints_that_ask_for_one() {
+    let ca = Ca::new();
+    let directory = std::env::temp_dir();
+    let files =
+        ["cert", "key"].map(|kind| directory.join(format!("acapy-deliver-client-{kind}-{}", std::process::id())));
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["agent.example".to_string()]).unwrap();
+    std::fs::write(&files[0], params.signed_by(&key, &ca.issuer).unwrap().pem()).unwrap();
+    std::fs::write(&files[1], key.serialize_pem()).unwrap();
+
+    let mut asked_by = rustls::RootCertStore::empty();
+    let pem = std::fs::read(&ca.file).unwrap();
+    use rustls::pki_types::pem::PemObject;
+    asked_by.add(rustls::pki_types::CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(asked_by), provider.clone());
+    let server_key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["localhost".to_string()]).unwrap();
+    let certificate = params.signed_by(&server_key, &ca.issuer).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            rustls::pki_types::PrivatePkcs8KeyDer::from(server_key.serialize_der()).into(),
+        )
+        .unwrap();
+    let server = ca.server(config, |stream| {
+        while read_request(stream).is_some() {
+            stream.write_all(OK).unwrap();
+        }
+    });
+    let with = |client_certificate: Option<(PathBuf, PathBuf)>| {
+        Poster::new(Options { ca_file: Some(ca.file.clone()), client_certificate, ..options() })
+    };
+    let [certificate_file, key_file] = files.clone();
+    assert_status(post(&with(Some((certificate_file.clone(), key_file.clone()))).unwrap(), &tls_url(&server)), 200);
+    assert!(!matches!(post(&with(None).unwrap(), &tls_url(&server)), Attempt::Answered { .. }));
+    for (pair, words) in [
+        ((key_file.clone(), key_file.clone()), "option '--client-cert-file': "),
+        ((certificate_file.clone(), certificate_file.clone()), "option '--client-key-file': "),
+        ((ca.file.clone(), key_file), "options '--client-cert-file' and '--client-key-file': the two do not fit"),
+    ] {
+        let error = with(Some(pair)).unwrap_err();
+        assert!(error.starts_with(words), "{error}");
+    }
+    for file in files {
+        let _ = std::fs::remove_file(file);
+    }
+}

@@ -116,6 +116,8 @@ fn deliver_from_an_empty_root(binary: &Path) {
     });
     let log = agent.log();
     assert!(log.contains("status is served at"), "{log}");
+    // No roots of a system are no trouble beside the bundled ones.
+    assert!(!log.contains("roots"), "{log}");
     agent.term();
     assert_eq!(agent.wait_exit(SOON), Some(0));
 }

@@ -425,3 +425,36 @@ fn the_acl_rule_of_the_readme_has_no_command_too_many() {
     let missing: Vec<_> = used.difference(&allowed).filter(|name| !["brpoplpush"].contains(&name.as_str())).collect();
     assert!(missing.is_empty(), "the rule lacks {missing:?}");
 }
+
+#[test]
+fn the_roots_of_the_system_are_those_that_the_environment_names_for_redis_too() {
+    let redis = Redis::start();
+    let authority = Authority::new();
+    let address = authority.serve_tls(&redis, authority.certify(&[&host(&redis)], |_| {}), "no");
+    let url = format!("rediss://{address}");
+    let run = |roots: &str, variable: &str, value: &str| {
+        let mut command = Agent::command();
+        command.args(["check", "-oq", &url, "--roots", roots]);
+        command.env_remove("SSL_CERT_FILE").env_remove("SSL_CERT_DIR").env(variable, value);
+        let output = command.output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let answers = |said: &str| said.lines().any(|line| line.contains("Redis") && line.contains(" answers; "));
+    let said = run("both", "SSL_CERT_FILE", &authority.file());
+    assert!(answers(&said), "{said}");
+    assert!(said.contains(" bundled, 1 of the system (1 of them not bundled)"), "{said}");
+    let said = run("system", "SSL_CERT_FILE", &authority.file());
+    assert!(answers(&said) && said.contains("roots         0 bundled, 1 of the system"), "{said}");
+    let directory = authority.dir.path().join("roots");
+    fs::create_dir(&directory).unwrap();
+    fs::copy(authority.file(), directory.join("own.pem")).unwrap();
+    let said = run("system", "SSL_CERT_DIR", &directory.display().to_string());
+    assert!(answers(&said), "{said}");
+    let said = run("bundled", "SSL_CERT_FILE", &authority.file());
+    assert!(!answers(&said) && said.contains("an authority that is not trusted"), "{said}");
+    // What is not there is said, and ends nothing while there are others.
+    let said = run("both", "SSL_CERT_FILE", "/nowhere/ca.pem");
+    assert!(said.contains(" bundled, 0 of the system") && said.contains("/nowhere/ca.pem"), "{said}");
+    let said = run("system", "SSL_CERT_FILE", "/nowhere/ca.pem");
+    assert!(said.contains("mend") && said.contains("option '--roots': there are no roots of the system"), "{said}");
+}

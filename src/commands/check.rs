@@ -4,17 +4,14 @@
 //! enough for Redis to judge the account, and too wrong to be carried out. A
 //! recipient is connected to and nothing is sent to it.
 
-use std::fs::File;
-use std::io::{self, BufReader, Write};
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use redis::Value;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection};
 
 use super::{Error, Exit, ago, at_ms, n_of, utc, visible};
 use crate::config::{self, Check, Config};
@@ -43,12 +40,12 @@ const N_PINGS: usize = 9;
 pub fn run(options: &Check) -> Result<Exit, Error> {
     let mut report = Report::default();
     let config = &options.config;
-    let guard = check_options(config, &mut report)?;
+    let (guard, tls) = check_options(config, &mut report)?;
     if let Err(error) = check_redis(config, guard.as_ref(), &mut report)? {
         report.mend("Redis", error)?;
     }
     if let Some(endpoint) = &options.endpoint {
-        check_endpoint(config, guard.as_ref(), endpoint, &mut report)?;
+        check_endpoint(config, guard.as_ref(), tls, endpoint, &mut report)?;
     }
     Ok(if report.n_to_mend == 0 { Exit::Done } else { Exit::Nothing })
 }
@@ -81,13 +78,13 @@ impl Report {
     }
 }
 
-/// What only an agent would find out when it starts.
-fn check_options(config: &Config, report: &mut Report) -> Result<Option<Guard>, Error> {
+/// What only an agent would find out when it starts; its address policy and settings of TLS.
+fn check_options(config: &Config, report: &mut Report) -> Result<(Option<Guard>, Option<Arc<ClientConfig>>), Error> {
     let guard = match Guard::new(&config.allow_net, &config.deny_net, &[]) {
         Ok(guard) => guard.https_only(config.https_only).proxy_resolves(config.proxy_resolves),
         Err(why) => {
             report.mend("options", why)?;
-            return Ok(None);
+            return Ok((None, None));
         }
     };
     let proxies = match Proxies::from_environment() {
@@ -104,14 +101,25 @@ fn check_options(config: &Config, report: &mut Report) -> Result<Option<Guard>, 
         }
     }
     let options = poster::Options {
+        roots: config.redis.roots,
         ca_file: config.ca_file.clone(),
+        client_certificate: config.client_certificate.clone(),
         id_header: config.id_header.clone(),
         guard: guard.clone(),
         proxies,
         ..poster::Options::default()
     };
+    let mut tls = None;
     match Poster::new(options) {
-        Ok(_) => report.ok("options", "can be used")?,
+        Ok(poster) => {
+            report.ok("options", "can be used")?;
+            let (roots, trouble) = poster.roots();
+            report.ok("roots", roots)?;
+            if let Some(trouble) = trouble {
+                report.note("roots", trouble)?;
+            }
+            tls = Some(poster.tls_settings());
+        }
         Err(why) => report.mend("options", why)?,
     }
     if config.redis.taken != config::Taken::default() {
@@ -142,7 +150,7 @@ fn check_options(config: &Config, report: &mut Report) -> Result<Option<Guard>, 
             guard.own().add(address, "status server");
         }
     }
-    Ok(Some(guard))
+    Ok((Some(guard), tls))
 }
 
 /// The inner error is why Redis could not be asked any further.
@@ -253,7 +261,7 @@ fn check_encryption(config: &Config, report: &mut Report) -> Result<(), Error> {
             "TLS",
             match &config.redis.ca_file {
                 Some(path) => format!("the certificate of Redis leads to a root in '{}'", path.display()),
-                None => "the certificate of Redis leads to a bundled root".to_string(),
+                None => "the certificate of Redis leads to a root that is trusted ('--roots')".to_string(),
             },
         ),
         _ if near => report.ok("TLS", "not needed: Redis is on this machine"),
@@ -545,7 +553,13 @@ fn check_counts(overview: &Overview, keys: &Keys, report: &mut Report) -> Result
 
 /// Resolves, is allowed, and takes a connection (with TLS for https). No request is made: a
 /// recipient may take any request for a message.
-fn check_endpoint(config: &Config, guard: Option<&Guard>, endpoint: &str, report: &mut Report) -> Result<(), Error> {
+fn check_endpoint(
+    config: &Config,
+    guard: Option<&Guard>,
+    tls: Option<Arc<ClientConfig>>,
+    endpoint: &str,
+    report: &mut Report,
+) -> Result<(), Error> {
     const WHAT: &str = "endpoint";
     let envelope = match Envelope::decode(Envelope::encode([], endpoint, b"")) {
         Ok(envelope) => envelope,
@@ -614,7 +628,9 @@ fn check_endpoint(config: &Config, guard: Option<&Guard>, endpoint: &str, report
     if !is_tls {
         return report.ok(WHAT, format!("takes a connection, in {}; nothing was sent", micro(took)));
     }
-    match agree_on_tls(config, bare, stream) {
+    // Without settings it has been said why.
+    let Some(tls) = tls else { return Ok(()) };
+    match agree_on_tls(config, tls, bare, stream) {
         Ok(version) => report.ok(
             WHAT,
             format!(
@@ -626,15 +642,14 @@ fn check_endpoint(config: &Config, guard: Option<&Guard>, endpoint: &str, report
     }
 }
 
-fn agree_on_tls(config: &Config, host: &str, mut stream: TcpStream) -> Result<String, String> {
+fn agree_on_tls(
+    config: &Config,
+    settings: Arc<ClientConfig>,
+    host: &str,
+    mut stream: TcpStream,
+) -> Result<String, String> {
     let name = ServerName::try_from(host.to_string()).map_err(|_| "no certificate can bear this name".to_string())?;
-    let roots = roots(config.ca_file.as_deref())?;
-    let client = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let mut tls = ClientConnection::new(Arc::new(client), name).map_err(|error| error.to_string())?;
+    let mut tls = ClientConnection::new(settings, name).map_err(|error| error.to_string())?;
     let within = Some(config.connect_timeout);
     stream
         .set_read_timeout(within)
@@ -657,20 +672,6 @@ fn agree_on_tls(config: &Config, host: &str, mut stream: TcpStream) -> Result<St
         Some(rustls::ProtocolVersion::TLSv1_2) => "TLS 1.2".to_string(),
         _ => "TLS 1.3".to_string(),
     })
-}
-
-/// The bundled roots, and those of `--ca-file` as well.
-fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    if let Some(path) = ca_file {
-        let cannot = |why: String| format!("option '--ca-file': {}: {why}", path.display());
-        let file = File::open(path).map_err(|error| cannot(error.to_string()))?;
-        for certificate in CertificateDer::pem_reader_iter(BufReader::new(file)) {
-            let certificate = certificate.map_err(|error| cannot(error.to_string()))?;
-            roots.add(certificate).map_err(|error| cannot(error.to_string()))?;
-        }
-    }
-    Ok(roots)
 }
 
 /// The account's name, for a rule that can be pasted.
@@ -699,6 +700,8 @@ impl Info {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     /// The commands that a move calls, by itself or through `all`.

@@ -98,8 +98,12 @@ Where to
                              HTTPS_PROXY, ALL_PROXY, NO_PROXY): only it then knows,
                              and judges, their addresses
                              [yes]                   ACAPY_DELIVER_PROXY_RESOLVES
-  --ca-file PEM              more roots to trust, beside the bundled ones
+  --ca-file PEM              more roots to trust, beside those of --roots
                              [none]                  ACAPY_DELIVER_CA_FILE
+  --client-cert-file PEM     the certificate to show to endpoints that ask for one
+                             [none]                  ACAPY_DELIVER_CLIENT_CERT_FILE
+  --client-key-file PEM      its key
+                             [none]                  ACAPY_DELIVER_CLIENT_KEY_FILE
   --id-header NAME           send each message's id in this header, the same at
                              every attempt, for recipients that drop repeats
                              [none]                  ACAPY_DELIVER_ID_HEADER
@@ -129,8 +133,12 @@ The queue
                              [redis]                 ACAPY_OUTBOUND_TRANSPORT_QUEUE_CLASS
   --redis-password-file FILE the password, instead of in the URL
                              [none]                  ACAPY_DELIVER_REDIS_PASSWORD_FILE
-  --redis-ca-file PEM        roots to trust for rediss://, instead of the bundled ones
+  --redis-ca-file PEM        roots to trust for rediss://, instead of all others
                              [none]                  ACAPY_DELIVER_REDIS_CA_FILE
+  --roots both|bundled|system
+                             which roots TLS trusts: those in this program, those of the
+                             system (SSL_CERT_FILE, SSL_CERT_DIR), or both
+                             [both]                  ACAPY_DELIVER_ROOTS
 Where these do not say it, the variables of the plugin's deliverer do: REDIS_SERVER_URL,
 and TOPIC_PREFIX (the queue's key is TOPIC_PREFIX_outbound, acapy_outbound without it).
 ";

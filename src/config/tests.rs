@@ -78,6 +78,7 @@ fn every_option_of_run_sets_its_field_from_the_command_line_and_from_the_environ
         ("--log-format", "bare", |c| c.log_format = LogFormat::Bare),
         ("--ordered", "", |c| c.ordered = true),
         ("--https-only", "", |c| c.https_only = true),
+        ("--roots", "system", |c| c.redis.roots = Roots::System),
         ("--proxy-resolves", "no", |c| c.proxy_resolves = false),
     ];
     let asked = options_of("run");
@@ -96,7 +97,15 @@ fn every_option_of_run_sets_its_field_from_the_command_line_and_from_the_environ
     assert_eq!(bounds.keep_dead, Some(Duration::from_secs(7 * 86_400)));
     assert_eq!((bounds.deny_net, bounds.allow_net), (vec!["all".into()], vec!["10.1.0.0/16".into(), "public".into()]));
     // Tested by themselves, and just above.
-    let files = ["--outbound-queue", "--ca-file", "--redis-ca-file", "--redis-password-file", "--allow-net"];
+    let files = [
+        "--outbound-queue",
+        "--ca-file",
+        "--redis-ca-file",
+        "--redis-password-file",
+        "--allow-net",
+        "--client-cert-file",
+        "--client-key-file",
+    ];
     for option in asked {
         let covered = files.contains(&option.name) || table.iter().any(|(name, _, _)| *name == option.name);
         assert!(covered, "{option:?} is not in this table");
@@ -341,6 +350,11 @@ fn a_password_comes_from_the_url_or_from_a_file_but_not_from_both() {
     refused(&format!("-oq redis://h --redis-password-file {file}"), &[], &["empty"]);
     std::fs::write(&path, "-----BEGIN CERTIFICATE-----\n").unwrap();
     refused(&format!("-oq redis://h --redis-ca-file {file}"), &[], &["'--redis-ca-file'", "rediss://"]);
+    refused_option(&format!("--client-cert-file {file}"), &["'--client-cert-file'", "'--client-key-file'"]);
+    refused_option(&format!("--client-key-file {file}"), &["'--client-key-file'", "'--client-cert-file'"]);
+    let both = format!("-oq redis://h --client-cert-file {file} --client-key-file {file}");
+    let Ok(Command::Run(pair)) = parsed(&both, &[]) else { panic!("{both}") };
+    assert_eq!(pair.client_certificate, Some((path.clone(), path.clone())));
     let Ok(Command::Run(config)) = parsed(&format!("-oq rediss://h --redis-ca-file {file} --ca-file {file}"), &[])
     else {
         panic!()

@@ -9,10 +9,9 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use ureq::http::Uri;
 use ureq::http::uri::Authority;
@@ -23,6 +22,7 @@ use ureq::{Error, Timeout};
 use super::dial::{self, Answered};
 use super::pool::{Key, Pool};
 use super::proxy::{Proxies, Proxy};
+use super::tls::Trust;
 use super::transport::{Carrier, Pooled, Socket, Wire, handshake};
 use super::trouble::{Trouble, what_we_lack};
 use super::{port, shorten};
@@ -43,22 +43,6 @@ pub(super) struct Connector {
     /// For the words alone: ureq minds the time.
     pub(super) connect_timeout: Duration,
     pub(super) tick: Duration,
-}
-
-/// Whom we trust, and who we are to them; may change while connections are made.
-pub(super) struct Trust {
-    endpoints: RwLock<Arc<ClientConfig>>,
-    proxies: RwLock<Arc<ClientConfig>>,
-}
-
-impl Trust {
-    pub(super) fn new((endpoints, proxies): (Arc<ClientConfig>, Arc<ClientConfig>)) -> Trust {
-        Trust { endpoints: RwLock::new(endpoints), proxies: RwLock::new(proxies) }
-    }
-
-    fn of(which: &RwLock<Arc<ClientConfig>>) -> Arc<ClientConfig> {
-        which.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
 }
 
 impl Connector {
@@ -82,7 +66,7 @@ impl Connector {
                 self.agree(details, carrier)
             }
             (true, _) => {
-                let config = Trust::of(&self.tls.proxies);
+                let config = self.tls.of_proxies();
                 let place = format!("proxy {}", proxy.place());
                 let name = name(&proxy.host, &place)?;
                 let stream = handshake(Carrier::socket(socket), config, name, time_left(details), &place)?;
@@ -99,7 +83,7 @@ impl Connector {
         let host = details.uri.host().unwrap_or_default();
         let place = format!("{}:{}", host.trim_matches(['[', ']']), details.uri.port_u16().unwrap_or(443));
         let name = name(host, &place)?;
-        let config = Trust::of(&self.tls.endpoints);
+        let config = self.tls.of_endpoints();
         handshake(carrier, config, name, time_left(details), &place).map(Wire::tls)
     }
 

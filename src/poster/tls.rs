@@ -1,48 +1,120 @@
-//! Whom we trust, built once, and the words for why we do not trust someone.
+//! Whom we trust and who we are, read at the start and again every hour, and the words for why we do
+//! not trust someone.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{AlertDescription, CertificateError, ClientConfig, PeerIncompatible, RootCertStore};
 
-/// TLS 1.2 and 1.3 with the bundled roots, and those of `--ca-file` as well.
-pub(super) fn client_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
-    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    if let Some(path) = ca_file {
-        add_roots(&mut roots, path).map_err(|why| format!("option '--ca-file': {}: {why}", path.display()))?;
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| format!("TLS: {error}"))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Arc::new(config))
+use crate::roots::{Loaded, Roots, spell_pem_error};
+
+/// Where all of it is read from.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sources {
+    pub(super) roots: Roots,
+    pub(super) ca_file: Option<PathBuf>,
+    /// Certificate and key to show to endpoints that ask; never to a proxy.
+    pub(super) client: Option<(PathBuf, PathBuf)>,
 }
 
-fn add_roots(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
-    let certificates = CertificateDer::pem_file_iter(path).map_err(|e| spell_pem_error(&e))?;
-    let mut n_added = 0;
-    for certificate in certificates {
-        let certificate = certificate.map_err(|e| spell_pem_error(&e))?;
-        roots.add(certificate).map_err(|error| {
-            let nth = n_added + 1;
-            format!("certificate {nth} cannot be used: {error}")
+/// What was read; new connections take what is newest, and those that are open keep what they have.
+pub(super) struct Trust {
+    sources: Sources,
+    endpoints: RwLock<Arc<ClientConfig>>,
+    proxies: RwLock<Arc<ClientConfig>>,
+    seen: Mutex<Seen>,
+}
+
+/// What the settings were made of, to see whether anything has changed.
+struct Seen {
+    store: Arc<RootCertStore>,
+    client: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+}
+
+impl Trust {
+    /// The error names the option that cannot be followed. Also what was read.
+    pub(super) fn read(sources: Sources) -> Result<(Trust, Loaded), String> {
+        let (seen, loaded) = Seen::read(&sources)?;
+        let (endpoints, proxies) = seen.settings()?;
+        let trust =
+            Trust { sources, endpoints: RwLock::new(endpoints), proxies: RwLock::new(proxies), seen: Mutex::new(seen) };
+        Ok((trust, loaded))
+    }
+
+    /// Reads everything again; what it is now, if anything has changed. Settings that have not changed stay,
+    /// since sessions are resumed within the same settings only. After an error, too, all stays as it was.
+    pub(super) fn renew(&self) -> Result<Option<Loaded>, String> {
+        let (seen, loaded) = Seen::read(&self.sources)?;
+        let mut last = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last == seen {
+            return Ok(None);
+        }
+        let (endpoints, proxies) = seen.settings()?;
+        *self.endpoints.write().unwrap_or_else(PoisonError::into_inner) = endpoints;
+        *self.proxies.write().unwrap_or_else(PoisonError::into_inner) = proxies;
+        *last = seen;
+        Ok(Some(loaded))
+    }
+
+    /// Towards recipients.
+    pub(super) fn of_endpoints(&self) -> Arc<ClientConfig> {
+        self.endpoints.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Towards proxies.
+    pub(super) fn of_proxies(&self) -> Arc<ClientConfig> {
+        self.proxies.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Seen {
+    fn read(sources: &Sources) -> Result<(Seen, Loaded), String> {
+        let loaded = sources.roots.load(sources.ca_file.as_deref())?;
+        let client = match &sources.client {
+            None => None,
+            Some((certificate_file, key_file)) => {
+                let cannot = |why| format!("option '--client-cert-file': {}: {why}", certificate_file.display());
+                let chain: Result<Vec<_>, _> =
+                    CertificateDer::pem_file_iter(certificate_file).and_then(Iterator::collect);
+                let chain = chain.map_err(|error| cannot(spell_pem_error(&error)))?;
+                if chain.is_empty() {
+                    return Err(cannot("holds no PEM certificate".to_string()));
+                }
+                let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| {
+                    let why = match error {
+                        rustls::pki_types::pem::Error::NoItemsFound => "holds no PEM private key".to_string(),
+                        error => spell_pem_error(&error),
+                    };
+                    format!("option '--client-key-file': {}: {why}", key_file.display())
+                })?;
+                Some((chain, key))
+            }
+        };
+        Ok((Seen { store: loaded.store.clone(), client }, loaded))
+    }
+
+    /// TLS 1.2 and 1.3, towards endpoints and towards proxies.
+    fn settings(&self) -> Result<(Arc<ClientConfig>, Arc<ClientConfig>), String> {
+        let builder = || {
+            ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .map(|builder| builder.with_root_certificates(self.store.clone()))
+                .map_err(|error| format!("TLS: {error}"))
+        };
+        let nobody = Arc::new(builder()?.with_no_client_auth());
+        let Some((chain, key)) = &self.client else { return Ok((nobody.clone(), nobody)) };
+        let client = builder()?.with_client_auth_cert(chain.clone(), key.clone_key()).map_err(|error| {
+            format!("options '--client-cert-file' and '--client-key-file': the two do not fit together: {error}")
         })?;
-        n_added += 1;
+        Ok((Arc::new(client), nobody))
     }
-    if n_added == 0 {
-        return Err("holds no PEM certificate".to_string());
-    }
-    Ok(())
 }
 
-fn spell_pem_error(error: &pem::Error) -> String {
-    match error {
-        pem::Error::Io(error) => error.to_string(),
-        error => format!("is not PEM: {error:?}"),
+impl PartialEq for Seen {
+    fn eq(&self, other: &Seen) -> bool {
+        self.store.roots == other.store.roots && self.client == other.client
     }
 }
 

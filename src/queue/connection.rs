@@ -16,8 +16,6 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 use redis::{Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Value};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 
 use super::Error;
@@ -25,6 +23,7 @@ use super::locate::Names;
 use super::stream::Connection;
 use crate::config::RedisAddress;
 use crate::guard::{Own, is_of_this_machine};
+use crate::roots::{Kept, add_file};
 
 /// How long a name may take to look up, a connection to open, and an answer to come beyond the
 /// time a wait was asked for.
@@ -40,8 +39,11 @@ pub struct Server {
     pub url: String,
     /// Read anew at every connection, so that a rotated password needs no restart.
     pub password_file: Option<PathBuf>,
-    /// PEM certificates that `rediss://` trusts instead of the bundled roots.
+    /// PEM certificates that `rediss://` trusts instead of all others: whoever has an authority of
+    /// their own for it means that nobody else can vouch for their Redis.
     pub ca_file: Option<PathBuf>,
+    /// Shared by its clones: what it trusts otherwise.
+    pub roots: Kept,
     /// Told where each connection leads.
     pub own: Option<Own>,
     /// Shared by its clones: looks up its name.
@@ -65,6 +67,7 @@ impl From<&RedisAddress> for Server {
             url: address.url.clone(),
             password_file: address.password_file.clone(),
             ca_file: address.ca_file.clone(),
+            roots: Kept::new(address.roots),
             ..Server::default()
         }
     }
@@ -162,20 +165,16 @@ impl Server {
     }
 
     fn tls_config(&self) -> Result<Arc<ClientConfig>, Error> {
-        let mut roots = RootCertStore::empty();
-        match &self.ca_file {
-            None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
+        let roots = match &self.ca_file {
+            None => self.roots.store().map_err(|why| self.unless_served(why))?,
             Some(path) => {
-                let cannot = |why: String| {
+                let mut roots = RootCertStore::empty();
+                add_file(&mut roots, path).map_err(|why| {
                     self.unless_served(format!("option '--redis-ca-file': cannot read {}: {why}", path.display()))
-                };
-                let pem = fs::read(path).map_err(|error| cannot(error.to_string()))?;
-                for certificate in CertificateDer::pem_slice_iter(&pem) {
-                    let certificate = certificate.map_err(|error| cannot(error.to_string()))?;
-                    roots.add(certificate).map_err(|error| cannot(error.to_string()))?;
-                }
+                })?;
+                Arc::new(roots)
             }
-        }
+        };
         let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| Error::Fatal(format!("TLS cannot be used: {error}")))?
