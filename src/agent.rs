@@ -3,6 +3,7 @@
 //! so that one that ends early stops the agent and does not leave it half alive.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -146,13 +147,13 @@ impl Agent {
         let server = Server { own: Some(guard.own().clone()), ..Server::from(&config.redis) };
         let names = server.names.clone();
         let queue = RedisList::new(server, &config.redis.key(), pop, config.ordered);
-        let other = queue.another();
+        let (other, odd) = (queue.another(), queue.odd());
         // First, since a port that is taken is a reason not to start.
         let status = config.status_addr.as_deref().map(status_server::bind).transpose()?;
         if let Some(status) = &status {
             guard.own().add(status.address(), "status server");
         }
-        let mut agent = Agent::start_with(config, guard, Box::new(queue), Box::new(other))?;
+        let mut agent = Agent::start_with(config, guard, odd, Box::new(queue), Box::new(other))?;
         agent.names = names;
         if let Some(status) = status {
             let served = Watcher::start(Server::from(&config.redis), &config.redis.key())
@@ -181,12 +182,13 @@ impl Agent {
         let guard = Guard::new(&config.allow_net, &config.deny_net, &[])?
             .https_only(config.https_only)
             .proxy_resolves(config.proxy_resolves);
-        Agent::start_with(config, guard, reader_queue, settler_queue)
+        Agent::start_with(config, guard, Arc::default(), reader_queue, settler_queue)
     }
 
     fn start_with(
         config: &Config,
         guard: Guard,
+        odd: Arc<AtomicU64>,
         mut reader_queue: Box<dyn Queue>,
         mut settler_queue: Box<dyn Queue>,
     ) -> Result<Agent, String> {
@@ -198,6 +200,7 @@ impl Agent {
         if let Some(trouble) = poster.roots().1 {
             warn!("{trouble}");
         }
+        shared.metrics.odd = odd;
         let shared = Arc::new(shared);
         let retry = Arc::new(retry(config));
         // One message per thread.

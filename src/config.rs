@@ -232,6 +232,19 @@ pub struct Check {
     pub config: Config,
     /// A recipient to try as well.
     pub endpoint: Option<String>,
+    /// What is done about entries that no agent writes.
+    pub repair: Repair,
+}
+
+/// What `check` does about entries of the queue's keys that no agent writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Repair {
+    /// Names them.
+    No,
+    /// Says what it would do.
+    Say,
+    /// Does it.
+    Do,
 }
 
 /// Options of `status`.
@@ -815,8 +828,16 @@ fn read_listen(reader: &mut Reader) -> Result<Command, Error> {
 fn read_check(reader: &mut Reader) -> Result<Command, Error> {
     let config = read_config(reader)?;
     let endpoint = reader.value("--endpoint", not_empty)?;
+    let repair = reader.flag_without_variable("--repair")?;
+    let yes = reader.flag_without_variable("--yes")?;
     reader.finish(0)?;
-    Ok(Command::Check(Check { config: complete(config)?, endpoint }))
+    let repair = match (repair, yes) {
+        (false, false) => Repair::No,
+        (true, false) => Repair::Say,
+        (true, true) => Repair::Do,
+        (false, true) => return Err(Error("option '--yes' goes with '--repair'".to_owned())),
+    };
+    Ok(Command::Check(Check { config: complete(config)?, endpoint, repair }))
 }
 
 fn read_status(reader: &mut Reader) -> Result<Command, Error> {

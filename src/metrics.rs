@@ -30,6 +30,8 @@ pub struct Metrics {
     pub recovered: AtomicU64,
     /// Requests sent once more within their attempt; counted by the poster.
     pub repeated: Arc<AtomicU64>,
+    /// Entries of the queue's keys that no agent writes; counted by the queue.
+    pub odd: Arc<AtomicU64>,
     /// Calls of claim and settle.
     pub claims: AtomicU64,
     /// Calls of settle.

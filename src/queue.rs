@@ -36,14 +36,15 @@ pub trait Queue: Send {
 
     /// Puts each message where its settlement says and tells all agents of lanes
     /// that changed, in one step; sent again under the same `call` it changes
-    /// nothing. Returns the ids that are not this agent's any more.
+    /// nothing. Returns the ids that are not this agent's any more; `None`, and nothing is done, if the queue
+    /// knows a later call: its record is none of this agent's, which must join again.
     fn settle(
         &mut self,
         me: AgentNumber,
         call: u64,
         settlements: &[Settlement],
         changes: &[LaneChange],
-    ) -> Result<Vec<Id>, Error>;
+    ) -> Result<Option<Vec<Id>>, Error>;
 
     /// Renews the lease of an agent that is registered; lists all others; says whether anything is
     /// due later than `longest`. No number is given out from now on that is not higher than `seen`.
@@ -107,6 +108,10 @@ pub struct Adopted {
     pub hindrance: Option<String>,
 }
 
+/// Numbers are microseconds since 1970 or a little more: this is in the year 2223, and a double holds it exactly.
+/// One beyond it is nonsense that somebody wrote.
+pub(crate) const HIGHEST_NUMBER: u64 = 8_000_000_000_000_000;
+
 /// What a wait came to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Waited {
@@ -124,6 +129,14 @@ pub enum Waited {
 /// order is number order. It stays the same through waiting, recovery and replay.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Id(pub u64);
+
+impl Id {
+    /// Reads an id; `None` if it is none that was given out.
+    pub fn read(text: &[u8]) -> Option<Id> {
+        let is_id = text.len() == 16 && text.iter().all(u8::is_ascii_digit);
+        std::str::from_utf8(text).ok().filter(|_| is_id)?.parse().ok().map(Id)
+    }
+}
 
 impl fmt::Display for Id {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

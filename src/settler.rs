@@ -273,7 +273,11 @@ impl Settler<'_> {
                 self.call += 1;
             }
             let batch = self.sent.get_or_insert_with(|| self.backlog.take());
-            let lost = queue.settle(number, self.call, &batch.settlements, &batch.changes)?;
+            let Some(lost) = queue.settle(number, self.call, &batch.settlements, &batch.changes)? else {
+                warn!("the queue knows another number of this agent's last call; joining again");
+                self.unregistered();
+                return Ok(());
+            };
             add(&self.shared.metrics.settles, 1);
             let mut batch = self.sent.take().expect("just sent");
             if !lost.is_empty() {

@@ -15,10 +15,7 @@ use crate::journal::{Journal, spell};
 use crate::lanes::{Claim, Effects, LaneCounts, Lanes, Limits, News};
 use crate::metrics::{Metrics, add};
 use crate::policy::Outcome;
-use crate::queue::{AgentNumber, Bounds, History, Id, LaneChange, Settlement, WaitingLane};
-
-/// Numbers are microseconds since 1970 or a little more: this is in the year 2223, and a double holds it exactly.
-const HIGHEST_NUMBER: u64 = 8_000_000_000_000_000;
+use crate::queue::{AgentNumber, Bounds, HIGHEST_NUMBER, History, Id, LaneChange, Settlement, WaitingLane};
 
 /// What the settler is told.
 #[derive(Debug)]

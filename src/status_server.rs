@@ -381,6 +381,7 @@ fn count_events(page: &mut Page, metrics: &Metrics) {
         ("taken_over_messages_total", "Messages given up because another agent has them.", &metrics.taken_over),
         ("recovered_messages_total", "Messages taken back from agents that died.", &metrics.recovered),
         ("repeated_total", "Requests sent once more, as an idle connection closed under them.", &metrics.repeated),
+        ("odd_entries_total", "Times that an entry of Redis which no agent writes was met and left out.", &metrics.odd),
         ("claims_total", "Calls of claim.", &metrics.claims),
         ("settles_total", "Calls of settle.", &metrics.settles),
     ];

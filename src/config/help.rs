@@ -192,6 +192,10 @@ options of 'run' as well, so that what is checked is what would run.
   --endpoint URL             see also whether this recipient resolves, is allowed,
                              and answers
                              [none]                  ACAPY_DELIVER_ENDPOINT
+  --repair                   say what would mend entries in Redis that no agent writes
+  --yes                      with --repair: do it; what is moved aside is kept in a key
+                             beside the queue's
+Both are for the command line alone.
 ";
 
 const STATUS: &str = "\

@@ -458,9 +458,18 @@ fn listen_and_status_and_check_have_their_options() {
     assert_eq!(parsed("status -oq redis://h --json --limit 5", &[]), Ok(Command::Status(status)));
     let mut config = Config::with_defaults(redis);
     config.deny_net = vec!["private".into()];
-    let check = Check { config, endpoint: Some("http://e".into()) };
+    let check = Check { config, endpoint: Some("http://e".into()), repair: Repair::No };
     let line = "check -oq redis://h --endpoint http://e --deny-net private";
-    assert_eq!(parsed(line, &[]), Ok(Command::Check(check)));
+    assert_eq!(parsed(line, &[]), Ok(Command::Check(check.clone())));
+    assert_eq!(
+        parsed(&format!("{line} --repair"), &[]),
+        Ok(Command::Check(Check { repair: Repair::Say, ..check.clone() }))
+    );
+    assert_eq!(
+        parsed(&format!("{line} --repair --yes"), &["ACAPY_DELIVER_REPAIR=1"]),
+        Ok(Command::Check(Check { repair: Repair::Do, ..check }))
+    );
+    refused(&format!("{line} --yes"), &[], &["'--yes'", "'--repair'"]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 --       gravest, ordered, again, largest, popped?, popped, highest number seen,
 --       {origin, n, free}...)
 --   -> {state, now, due in (-1: nothing is), more, emptied origins, failures of probed lanes, messages, oversized,
---       the id before the first new one, new messages}
+--       the id before the first new one, new messages, odd entries}
 -- Takes due retries, one message each of lanes that failed and may be tried again, messages of lanes
 -- that the agent wants, one each of lanes that never failed, then from the left of K, until a bound.
 -- Messages come flat as id, bytes, history, recovered, source: k (queue, given again), o (waiting, its lane
@@ -26,7 +26,7 @@ local messages, ids, sources, bytes = {}, {}, {}, 0
 local function give(id, body, history, recovered, source)
   local n = #messages
   messages[n + 1], messages[n + 2], messages[n + 3], messages[n + 4], messages[n + 5] =
-    id, body, history or '', recovered or '0', source
+    id, body, history or '', tostring(recovered), source
   ids[#ids + 1], sources[#sources + 1] = id, source
   bytes = bytes + #body
 end
@@ -35,24 +35,29 @@ end
 local last = redis.call('HGET', CALLS, me)
 if last and string.match(last, '^%d+') == call then
   for id, source in string.gmatch(last, ' (%d+)(%a)') do
-    local owner = redis.call('ZSCORE', INFLIGHT, id)
+    local owner = is_id(id) and redis.call('ZSCORE', INFLIGHT, id)
     local body = owner and tonumber(owner) == tonumber(me) and redis.call('HGET', MESSAGES, id)
-    if body then give(id, body, redis.call('HGET', HISTORY, id), redis.call('HGET', RECOVERED, id), source) end
+    if body then give(id, body, redis.call('HGET', HISTORY, id), count_of(redis.call('HGET', RECOVERED, id) or '0'), source) end
   end
-  return {'again', now, 0, 1, {}, {}, messages, {}, '0', {}}
+  return {'again', now, 0, 1, {}, {}, messages, {}, '0', {}, odd}
 end
 
 -- A call that was overtaken on a connection given up long ago must not claim for nobody.
-if last and tonumber(string.match(last, '^%d+')) > tonumber(call) then return {'old'} end
+if last and tonumber(string.match(last, '^%d+') or 0) > tonumber(call) then return {'old'} end
 
 -- Strict order: one agent at a time, the oldest, and only once nobody else has anything in flight.
+local function owner_of_one(command, first, last)
+  for from = 0, 99 do
+    local one = redis.call(command, INFLIGHT, first, last, 'WITHSCORES', 'LIMIT', from, 1)
+    if not one[2] or is_id(one[1]) and tonumber(one[2]) % 1 == 0 then return one[2] end
+  end
+end
 local function is_standby()
   for _, other in ipairs(redis.call('ZRANGE', AGENTS, 0, -1)) do
-    if other < me then return true end
+    if other < me and is_id(other) then return true end
   end
-  local low = redis.call('ZRANGE', INFLIGHT, 0, 0, 'WITHSCORES')
-  local high = redis.call('ZREVRANGE', INFLIGHT, 0, 0, 'WITHSCORES')
-  return low[2] and (tonumber(low[2]) ~= tonumber(me) or tonumber(high[2]) ~= tonumber(me))
+  local low = owner_of_one('ZRANGEBYSCORE', 1, HIGHEST)
+  return low and (tonumber(low) ~= tonumber(me) or tonumber(owner_of_one('ZREVRANGEBYSCORE', HIGHEST, 1)) ~= tonumber(me))
 end
 if ordered and is_standby() then
   if again then
@@ -85,60 +90,63 @@ local returning_bytes = n_queued > 0 and max_bytes / 2 or max_bytes
 
 -- Retries. In ordered mode all of them, due or not, and nothing beside them: they
 -- are filed under their lanes before anything newer is attempted.
-local retried, strays, passed_over = {}, {}, false
+local retried, strays, no_ids, passed_over = {}, {}, {}, false
 local max_retries = max_returning
 if not ordered and redis.call('ZCARD', LANES) > 0 then max_retries = math.ceil(max_returning / 2) end
 if ordered then max_retries = max_messages end
 local seen, full = 0, false
+local retry_until = ordered and '(' .. whole(NEVER) or now
 while #retried < max_retries and bytes < returning_bytes and not full do
   local want = math.min(16, max_retries - #retried)
-  local due = ordered and redis.call('ZRANGE', RETRY, seen, seen + want - 1)
-    or redis.call('ZRANGEBYSCORE', RETRY, '-inf', now, 'LIMIT', seen, want)
+  local due = redis.call('ZRANGEBYSCORE', RETRY, '-inf', retry_until, 'LIMIT', seen, want)
   if #due == 0 then break end
   seen = seen + #due
   local deaths = any_recovered and redis.call('HMGET', RECOVERED, unpack(due)) or {}
   for i, id in ipairs(due) do
     if bytes >= returning_bytes then full = true break end
-    local died = tonumber(deaths[i] or '0')
-    if not ordered and not may_go(died) then passed_over = true
+    local died = deaths[i] and count_of(deaths[i]) or 0
+    if not is_id(id) then no_ids[#no_ids + 1] = id
+    elseif not ordered and not may_go(died) then passed_over = true
     else
       local body = redis.call('HGET', MESSAGES, id)
       if not body then strays[#strays + 1] = id
       else
         if not ordered then goes(died) end
         retried[#retried + 1] = id
-        give(id, body, redis.call('HGET', HISTORY, id), deaths[i], 'r')
+        give(id, body, redis.call('HGET', HISTORY, id), died, 'r')
       end
     end
   end
   if seen > 2000 then break end
 end
 
-local left, emptied, moved_lanes, failures = {}, {}, {}, {}
+local left, emptied, moved_lanes, failures, no_lanes = {}, {}, {}, {}, 0
 -- `free`: how many of the lane go out at once; one that no agent died of may be held.
 local function take_from(origin, n, free, source)
   local room = math.min(n, max_returning - #ids)
   if room <= 0 or bytes >= returning_bytes then return 0 end
   -- Every second failure in a row the newest is tried: the oldest may be the very ones that are bad.
   local failed = source == 'p' and redis.call('HGET', FAILURES, origin)
-  local newest = failed and not ordered and tonumber(string.match(failed, '^%d+') or 0) % 2 == 0
-  local members = newest and newest_waiting_of(origin, room + 1) or waiting_of(origin, 0, room + 1)
+  local newest = failed and not ordered and count_of(failed) % 2 == 0
+  local members = newest and newest_waiting_of(origin, room + 1) or waiting_of(origin, room + 1)
   local taken = 0
   for i = 1, math.min(room, #members) do
     if bytes >= returning_bytes then break end
     local id = string.sub(members[i], -16)
-    local died = any_recovered and tonumber(redis.call('HGET', RECOVERED, id) or '0') or 0
+    local died = any_recovered and count_of(redis.call('HGET', RECOVERED, id) or '0') or 0
     if died > 0 and (free <= 0 or not may_go(died)) then passed_over = true break end
     local body = redis.call('HGET', MESSAGES, id)
     if body then
       goes(died)
       free = free - 1
-      give(id, body, redis.call('HGET', HISTORY, id), tostring(died), source)
+      give(id, body, redis.call('HGET', HISTORY, id), died, source)
     end
     left[#left + 1] = members[i]
     taken = taken + 1
   end
-  if taken > 0 and taken == #members then
+  if taken == #members then
+    -- One for which nothing waits is none: it would be looked at for ever.
+    if taken == 0 then no_lanes, odd = no_lanes + 1, odd + 1 end
     emptied[#emptied + 1] = origin
   elseif source == 'p' then
     -- Nobody else tries it while this attempt is under way; one whose message must wait is looked at again soon.
@@ -182,7 +190,9 @@ local function try_failed()
   take_all(false)
   take_all(true)
 end
-if not (ordered and #ids > 0) then
+local files_first = ordered and #ids > 0
+if not files_first and not waiting_can_be_seen() then lanes_left = true
+elseif not files_first then
   try_failed()
   local wanted, n_wanted = {}, 0
   for i = WANTS, #ARGV, 3 do
@@ -228,7 +238,8 @@ if not (ordered and #retried > 0) then
 end
 
 local buried, base = {}, 0
-if #ids + #fresh + #oversized + #strays + #moved_lanes + #left > 0 or again then
+odd = odd + #no_ids
+if #ids + #fresh + #oversized + #strays + #no_ids + #moved_lanes + #left + no_lanes > 0 or again then
   open_for_writing()
   if #fresh > 0 then
     base = next_numbers(#fresh, seen_number)
@@ -261,6 +272,7 @@ if #ids + #fresh + #oversized + #strays + #moved_lanes + #left > 0 or again then
     redis.call('HSET', CALLS, me, table.concat(record, ' '))
   end
   if #moved_lanes > 0 then all('ZADD', LANES, moved_lanes) end
+  for _, one in ipairs(no_ids) do redis.call('ZADD', RETRY, NEVER, one) end
   all('ZREM', RETRY, retried)
   all('ZREM', RETRY, strays)
   all('ZREM', WAITING, left)
@@ -269,7 +281,7 @@ if #ids + #fresh + #oversized + #strays + #moved_lanes + #left > 0 or again then
 end
 
 local due_in = -1
-local function not_later(score) score = math.max(0, score - now) if due_in < 0 or score < due_in then due_in = score end end
+local function not_later(score) score = math.max(0, math.min(score - now, NEVER)) if due_in < 0 or score < due_in then due_in = score end end
 -- What is due and has no place now is looked for again in a moment: a place may be free by then.
 if passed_over or lanes_left then not_later(now + 20) end
 local next_retry = redis.call('ZRANGEBYSCORE', RETRY, passed_over and '(' .. string.format('%.0f', now) or '-inf', '+inf',
@@ -278,4 +290,4 @@ if next_retry[2] then not_later(tonumber(next_retry[2])) end
 local next_lane = redis.call('ZRANGEBYSCORE', LANES, '(' .. string.format('%.0f', now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 if next_lane[2] then not_later(tonumber(next_lane[2])) end
 return {'ok', now, due_in, redis.call('LLEN', K) > 0 and 1 or 0, emptied, failures, messages, buried,
-  string.format('%.0f', base), fresh}
+  string.format('%.0f', base), fresh, odd}

@@ -3,10 +3,12 @@
 local longest, limit = assert(tonumber(ARGV[1])), assert(tonumber(ARGV[2]))
 check_types()
 open_for_writing()
-local beyond, n = '(' .. string.format('%.0f', now + longest), 0
+local beyond, n = '(' .. whole(now + longest), 0
 local function hasten(key, due)
-  local members, moved = redis.call('ZRANGEBYSCORE', key, beyond, '+inf', 'LIMIT', 0, limit), {}
-  for i, one in ipairs(members) do moved[2 * i - 1], moved[2 * i] = due, one end
+  local members, moved = due_between(key, beyond, limit), {}
+  for i, one in ipairs(members) do
+    moved[2 * i - 1], moved[2 * i] = (key == LANES or is_id(one)) and due or NEVER, one
+  end
   all('ZADD', key, moved)
   n = n + #members
 end

@@ -15,8 +15,29 @@ local function check_types()
   for _, key in ipairs({INFLIGHT, WAITING, LANES, RETRY, DEAD, AGENTS}) do redis.call('ZCARD', key) end
 end
 
--- At maxmemory a first write of ZADD or HSET is refused, but HDEL is not, and opens the rest.
-local function open_for_writing() redis.call('HDEL', MESSAGES, '') end
+-- At maxmemory a first write of ZADD or HSET is refused, but HDEL is not, and opens the rest. Of the call of
+-- an agent without a number: that is nobody's, and no message.
+local function open_for_writing() redis.call('HDEL', CALLS, '') end
+
+-- Whatever else than an agent writes is found at a key is left out and counted, never an error: everything is
+-- looked at before it is used.
+local odd = 0
+-- Numbers are microseconds since 1970 or a little more: this is in the year 2223, and a double holds it exactly.
+local HIGHEST = 8000000000000000
+-- No message is due then. What stands on the retry schedule and is no id is put there, out of the way.
+local NEVER = 9000000000000000
+-- Times of messages are later: this is in 2001.
+local FIRST_TIME = 1000000000000
+local function is_id(text) return #text == 16 and not string.find(text, '%D') end
+-- A count, at the beginning of a record or all of it; 0 if there is none that could be.
+local function count_of(text)
+  local digits, after = string.match(text, '^(%d+)(.?)')
+  if digits and #digits <= 9 and (after == '' or after == ' ') then return tonumber(digits) end
+  odd = odd + 1
+  return 0
+end
+-- A score as a whole number that Rust can read too.
+local function whole(score) return string.format('%.0f', math.max(-NEVER, math.min(NEVER, tonumber(score)))) end
 
 -- `unpack` of 8,000 values is an error on Redis 7 and a crash before; an even step keeps pairs together.
 local function in_chunks(items, call)
@@ -29,10 +50,24 @@ end
 -- Ids and agents' numbers come from one counter that never goes back, not even
 -- when Redis lost data: it is at least the time in microseconds, and at least the
 -- highest number that the agent has seen, whatever the clock of a new master says.
+local function last_number()
+  local last = tonumber(redis.call('GET', ID) or '0')
+  if last and last >= 0 and last < HIGHEST then return math.floor(last) end
+  odd = odd + 1
+  return 0
+end
 local function next_numbers(n, seen)
-  local last = math.max(tonumber(redis.call('GET', ID) or '0'), now_us, seen)
+  local last = math.max(last_number(), now_us, seen)
   redis.call('SET', ID, string.format('%.0f', last + n))
   return last
+end
+-- A lease as an agent sees it in another's beat: whoever takes it back gives the same.
+local function lease_of(score) return string.format('%.0f', math.max(0, math.min(NEVER, tonumber(score)))) end
+-- What is due from a time on, but for what is due never.
+local function due_between(key, from, n)
+  local found = redis.call('ZRANGEBYSCORE', key, from, '(' .. whole(NEVER), 'LIMIT', 0, n)
+  if #found > 0 then return found end
+  return redis.call('ZRANGEBYSCORE', key, '(' .. whole(NEVER), '+inf', 'LIMIT', 0, n)
 end
 local function sixteen(number) return string.format('%016.0f', tonumber(number)) end
 
@@ -50,12 +85,46 @@ local function note_recovered(agent)
 end
 
 local function member(origin, id) return origin .. '\n' .. id end
--- The lowest ids that wait for a lane; ':' is the character after '9'.
-local function waiting_of(origin, from, n)
-  return redis.call('ZRANGEBYLEX', WAITING, '[' .. origin .. '\n', '[' .. origin .. '\n:', 'LIMIT', from, n)
+-- What waits for a lane, as far as it has an id, from one end or the other; ':' is the character after '9'.
+local function some_waiting(command, first, last, length, n)
+  local found = redis.call(command, WAITING, first, last, 'LIMIT', 0, n)
+  local whole_ones, looked_at = {}, 0
+  while true do
+    for _, one in ipairs(found) do
+      if #one == length and is_id(string.sub(one, -16)) then whole_ones[#whole_ones + 1] = one end
+    end
+    if #whole_ones == #found and looked_at == 0 then return found end
+    looked_at = looked_at + #found
+    if #found == 0 or #whole_ones >= n or looked_at > 2000 then break end
+    found = redis.call(command, WAITING, first, last, 'LIMIT', looked_at, math.max(16, n - #whole_ones))
+  end
+  odd = odd + looked_at - #whole_ones
+  for i = n + 1, #whole_ones do whole_ones[i] = nil end
+  return whole_ones
+end
+local function waiting_of(origin, n)
+  return some_waiting('ZRANGEBYLEX', '[' .. origin .. '\n', '[' .. origin .. '\n:', #origin + 17, n)
 end
 local function newest_waiting_of(origin, n)
-  return redis.call('ZREVRANGEBYLEX', WAITING, '[' .. origin .. '\n:', '[' .. origin .. '\n', 'LIMIT', 0, n)
+  return some_waiting('ZREVRANGEBYLEX', '[' .. origin .. '\n:', '[' .. origin .. '\n', #origin + 17, n)
+end
+-- All scores there are 0: one that is not hides others from looks by text. Put right, some in each call; false if
+-- there are more: then nothing can be told of what waits.
+local function waiting_can_be_seen()
+  local first = redis.call('ZRANGE', WAITING, 0, 0, 'WITHSCORES')[2]
+  if not first then return true end
+  local last = redis.call('ZREVRANGE', WAITING, 0, 0, 'WITHSCORES')[2]
+  if tonumber(first) == 0 and tonumber(last) == 0 then return true end
+  open_for_writing()
+  local can = true
+  for _, range in ipairs({{'-inf', '(0'}, {'(0', '+inf'}}) do
+    local members, scores = redis.call('ZRANGEBYSCORE', WAITING, range[1], range[2], 'LIMIT', 0, 500), {}
+    for i, one in ipairs(members) do scores[2 * i - 1], scores[2 * i] = 0, one end
+    all('ZADD', WAITING, scores)
+    odd = odd + #members
+    if #members == 500 then can = false end
+  end
+  return can
 end
 -- When a lane may be tried: an odd time says that it is left alone because it is being
 -- probed, an even one that it backs off. Never failed is negative, open is 0.
@@ -63,7 +132,7 @@ local function probed_until(ms) return ms + 1 - ms % 2 end
 local function due_at(ms) return ms - ms % 2 end
 local function is_probed(due) return due > now and due % 2 == 1 end
 local function close_if_empty(origin)
-  if #waiting_of(origin, 0, 1) == 0 then
+  if #waiting_of(origin, 1) == 0 then
     redis.call('ZREM', LANES, origin)
     redis.call('HDEL', FAILURES, origin)
   end
@@ -73,7 +142,10 @@ end
 local function fails_slowly(record) return record and string.match(record, '^%d+ s ') end
 
 -- history: attempts, failures of its own, its first failure (or, not attempted yet, when it was first put off; ms), last error.
-local function first_put_off(history) return history and tonumber(string.match(history, '^%d+ %d+ (%d+) ')) end
+local function first_put_off(history)
+  local first = history and tonumber(string.match(history, '^%d+ %d+ (%d+) '))
+  return first and first >= FIRST_TIME and first < HIGHEST and first or nil
+end
 local function put_off(id, old, attempts, own, why)
   local first = first_put_off(old)
   if not first or attempts + 0 > 0 and tonumber(string.match(old, '^%d+')) == 0 then first = now end

@@ -1,4 +1,4 @@
--- join(lease ms, old number or '', highest number seen) -> {number, what became of the old one}: registers
+-- join(lease ms, old number or '', highest number seen) -> {number, what became of the old one, odd entries}: registers
 -- a new agent. The old one is 'recovered', 'registered' still, or '': nothing is known of it, for Redis lost it.
 local lease, old, seen = assert(tonumber(ARGV[1])), ARGV[2], assert(tonumber(ARGV[3]))
 check_types()
@@ -10,4 +10,4 @@ local number = sixteen(next_numbers(1, seen) + 1)
 redis.call('ZADD', AGENTS, now + lease, number)
 -- Its longest delay comes with its first beat.
 redis.call('HSET', CALLS, 'l' .. number, string.format('%.0f 0', lease))
-return {number, fate}
+return {number, fate, odd}

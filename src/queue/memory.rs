@@ -9,8 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::{
-    Adopted, AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, History, Id, Joined, LaneChange, Peer, Place,
-    Queue, RawClaim, Settlement, Source, Waited, WaitingLane, Want, adopt,
+    Adopted, AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, HIGHEST_NUMBER, History, Id, Joined,
+    LaneChange, Peer, Place, Queue, RawClaim, Settlement, Source, Waited, WaitingLane, Want, adopt,
 };
 
 /// So many agents that were taken for dead are remembered.
@@ -198,7 +198,7 @@ impl Queue for Memory {
         call: u64,
         settlements: &[Settlement],
         changes: &[LaneChange],
-    ) -> Result<Vec<Id>, Error> {
+    ) -> Result<Option<Vec<Id>>, Error> {
         self.make(|state, clock| state.settle(clock, me, call, settlements, changes))
     }
 
@@ -353,6 +353,7 @@ struct Batch {
     left: Vec<(String, Id)>,
     emptied: Vec<String>,
     moved_lanes: Vec<(String, i64)>,
+    no_lanes: usize,
     failures: Vec<FailedLane>,
 }
 
@@ -386,7 +387,8 @@ impl Batch {
 
 impl State {
     fn next_numbers(&mut self, clock: Clock, n: u64, seen: u64) -> u64 {
-        let last = self.last_number.max(clock.0).max(seen);
+        let sane = Some(self.last_number).filter(|last| *last < HIGHEST_NUMBER);
+        let last = sane.unwrap_or(0).max(clock.0).max(seen);
         self.last_number = last + n;
         last
     }
@@ -493,6 +495,7 @@ impl State {
             left: Vec::new(),
             emptied: Vec::new(),
             moved_lanes: Vec::new(),
+            no_lanes: 0,
             failures: Vec::new(),
         };
         self.take_retries(clock, bounds, &mut batch);
@@ -507,7 +510,8 @@ impl State {
         let (passed_over, lanes_left) = (batch.passed_over, batch.lanes_left);
 
         let mut oversized = Vec::new();
-        let counts = [claims.len(), taken.len(), too_large.len(), strays.len(), moved_lanes.len(), left.len()];
+        let counts =
+            [claims.len(), taken.len(), too_large.len(), strays.len(), moved_lanes.len(), left.len(), batch.no_lanes];
         if counts.iter().any(|n| *n > 0) || again {
             for (id, body) in self.new_ids(clock, taken.len(), bounds.seen).zip(taken) {
                 self.messages.insert(id, body);
@@ -697,7 +701,9 @@ impl State {
             batch.left.push((origin.clone(), *id));
             taken += 1;
         }
-        if taken > 0 && taken == members.len() {
+        // A lane for which nothing waits is none.
+        batch.no_lanes += usize::from(members.is_empty());
+        if taken == members.len() {
             batch.emptied.push(origin.clone());
         } else if probe {
             let due = if taken > 0 { probed(clock.after(bounds.probe_for)) } else { not_probed(clock.now() + 100) };
@@ -748,10 +754,10 @@ impl State {
         call: u64,
         settlements: &[Settlement],
         changes: &[LaneChange],
-    ) -> Vec<Id> {
+    ) -> Option<Vec<Id>> {
         match self.settles.get(&me) {
-            Some((last, lost)) if *last == call => return lost.clone(),
-            Some((last, _)) if *last > call => return Vec::new(),
+            Some((last, lost)) if *last == call => return Some(lost.clone()),
+            Some((last, _)) if *last > call => return None,
             _ => {}
         }
         let mut lost = Vec::new();
@@ -784,7 +790,7 @@ impl State {
         if self.agents.contains_key(&me) {
             self.settles.insert(me, (call, lost.clone()));
         }
-        lost
+        Some(lost)
     }
 
     /// False if the message is not this agent's any more.
@@ -859,7 +865,7 @@ impl State {
             }
         }
         let length = |number: AgentNumber, expires: i64| {
-            let left = || (expires - clock.now()).clamp(0, 3_600_000) as u64;
+            let left = || Some((expires - clock.now()).max(0) as u64).filter(|left| *left <= 3_600_000).unwrap_or(0);
             Duration::from_millis(self.lengths.get(&number).map_or_else(left, |(length, _)| *length))
         };
         let mut peers: Vec<Peer> = by_score(&self.agents)

@@ -1,7 +1,9 @@
 //! What only operators need to see of the queue: counts, lists in pages, single
-//! messages. Nothing here changes anything, and nothing holds more than one page
+//! messages. Nothing here changes anything but what `odd` mends, and nothing holds more than one page
 //! of a list or a few megabytes of messages at a time. It leaves to the commands
 //! what to show and in which words.
+
+pub mod odd;
 
 use std::ops::ControlFlow;
 
@@ -48,6 +50,8 @@ struct Looks {
     page: Move,
     bodies: Move,
     one: Move,
+    odd: Move,
+    mend: Move,
 }
 
 /// How many messages are where, seen in one step.
@@ -171,6 +175,7 @@ impl Operator {
     /// The same on a server that has more to be told.
     pub fn on(server: Server, queue: &str) -> Operator {
         let new = |body| Move::new(include_str!("head.lua"), body);
+        let judging = concat!(include_str!("head.lua"), include_str!("operator/judge.lua"));
         Operator {
             link: Link::new(server),
             keys: Keys::new(queue),
@@ -180,6 +185,8 @@ impl Operator {
                 page: new(include_str!("operator/page.lua")),
                 bodies: new(include_str!("operator/bodies.lua")),
                 one: new(include_str!("operator/one.lua")),
+                odd: Move::new(judging, include_str!("operator/odd.lua")),
+                mend: Move::new(judging, include_str!("operator/mend.lua")),
             },
         }
     }
@@ -249,14 +256,16 @@ impl Operator {
     ///
     /// If Redis cannot be asked.
     pub fn each_lane(&mut self, at_most: usize, mut take: impl FnMut(LaneSeen)) -> Result<(), Error> {
+        type Lane = (Vec<u8>, i64, u64, String, Vec<u8>);
         let mut from = 0;
         while from < at_most {
             let n = PAGE.min(at_most - from);
             let mut arguments = Arguments::default();
             arguments.text(from).text(n);
-            let lanes: Vec<(String, i64, u64, String, String)> = read(self.run(|looks| &looks.lanes, &arguments)?)?;
+            let lanes: Vec<Lane> = read(self.run(|looks| &looks.lanes, &arguments)?)?;
             let found = lanes.len();
             for (origin, time, messages, oldest, record) in lanes {
+                let (origin, record) = (lossy(&origin), lossy(&record));
                 let (failures, last_error) = record.split_once(' ').unwrap_or((&record, ""));
                 // How it failed, fast or slowly.
                 let last_error = last_error.strip_prefix("f ").or(last_error.strip_prefix("s ")).unwrap_or(last_error);
@@ -295,20 +304,22 @@ impl Operator {
             Schedule::Dead => "dead",
             Schedule::Retry => "retry",
         };
-        let (mut after, mut skip) = ((-1, String::new()), skip);
+        // Scores as Redis writes them, so that they come back as they are.
+        let (mut after, mut skip) = (("-inf".to_string(), Vec::new()), skip);
         loop {
             let mut arguments = Arguments::default();
-            arguments.text(name).text(after.0).text(&after.1).text(skip).text(PAGE);
+            arguments.text(name).text(&after.0).bytes(&after.1).text(skip).text(PAGE);
             skip = 0;
-            let found: Vec<(String, i64, Vec<u8>, u64)> = read(self.run(|looks| &looks.page, &arguments)?)?;
+            let found: Vec<(Vec<u8>, String, Vec<u8>, u64)> = read(self.run(|looks| &looks.page, &arguments)?)?;
             let Some((id, score, ..)) = found.last() else { return Ok(()) };
-            after = (*score, id.clone());
+            after = (score.clone(), id.clone());
             let entries = found
                 .into_iter()
                 .filter_map(|(id, score, record, recovered)| {
                     Some(Entry {
-                        id: Id(id.parse().ok()?),
-                        at: u64::try_from(score).unwrap_or(0),
+                        id: Id::read(&id)?,
+                        // Below 0 and beyond all times it stops there.
+                        at: score.parse::<f64>().ok()? as u64,
                         history: history(&record, now as i64),
                         recovered,
                     })
@@ -406,6 +417,11 @@ impl Operator {
 /// An answer as values of our own.
 pub(crate) fn read<T: FromRedisValue>(value: Value) -> Result<T, Error> {
     redis::from_redis_value(value).map_err(|_| unexpected())
+}
+
+/// Text that somebody else may have written.
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 fn unexpected() -> Error {

@@ -4,15 +4,17 @@
 //! is its callers' part.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use log::warn;
 use redis::Value;
 
 use super::advice;
 use super::connection::{Arguments, Failure, Link, Move, Server, wire_text};
 use super::{
-    Adopted, AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, History, Id, Joined, LaneChange, Peer, Place,
-    Queue, RawClaim, Settlement, Source, Waited, WaitingLane,
+    Adopted, AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, HIGHEST_NUMBER, History, Id, Joined,
+    LaneChange, Peer, Place, Queue, RawClaim, Settlement, Source, Waited, WaitingLane,
 };
 
 /// How a wait is made.
@@ -29,6 +31,11 @@ pub enum Pop {
 /// and `0.001` blocks for ever on Redis 6.2.
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
 const SHORTEST_WAIT: Duration = Duration::from_millis(20);
+
+/// No agent counts as far: what goes beyond it somebody else has written.
+const MOST_FAILURES: u32 = 1_000_000_000;
+/// Times of messages, in milliseconds, are later: this is in 2001.
+const FIRST_TIME: i64 = 1_000_000_000_000;
 
 /// Ids in one call of the moves that take a list of them.
 const IDS_PER_CALL: usize = 500;
@@ -145,6 +152,8 @@ pub struct RedisList {
     has_blmove: bool,
     unheard: Unheard,
     ordered: bool,
+    /// How often entries of the keys that no agent writes were met, and left out; shared by all ends.
+    odd: Arc<AtomicU64>,
     /// For tests: the key that stands in for Redis's clock.
     clock: Option<String>,
 }
@@ -204,6 +213,7 @@ impl RedisList {
             has_blmove: true,
             unheard: Unheard::Unknown,
             ordered,
+            odd: Arc::default(),
             clock: clock.map(str::to_string),
         }
     }
@@ -218,8 +228,14 @@ impl RedisList {
             has_blmove: self.has_blmove,
             unheard: Unheard::Unknown,
             ordered: self.ordered,
+            odd: self.odd.clone(),
             clock: self.clock.clone(),
         }
+    }
+
+    /// Counts how often entries of the keys that no agent writes were met; of all ends together.
+    pub fn odd(&self) -> Arc<AtomicU64> {
+        self.odd.clone()
     }
 
     /// The names of its keys.
@@ -261,6 +277,13 @@ impl RedisList {
         }
     }
 
+    fn ask(&mut self, command: &redis::Cmd) -> Result<Value, Error> {
+        match self.link.query(command) {
+            Err(Error::Fatal(why)) if why.contains("WRONGTYPE") => Err(self.name_wrong_type(why)),
+            answer => answer,
+        }
+    }
+
     /// Redis does not say at which key it found the wrong type: so look.
     fn name_wrong_type(&mut self, why: String) -> Error {
         let expected = |at: usize| match at {
@@ -282,6 +305,18 @@ impl RedisList {
             }
         }
         Error::Fatal(why)
+    }
+
+    /// Said once: the metric goes on counting.
+    fn meet_odd(&self, n: i64) {
+        if let Ok(n @ 1..) = u64::try_from(n)
+            && self.odd.fetch_add(n, Ordering::Relaxed) == 0
+        {
+            let queue = self.keys.queue();
+            warn!(
+                "the keys beside '{queue}' hold what no agent writes; it is left alone: 'acapy-deliver check' names it, and with '--repair' says how to move it aside"
+            );
+        }
     }
 
     fn on_ids(&mut self, script: fn(&Moves) -> &Move, first: Option<AgentNumber>, ids: &[Id]) -> Result<usize, Error> {
@@ -397,6 +432,7 @@ impl Queue for RedisList {
             "registered" => Fate::Registered,
             _ => Fate::Unknown,
         };
+        self.meet_odd(answer.number()?);
         Ok(Joined { number, old })
     }
 
@@ -432,15 +468,15 @@ impl Queue for RedisList {
         let mut emptied = Vec::new();
         let mut origins = answer.list()?;
         while origins.more() {
-            emptied.push(origins.text()?);
+            emptied.push(origins.lossy()?);
         }
         let mut failures = Vec::new();
         let mut records = answer.list()?;
         while records.more() {
-            let origin = records.text()?;
-            let record = records.text()?;
+            let origin = records.lossy()?;
+            let record = records.lossy()?;
             let mut words = record.split(' ');
-            let failures_in_a_row = words.next().and_then(|n| n.parse().ok()).unwrap_or(0);
+            let failures_in_a_row = words.next().and_then(|n| n.parse().ok()).unwrap_or(0).min(MOST_FAILURES);
             failures.push(FailedLane { origin, failures: failures_in_a_row, slowly: words.next() == Some("s") });
         }
         let mut claims = Vec::new();
@@ -474,6 +510,7 @@ impl Queue for RedisList {
             let (history, source) = (History::default(), Source::Queue);
             claims.push(RawClaim { id: Id(id), bytes: fresh.bytes()?, history, recovered: 0, source });
         }
+        self.meet_odd(answer.number()?);
         let due_in = u64::try_from(due_in).ok().map(Duration::from_millis);
         let at = u64::try_from(now).unwrap_or_default();
         Ok(Claimed::Taken { claims, emptied, failures, oversized, due_in, more, at })
@@ -530,16 +567,18 @@ impl Queue for RedisList {
         call: u64,
         settlements: &[Settlement],
         changes: &[LaneChange],
-    ) -> Result<Vec<Id>, Error> {
+    ) -> Result<Option<Vec<Id>>, Error> {
         let arguments = settle_arguments(me, call, settlements, changes);
         let mut answer = Answer::of(self.run(|moves| &moves.settle, &arguments)?)?;
-        answer.text()?;
+        if answer.text()? == "old" {
+            return Ok(None);
+        }
         let mut lost = Vec::new();
         let mut ids = answer.list()?;
         while ids.more() {
             lost.push(ids.id()?);
         }
-        Ok(lost)
+        Ok(Some(lost))
     }
 
     fn beat(&mut self, me: AgentNumber, lease: Duration, seen: u64, longest: Duration) -> Result<Beat, Error> {
@@ -560,6 +599,7 @@ impl Queue for RedisList {
                 peers.push(Peer { number, lease, length });
             }
         }
+        self.meet_odd(answer.number()?);
         Ok(Beat { registered, peers, at, beyond })
     }
 
@@ -576,10 +616,10 @@ impl Queue for RedisList {
     fn in_flight(&mut self, me: AgentNumber) -> Result<Vec<Id>, Error> {
         let mut command = redis::cmd("ZRANGEBYSCORE");
         command.arg(self.keys.named("inflight")).arg(me.to_string()).arg(me.to_string());
-        let mut answer = Answer::of(self.link.query(&command)?)?;
+        let mut answer = Answer::of(self.ask(&command)?)?;
         let mut ids = Vec::new();
         while answer.more() {
-            ids.push(answer.id()?);
+            ids.extend(Id::read(&answer.bytes()?));
         }
         Ok(ids)
     }
@@ -606,7 +646,7 @@ impl Queue for RedisList {
     }
 
     fn put_back(&mut self, popped: &[u8]) -> Result<(), Error> {
-        self.link.query(redis::cmd("LPUSH").arg(self.keys.queue()).arg(popped)).map(|_| ())
+        self.ask(redis::cmd("LPUSH").arg(self.keys.queue()).arg(popped)).map(|_| ())
     }
 
     fn hasten(&mut self, longest: Duration, limit: usize) -> Result<usize, Error> {
@@ -647,10 +687,10 @@ impl Queue for RedisList {
         let now = self.now_ms()?;
         let mut command = redis::cmd("ZRANGE");
         command.arg(self.keys.named("lanes")).arg(from).arg(from + limit - 1).arg("WITHSCORES");
-        let mut answer = Answer::of(self.link.query(&command)?)?;
+        let mut answer = Answer::of(self.ask(&command)?)?;
         let mut lanes = Vec::new();
         while answer.more() {
-            let origin = answer.text()?;
+            let origin = answer.lossy()?;
             let score: f64 = answer.text()?.parse().map_err(|_| unexpected("a lane's time"))?;
             let due_in = (score > 0.0).then(|| Duration::from_millis((score as i64 - now).max(0) as u64));
             lanes.push(WaitingLane { origin, due_in });
@@ -738,9 +778,11 @@ pub(crate) fn history(record: &[u8], now_ms: i64) -> History {
     let mut words = record.splitn(4, ' ');
     let mut number = || words.next().and_then(|word| word.parse::<i64>().ok());
     let (attempts, own_failures, first) = (number(), number(), number());
+    let count = |n: Option<i64>| n.unwrap_or(0).clamp(0, i64::from(MOST_FAILURES)) as u32;
+    let first = first.filter(|first| (FIRST_TIME..HIGHEST_NUMBER as i64).contains(first));
     History {
-        attempts: attempts.unwrap_or(0) as u32,
-        own_failures: own_failures.unwrap_or(0) as u32,
+        attempts: count(attempts),
+        own_failures: count(own_failures),
         age: first.map(|first| Duration::from_millis((now_ms - first).max(0) as u64)),
         last_error: words.next().unwrap_or_default().to_string(),
     }
@@ -778,6 +820,11 @@ impl Answer {
             Some(Value::SimpleString(text)) => Ok(text.into_bytes()),
             _ => Err(unexpected("bytes")),
         }
+    }
+
+    /// Text of which others may have written a part.
+    fn lossy(&mut self) -> Result<String, Error> {
+        Ok(String::from_utf8_lossy(&self.bytes()?).into_owned())
     }
 
     pub(super) fn text(&mut self) -> Result<String, Error> {

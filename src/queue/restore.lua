@@ -8,7 +8,7 @@ end
 check_types()
 if not redis.call('ZSCORE', AGENTS, me) then return {'gone'} end
 open_for_writing()
-if tonumber(redis.call('GET', ID) or '0') < highest then next_numbers(0, highest) end
+if last_number() < highest and highest < HIGHEST then next_numbers(0, highest) end
 local out = {'ok'}
 for i = 2, #ARGV, 2 do
   local id = ARGV[i]

@@ -4,7 +4,7 @@
 --                  n, {id, attempts, own, why}...                   dead
 --                  n, {origin, 'o'}... or {origin, 'c', delay, failures, s or f, why}... or {origin, 'd', delay}...
 --                     or {origin, 'f'}...      lanes that opened, closed, are due, or whose prober died)
---   -> {state, ids that are not ours any more}
+--   -> {state, ids that are not ours any more}; nothing is done if the state is `old`
 -- What was delivered goes wherever it is. Everything else is done only if it is
 -- still ours: after a recovery another agent may have it.
 local me, call = ARGV[1], ARGV[2]
@@ -38,11 +38,13 @@ end)
 
 local last = redis.call('HGET', CALLS, 's' .. me)
 local last_call = last and tonumber(string.match(last, '^%d+'))
-if last_call and last_call >= tonumber(call) then
+if last_call == tonumber(call) then
   local lost = {}
-  if last_call == tonumber(call) then for id in string.gmatch(last, ' (%d+)') do lost[#lost + 1] = id end end
+  for id in string.gmatch(last, ' (%d+)') do if is_id(id) then lost[#lost + 1] = id end end
   return {'again', lost}
 end
+-- Overtaken, and nobody listens; or the record is none of ours, and whoever listens must begin anew.
+if last_call and last_call > tonumber(call) then return {'old', {}} end
 check_types()
 open_for_writing()
 
@@ -78,7 +80,7 @@ for i = 1, #delivered, 500 do
     redis.call('ZREM', RETRY, unpack(delivered, i, to))
     redis.call('ZREM', DEAD, unpack(delivered, i, to))
     for j = i, to do
-      if redis.call('ZREM', WAITING, member(origin_of[j], delivered[j])) > 0 then close_if_empty(origin_of[j]) end
+      if redis.call('ZREM', WAITING, member(origin_of[j], delivered[j])) > 0 and waiting_can_be_seen() then close_if_empty(origin_of[j]) end
     end
   end
 end
@@ -98,7 +100,7 @@ for _, change in ipairs(changes) do
       redis.call('ZADD', LANES, due_at(now + change.delay), change.origin)
     else
       -- Only the failure that is news counts: a late one, begun before another agent closed the lane, does not.
-      local known = tonumber(string.match(redis.call('HGET', FAILURES, change.origin) or '0', '^%d+'))
+      local known = count_of(redis.call('HGET', FAILURES, change.origin) or '0')
       if change.failures > known then
         redis.call('ZADD', LANES, due_at(now + change.delay), change.origin)
         redis.call('HSET', FAILURES, change.origin, string.format('%d %s ', change.failures, change.how) .. change.why)

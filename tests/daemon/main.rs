@@ -19,6 +19,7 @@
 //! | `operator.rs` | what people type: `check`, `status`, `dead`, `enqueue`, `listen`, wrong options |
 //! | `addresses.rs` | where no message may go; an agent whose name server is silent |
 //! | `limits.rs` | what the machine refuses: descriptors, threads, names, memory for an envelope |
+//! | `odd.rs` | values in Redis that no agent writes: skipped, counted, named, moved aside |
 //! | `secrets.rs` | what must not be shown: credentials in logs, letters and redirects; escapes on a terminal |
 //! | `makeup.rs` | what the program and the scripts are made of: dependencies, `scripts/run` |
 //! | `today.rs` | today's ACA-Py with its Redis plugin: which queue, and the place of the plugin's deliverer |
@@ -36,6 +37,7 @@ mod delivery;
 mod lanes;
 mod limits;
 mod makeup;
+mod odd;
 mod operator;
 mod order;
 mod outage;

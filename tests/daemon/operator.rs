@@ -507,7 +507,7 @@ fn status_counts_what_is_where() {
         pipe.cmd("HSET").arg(redis.key("history")).arg(&id).arg(format!("4 4 {now} 500 Internal")).ignore();
     }
     pipe.exec(&mut client).unwrap();
-    bury(&redis, (1..=3).map(|n| (n, b"x".to_vec(), "0 0 5 undecodable".to_string())));
+    bury(&redis, (1..=3).map(|n| (n, b"x".to_vec(), "0 0 1600000000000 undecodable".to_string())));
     redis.push(b"queued");
     redis.check_invariant();
 
@@ -635,7 +635,7 @@ fn check_says_how_an_agent_waits_on_an_old_server() {
 fn check_changes_nothing_in_a_queue_that_is_full_of_messages() {
     let redis = Redis::start();
     redis.push_all((0..50).map(|n| format!("message {n}")));
-    bury(&redis, (1..=50).map(|n| (n, b"x".to_vec(), "0 0 5 undecodable".to_string())));
+    bury(&redis, (1..=50).map(|n| (n, b"x".to_vec(), "0 0 1600000000000 undecodable".to_string())));
     let digest = || redis::cmd("DEBUG").arg("DIGEST").query::<String>(&mut redis.client()).unwrap();
     let redis_may_debug = redis::cmd("DEBUG").arg("DIGEST").query::<String>(&mut redis.client()).is_ok();
     let dump = || {

@@ -514,7 +514,7 @@ fn whatever_redis_holds_it_does_not_join_without_a_pause() {
     // So long that a few pauses are in it.
     thread::sleep(Duration::from_secs(4));
     let n = n_commands() - before;
-    assert!(n < 200, "{n} commands in 4 s");
+    assert!(n < 600, "{n} commands in 4 s");
     assert!(agent.is_running());
     assert!(agent.log().lines().count() < 30, "{}", agent.log());
 }

@@ -505,7 +505,7 @@ impl SimAgent {
                 let batch = self.sent.as_ref().expect("just set");
                 let (settlements, changes) = (batch.settlements.clone(), batch.changes.clone());
                 match net.send(Move::Settle { me: number, call: self.settle_call, settlements, changes }, rng)? {
-                    Answer::NotOurs(lost) => self.settling = Settling::Confirmed(lost),
+                    Answer::NotOurs(Some(lost)) => self.settling = Settling::Confirmed(lost),
                     other => return Err(Stop::Broken(format!("settle answers {other:?}"))),
                 }
                 Ok(())

@@ -25,12 +25,7 @@ const fn mutation(by: &'static str, file: &'static str, from: &'static str, to: 
 
 const MUTATIONS: &[Mutation] = &[
     // Numbers of calls.
-    mutation(
-        "a_settle_sent_again_changes_nothing",
-        "settle",
-        "if last_call and last_call >= tonumber(call) then",
-        "if false then",
-    ),
+    mutation("a_settle_sent_again_changes_nothing", "settle", "if last_call == tonumber(call) then", "if false then"),
     mutation(
         "a_claim_sent_again_answers_the_same",
         "claim",
@@ -40,7 +35,7 @@ const MUTATIONS: &[Mutation] = &[
     mutation(
         "an_older_claim_takes_nothing",
         "claim",
-        "if last and tonumber(string.match(last, '^%d+')) > tonumber(call) then return {'old'} end",
+        "if last and tonumber(string.match(last, '^%d+') or 0) > tonumber(call) then return {'old'} end",
         "",
     ),
     mutation(
@@ -71,17 +66,22 @@ const MUTATIONS: &[Mutation] = &[
     mutation(
         "no_number_is_used_twice_when_the_clock_goes_back",
         "head",
-        "math.max(tonumber(redis.call('GET', ID) or '0'), now_us, seen)",
+        "math.max(last_number(), now_us, seen)",
         "now_us",
     ),
     mutation(
         "no_number_is_used_twice_when_the_counter_is_lost",
         "head",
-        "math.max(tonumber(redis.call('GET', ID) or '0'), now_us, seen)",
-        "math.max(tonumber(redis.call('GET', ID) or '0'), seen)",
+        "math.max(last_number(), now_us, seen)",
+        "math.max(last_number(), seen)",
     ),
     mutation("a_claim_takes_no_more_messages_than_asked", "head", "last + n))", "last + n - 1))"),
-    mutation("no_number_is_given_out_that_an_agent_has_seen", "head", "or '0'), now_us, seen)", "or '0'), now_us)"),
+    mutation(
+        "no_number_is_given_out_that_an_agent_has_seen",
+        "head",
+        "(last_number(), now_us, seen)",
+        "(last_number(), now_us)",
+    ),
     mutation(
         "no_number_is_given_out_that_an_agent_has_seen",
         "beat",
@@ -91,7 +91,7 @@ const MUTATIONS: &[Mutation] = &[
     mutation(
         "what_redis_has_lost_is_restored_and_the_rest_stays_where_it_is",
         "restore",
-        "< highest then next_numbers(0, highest) end",
+        "< highest and highest < HIGHEST then next_numbers(0, highest) end",
         "< 0 then end",
     ),
     // What was lost, and what only seems so.
@@ -146,8 +146,8 @@ const MUTATIONS: &[Mutation] = &[
     mutation(
         "a_settle_sent_again_says_again_what_was_not_ours",
         "settle",
-        "if last_call == tonumber(call) then for",
-        "if true then for",
+        "return {'old', {}}",
+        "return {'again', {}}",
     ),
     mutation("what_is_due_later_than_any_delay_is_due_now", "hasten", "hasten(LANES, due_at(now))", ""),
     mutation("what_is_due_later_than_any_delay_is_due_now", "hasten", "hasten(RETRY, now)", ""),
@@ -202,17 +202,17 @@ const MUTATIONS: &[Mutation] = &[
     mutation(
         "a_standby_that_asked_again_leaves_nothing_to_a_late_first",
         "claim",
-        "if other < me then return true end",
+        "if other < me and is_id(other) then return true end",
         "",
     ),
     mutation(
         "in_order_nobody_claims_while_a_stranger_has_messages_in_flight",
         "claim",
-        "return low[2] and (tonumber",
+        "return low and (tonumber",
         "return false and (tonumber",
     ),
     // What is written before anything else, and checked before that.
-    mutation("a_full_redis_still_makes_every_move", "head", "redis.call('HDEL', MESSAGES, '')", ""),
+    mutation("a_full_redis_still_makes_every_move", "head", "redis.call('HDEL', CALLS, '')", ""),
     mutation(
         "a_wrong_type_at_any_key_leaves_everything_as_it_was",
         "head",
@@ -257,14 +257,14 @@ const MUTATIONS: &[Mutation] = &[
     mutation(
         "what_was_delivered_goes_wherever_it_is",
         "settle",
-        "if redis.call('ZREM', WAITING, member(origin_of[j], delivered[j])) > 0 then close_if_empty(origin_of[j]) end",
+        "if redis.call('ZREM', WAITING, member(origin_of[j], delivered[j])) > 0 and waiting_can_be_seen() then close_if_empty(origin_of[j]) end",
         "",
     ),
     mutation(
         "what_was_delivered_goes_wherever_it_is",
         "settle",
-        "> 0 then close_if_empty(origin_of[j]) end",
-        "> 0 then end",
+        "waiting_can_be_seen() then close_if_empty(origin_of[j]) end",
+        "waiting_can_be_seen() then end",
     ),
     mutation(
         "what_was_delivered_goes_wherever_it_is",
@@ -351,8 +351,8 @@ const MUTATIONS: &[Mutation] = &[
     mutation(
         "leaving_gives_back_everything_without_counting_a_death",
         "recover",
-        "count and redis.call('HINCRBY', RECOVERED, id, 1) or 0",
-        "redis.call('HINCRBY', RECOVERED, id, 1)",
+        "local died = count and is_id(id)",
+        "local died = is_id(id)",
     ),
     mutation("a_message_recovered_for_the_fifth_time_is_dead", "recover", "died >= 5", "died >= 6"),
     // Lanes.
@@ -525,15 +525,204 @@ const MUTATIONS: &[Mutation] = &[
     mutation(
         "in_order_retries_come_alone_due_or_not",
         "claim",
-        "local due = ordered and redis.call('ZRANGE', RETRY, seen, seen + want - 1)\n    or ",
-        "local due = ",
+        "local retry_until = ordered and '(' .. whole(NEVER) or now",
+        "local retry_until = now",
     ),
-    mutation("in_order_retries_come_alone_due_or_not", "claim", "if not (ordered and #ids > 0) then", "if true then"),
+    mutation(
+        "in_order_retries_come_alone_due_or_not",
+        "claim",
+        "local files_first = ordered and #ids > 0",
+        "local files_first = false",
+    ),
     mutation(
         "in_order_retries_come_alone_due_or_not",
         "claim",
         "if not (ordered and #retried > 0) then",
         "if true then",
+    ),
+    // What no agent writes.
+    mutation(
+        "numbers_go_on_from_now_when_the_counter_is_none",
+        "head",
+        "if last and last >= 0 and last < HIGHEST then",
+        "if last and last >= 0 then",
+    ),
+    mutation(
+        "numbers_go_on_from_now_when_the_counter_is_none",
+        "head",
+        "return math.floor(last) end",
+        "return last end",
+    ),
+    mutation(
+        "numbers_go_on_from_now_when_the_counter_is_none",
+        "head",
+        "if last and last >= 0 and last < HIGHEST then",
+        "if last >= 0 and last < HIGHEST then",
+    ),
+    mutation(
+        "what_is_no_id_is_put_out_of_the_way_of_retries",
+        "claim",
+        "if not is_id(id) then no_ids[#no_ids + 1] = id\n    elseif",
+        "if",
+    ),
+    mutation(
+        "what_is_no_id_is_put_out_of_the_way_of_retries",
+        "claim",
+        "for _, one in ipairs(no_ids) do redis.call('ZADD', RETRY, NEVER, one) end",
+        "",
+    ),
+    mutation(
+        "what_is_no_id_is_put_out_of_the_way_of_retries",
+        "hasten",
+        "(key == LANES or is_id(one)) and due or NEVER",
+        "due",
+    ),
+    mutation(
+        "what_waits_without_an_id_is_passed_over",
+        "head",
+        "if #one == length and is_id(string.sub(one, -16)) then",
+        "if true then",
+    ),
+    mutation("what_waits_without_an_id_is_passed_over", "head", "if #one == length and is_id(", "if is_id("),
+    mutation(
+        "what_waits_without_an_id_is_passed_over",
+        "head",
+        "if #found == 0 or #whole_ones >= n or looked_at > 2000 then break end",
+        "if true then break end",
+    ),
+    mutation(
+        "scores_of_what_waits_are_put_right",
+        "claim",
+        "if not files_first and not waiting_can_be_seen() then",
+        "if false then",
+    ),
+    mutation("scores_of_what_waits_are_put_right", "settle", "> 0 and waiting_can_be_seen() then", "> 0 then"),
+    mutation("scores_of_what_waits_are_put_right", "head", "if #members == 500 then can = false end", ""),
+    mutation(
+        "a_lane_for_which_nothing_waits_is_forgotten",
+        "claim",
+        "if taken == 0 then no_lanes, odd = no_lanes + 1, odd + 1 end",
+        "",
+    ),
+    mutation(
+        "agents_and_owners_that_are_no_numbers_are_nobody",
+        "beat",
+        "if not is_id(agents[i]) then",
+        "if false then",
+    ),
+    mutation(
+        "agents_and_owners_that_are_no_numbers_are_nobody",
+        "beat",
+        "if tonumber(next[2]) % 1 ~= 0 then",
+        "if false then",
+    ),
+    mutation(
+        "agents_and_owners_that_are_no_numbers_are_nobody",
+        "beat",
+        "'ZRANGEBYSCORE', INFLIGHT, from, HIGHEST,",
+        "'ZRANGEBYSCORE', INFLIGHT, from, '+inf',",
+    ),
+    mutation(
+        "agents_and_owners_that_are_no_numbers_are_nobody",
+        "claim",
+        "if other < me and is_id(other) then",
+        "if other < me then",
+    ),
+    mutation(
+        "agents_and_owners_that_are_no_numbers_are_nobody",
+        "claim",
+        "owner_of_one('ZRANGEBYSCORE', 1, HIGHEST)",
+        "owner_of_one('ZRANGEBYSCORE', '-inf', HIGHEST)",
+    ),
+    mutation(
+        "agents_and_owners_that_are_no_numbers_are_nobody",
+        "claim",
+        "owner_of_one('ZREVRANGEBYSCORE', HIGHEST, 1)",
+        "owner_of_one('ZREVRANGEBYSCORE', '+inf', 1)",
+    ),
+    mutation(
+        "agents_and_owners_that_are_no_numbers_are_nobody",
+        "claim",
+        "if not one[2] or is_id(one[1]) and tonumber(one[2]) % 1 == 0 then",
+        "if true then",
+    ),
+    mutation(
+        "an_agent_with_any_lease_can_be_taken_back",
+        "recover",
+        "lease = lease and lease_of(lease) or ''",
+        "lease = lease and string.format('%.0f', tonumber(lease)) or ''",
+    ),
+    mutation(
+        "an_agent_with_any_lease_can_be_taken_back",
+        "beat",
+        "if length and (#length > 12 or #delay > 12) then",
+        "if false then",
+    ),
+    mutation(
+        "what_is_in_flight_and_no_message_is_taken_back_out_of_the_way",
+        "recover",
+        "  if not is_id(id) then\n",
+        "  if false then\n",
+    ),
+    mutation(
+        "what_is_in_flight_and_no_message_is_taken_back_out_of_the_way",
+        "recover",
+        "local died = count and is_id(id) and",
+        "local died = count and",
+    ),
+    mutation(
+        "counts_that_are_none_are_nought",
+        "head",
+        "if digits and #digits <= 9 and (after == '' or after == ' ') then",
+        "if digits and #digits <= 9 then",
+    ),
+    mutation(
+        "counts_that_are_none_are_nought",
+        "head",
+        "if digits and #digits <= 9 and (after == '' or after == ' ') then",
+        "if digits then",
+    ),
+    mutation(
+        "calls_that_are_no_numbers_are_none",
+        "claim",
+        "tonumber(string.match(last, '^%d+') or 0) >",
+        "tonumber(string.match(last, '^%d+')) >",
+    ),
+    mutation(
+        "calls_that_are_no_numbers_are_none",
+        "claim",
+        "local owner = is_id(id) and redis.call(",
+        "local owner = redis.call(",
+    ),
+    mutation(
+        "a_settle_sent_again_changes_nothing",
+        "settle",
+        "if last_call and last_call > tonumber(call) then return {'old', {}} end",
+        "",
+    ),
+    mutation(
+        "a_dead_letter_without_a_time_or_an_id_is_kept",
+        "forget",
+        "DEAD, FIRST_TIME, now - age,",
+        "DEAD, '-inf', now - age,",
+    ),
+    mutation(
+        "a_dead_letter_without_a_time_or_an_id_is_kept",
+        "forget",
+        "if is_id(id) then ids[#ids + 1] = id end",
+        "ids[#ids + 1] = id",
+    ),
+    mutation(
+        "a_first_failure_long_before_any_is_none",
+        "head",
+        "return first and first >= FIRST_TIME and first < HIGHEST and first or nil",
+        "return first",
+    ),
+    mutation(
+        "a_message_without_a_name_is_not_lost",
+        "head",
+        "redis.call('HDEL', CALLS, '')",
+        "redis.call('HDEL', MESSAGES, '')",
     ),
 ];
 

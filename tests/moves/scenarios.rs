@@ -175,7 +175,7 @@ impl Bench {
     }
 
     fn settle(&mut self, me: AgentNumber, call: u64, settlements: &[Settlement]) -> Vec<Id> {
-        self.list.settle(me, call, settlements, &[]).unwrap()
+        self.list.settle(me, call, settlements, &[]).unwrap().unwrap_or_default()
     }
 
     fn settle_all(&mut self, me: AgentNumber, call: u64, ids: &[Id], place: &Place) -> Vec<Id> {
@@ -287,6 +287,19 @@ scenarios! {
     in_order_only_the_oldest_agent_claims
     in_order_nobody_claims_while_a_stranger_has_messages_in_flight
     in_order_retries_come_alone_due_or_not
+    numbers_go_on_from_now_when_the_counter_is_none
+    what_is_no_id_is_put_out_of_the_way_of_retries
+    what_waits_without_an_id_is_passed_over
+    scores_of_what_waits_are_put_right
+    a_lane_for_which_nothing_waits_is_forgotten
+    agents_and_owners_that_are_no_numbers_are_nobody
+    an_agent_with_any_lease_can_be_taken_back
+    what_is_in_flight_and_no_message_is_taken_back_out_of_the_way
+    counts_that_are_none_are_nought
+    calls_that_are_no_numbers_are_none
+    a_dead_letter_without_a_time_or_an_id_is_kept
+    a_first_failure_long_before_any_is_none
+    a_message_without_a_name_is_not_lost
 }
 
 mod rules {
@@ -1036,6 +1049,235 @@ mod rules {
         assert_eq!(state.retry.len(), 1);
     }
 
+    /// What no agent writes, at a key.
+    fn plant(b: &mut Bench, command: &str, name: &str, words: &[&str]) {
+        let key = b.keys.named(name).to_string();
+        b.redis(redis::cmd(command).arg(key).arg(words));
+    }
+
+    pub fn numbers_go_on_from_now_when_the_counter_is_none(b: &mut Bench) {
+        for counter in ["word", "", "-5", "1e17", "9007199254740992", "inf", "nan", "0.5", "8000000000000000"] {
+            b.pass(SECOND);
+            plant(b, "SET", "id", &[counter]);
+            let me = b.join();
+            assert_eq!(me, AgentNumber(b.clock + 1), "{counter}");
+            plant(b, "SET", "id", &[counter]);
+            b.push(2, 10);
+            let ids = b.claim(me, 1, &bounds()).ids();
+            assert_eq!(ids, [Id(b.clock + 1), Id(b.clock + 2)], "{counter}");
+            b.settle_all(me, 1, &ids, &Place::Delivered);
+            b.list.leave(me).unwrap();
+        }
+        assert!(b.list.odd().load(Ordering::Relaxed) >= 14);
+        // One that could be is followed, wherever it comes from.
+        plant(b, "SET", "id", &["3000000000000000.5"]);
+        assert_eq!(b.join(), AgentNumber(3_000_000_000_000_001));
+    }
+
+    pub fn what_is_no_id_is_put_out_of_the_way_of_retries(b: &mut Bench) {
+        let (me, ids) = b.agent_with(2);
+        b.settle_all(me, 1, &ids, &Place::Retry(Duration::ZERO));
+        for n in 0..3000 {
+            plant(b, "ZADD", "retry", &[&n.to_string(), &format!("word {n}")]);
+        }
+        plant(b, "ZADD", "retry", &["-inf", "12345"]);
+        plant(b, "ZADD", "retry", &["inf", "a word"]);
+        let taken: Vec<Id> = (2..5).flat_map(|call| b.claim(me, call, &bounds()).ids()).collect();
+        assert_eq!(taken, ids);
+        let met = b.list.odd().load(Ordering::Relaxed);
+        assert_eq!(met, 3001);
+        // What stands there is neither looked at again, nor made due, nor lost; nor in order.
+        b.list.hasten(LONGEST, 500).unwrap();
+        assert!(b.list.beat(me, LEASE, 0, LONGEST).unwrap().beyond.is_none());
+        assert_eq!(b.claim(me, 5, &bounds()).ids(), []);
+        b.list.leave(me).unwrap();
+        let me = b.join();
+        assert_eq!(b.claim(me, 1, &ordered()).ids(), ids);
+        assert_eq!(b.list.odd().load(Ordering::Relaxed), met + 100);
+        let retry = b.keys.named("retry").to_string();
+        assert_eq!(b.redis(redis::cmd("ZCARD").arg(retry)), Value::Int(3002));
+    }
+
+    pub fn what_waits_without_an_id_is_passed_over(b: &mut Bench) {
+        let (me, ids) = b.waiting(3, Some(Duration::ZERO));
+        for id in ["", "0", "12345", "word", "00000000000000000", "0000000000000000.", "9999999999999999999"] {
+            plant(b, "ZADD", "waiting", &["0", &format!("{A}\n{id}")]);
+        }
+        for n in 0..40 {
+            plant(b, "ZADD", "waiting", &["0", &format!("{A}\n000{n}")]);
+        }
+        plant(b, "ZADD", "waiting", &["0", "word"]);
+        let probe = b.claim(me, 2, &probing());
+        assert_eq!((probe.ids(), probe.emptied), (ids[..1].to_vec(), vec![]));
+        b.list.settle(me, 2, &[], &[LaneChange::Open(Arc::from(A))]).unwrap();
+        let rest = b.claim(me, 3, &wanting(A, 10));
+        assert_eq!((rest.ids(), rest.emptied), (ids[1..].to_vec(), vec![A.to_string()]));
+        assert!(b.list.lanes().unwrap().is_empty());
+        let waiting = b.keys.named("waiting").to_string();
+        assert_eq!(b.redis(redis::cmd("ZCARD").arg(waiting)), Value::Int(48));
+    }
+
+    pub fn scores_of_what_waits_are_put_right(b: &mut Bench) {
+        for (score, hides) in [("-1", "zzz"), ("5", "aaa"), ("inf", "aaa"), ("-inf", "zzz")] {
+            let (me, ids) = b.waiting(3, Some(Duration::ZERO));
+            for n in 0..700 {
+                plant(b, "ZADD", "waiting", &[score, &format!("{hides}{n}")]);
+            }
+            // An end of what waits, delivered after all, is not the end of its lane.
+            b.settle_all(me, 2, &ids[2..], &Place::Delivered);
+            let taken: Vec<Id> = (2..5).flat_map(|call| b.claim(me, call, &probing()).ids()).collect();
+            assert_eq!(taken, ids[..1], "{score}");
+            b.list.settle(me, 3, &[], &[LaneChange::Open(Arc::from(A))]).unwrap();
+            assert_eq!(b.claim(me, 5, &wanting(A, 10)).ids(), ids[1..2], "{score}");
+            let waiting = b.keys.named("waiting").to_string();
+            b.redis(redis::cmd("DEL").arg(waiting));
+            b.state();
+            b.list.leave(me).unwrap();
+            let retry = b.keys.named("retry").to_string();
+            b.redis(redis::cmd("DEL").arg(retry).arg(b.keys.named("messages")).arg(b.keys.named("history")));
+        }
+    }
+
+    pub fn a_lane_for_which_nothing_waits_is_forgotten(b: &mut Bench) {
+        let me = b.join();
+        for (n, score) in ["1", "0", "-1", "-inf"].iter().enumerate() {
+            plant(b, "ZADD", "lanes", &[score, &format!("http://none{n}")]);
+            plant(b, "HSET", "failures", &[&format!("http://none{n}"), "word"]);
+            let taken = b.claim(me, n as u64 + 1, &probing());
+            assert_eq!((taken.emptied.len(), taken.due_in), (1, None), "{score}");
+            let state = b.state();
+            assert!(state.lanes.is_empty() && state.failures.is_empty(), "{score}");
+        }
+    }
+
+    pub fn agents_and_owners_that_are_no_numbers_are_nobody(b: &mut Bench) {
+        let (me, ids) = b.agent_with(4);
+        for agent in ["word", "", "12345", "-1", "00000000000000000"] {
+            plant(b, "ZADD", "agents", &["9e15", agent]);
+        }
+        for (score, id) in ["-inf", "-5", "1e17", "inf"].iter().zip(&ids) {
+            plant(b, "ZADD", "inflight", &[score, &id.to_string()]);
+        }
+        plant(b, "ZADD", "inflight", &["1.5", "word"]);
+        let younger = b.join();
+        plant(b, "ZADD", "inflight", &[&me.to_string(), "12345", &younger.to_string(), "123456"]);
+        let beat = b.list.beat(me, LEASE, 0, LONGEST).unwrap();
+        assert_eq!(beat.peers.iter().map(|peer| peer.number).collect::<Vec<_>>(), [younger]);
+        assert_eq!(b.list.odd().load(Ordering::Relaxed), 10);
+        // Nor do they keep the order waiting.
+        b.push(1, 10);
+        assert_eq!(b.claim(me, 2, &ordered()).ids().len(), 1);
+        b.push(1, 10);
+        assert_eq!(b.claim(me, 3, &ordered()).ids().len(), 1);
+        let inflight = b.keys.named("inflight").to_string();
+        assert_eq!(b.redis(redis::cmd("ZCARD").arg(inflight)), Value::Int(9));
+    }
+
+    pub fn an_agent_with_any_lease_can_be_taken_back(b: &mut Bench) {
+        for lease in ["inf", "-inf", "-5", "1e17", "0.5"] {
+            let (dead, ids) = b.agent_with(1);
+            plant(b, "ZADD", "agents", &[lease, &dead.to_string()]);
+            plant(b, "HSET", "recovered", &[&ids[0].to_string(), "word"]);
+            plant(b, "HSET", "calls", &[&format!("l{dead}"), "99999999999999999999 99999999999999999999"]);
+            let me = b.die(dead);
+            let state = b.state();
+            assert_eq!((state.recovered[&ids[0]], state.agents.len()), (1, 1), "{lease}");
+            b.settle_all(me, 1, &ids, &Place::Delivered);
+            b.list.leave(me).unwrap();
+        }
+    }
+
+    pub fn what_is_in_flight_and_no_message_is_taken_back_out_of_the_way(b: &mut Bench) {
+        let me = b.join();
+        plant(b, "ZADD", "inflight", &["7", "word"]);
+        plant(b, "ZADD", "inflight", &[&me.to_string(), "12345"]);
+        assert_eq!(b.list.in_flight(me).unwrap(), []);
+        let stranger = b.peer(me, AgentNumber(7));
+        assert_eq!(b.list.recover(me, &stranger, 100).unwrap(), Some(1));
+        b.list.leave(me).unwrap();
+        let names = ["retry", "recovered"].map(|name| b.keys.named(name).to_string());
+        let retry = b.redis(redis::cmd("ZRANGE").arg(&names[0]).arg(&["0", "-1", "WITHSCORES"]));
+        let never = "9000000000000000";
+        let expected = ["12345", never, "word", never].map(|text| Value::BulkString(text.into())).to_vec();
+        assert_eq!(retry, Value::Array(expected));
+        assert_eq!(b.redis(redis::cmd("EXISTS").arg(&names[1])), Value::Int(0));
+    }
+
+    pub fn counts_that_are_none_are_nought(b: &mut Bench) {
+        for count in ["word", "", "-1", "1e17", "2.5", "inf", "99999999999"] {
+            let (me, ids) = b.waiting(1, Some(Duration::ZERO));
+            plant(b, "HSET", "recovered", &[&ids[0].to_string(), count]);
+            plant(b, "HSET", "failures", &[A, count]);
+            let taken = b.claim(me, 2, &probing());
+            assert_eq!((taken.ids(), taken.claims[0].recovered), (ids.clone(), 0), "{count}");
+            assert_eq!(b.claim_again(me, 2, true, &probing()).claims[0].recovered, 0, "{count}");
+            b.settle_all(me, 2, &ids, &Place::Waiting(Some(Duration::ZERO)));
+            plant(b, "HSET", "failures", &[A, count]);
+            plant(b, "HDEL", "recovered", &[&ids[0].to_string()]);
+            b.list.settle(me, 3, &[], &[close(A, SECOND, 1)]).unwrap();
+            let state = b.state();
+            assert_eq!((state.failures[A].0, state.lanes[A] % 1000 / 2), (1, b.now() % 1000 / 2), "{count}");
+            b.pass(SECOND);
+            let ids = b.claim(me, 3, &probing()).ids();
+            b.settle_all(me, 4, &ids, &Place::Retry(Duration::ZERO));
+            plant(b, "HSET", "recovered", &[&ids[0].to_string(), count]);
+            assert_eq!(b.claim(me, 4, &bounds()).claims[0].recovered, 0, "{count}");
+            b.settle_all(me, 5, &ids, &Place::Delivered);
+            b.list.leave(me).unwrap();
+        }
+    }
+
+    pub fn calls_that_are_no_numbers_are_none(b: &mut Bench) {
+        let (me, ids) = b.agent_with(2);
+        plant(b, "HSET", "calls", &[&me.to_string(), "word", &format!("s{me}"), "word"]);
+        b.push(1, 10);
+        assert_eq!(b.claim(me, 2, &bounds()).ids().len(), 1);
+        assert_eq!(b.settle_all(me, 1, &ids, &Place::Delivered), []);
+        assert_eq!(b.state().messages.len(), 1);
+        plant(b, "HSET", "calls", &[&me.to_string(), "3 12345k 999999999999999999999k"]);
+        plant(b, "ZADD", "inflight", &[&me.to_string(), "12345"]);
+        plant(b, "HSET", "messages", &["12345", "body"]);
+        assert_eq!(b.claim_again(me, 3, true, &bounds()).ids(), []);
+    }
+
+    pub fn a_dead_letter_without_a_time_or_an_id_is_kept(b: &mut Bench) {
+        let (me, ids) = b.agent_with(2);
+        b.settle_all(me, 1, &ids, &Place::Dead);
+        plant(b, "ZADD", "dead", &["-inf", &ids[0].to_string()]);
+        for n in 0..10 {
+            plant(b, "ZADD", "dead", &["1500000000000", &format!("word {n}")]);
+        }
+        b.pass(SECOND * 60);
+        let latest = b.now() as u64;
+        assert_eq!(b.list.forget_dead(SECOND * 60, 6, latest).unwrap(), 1);
+        let names = ["dead", "messages"].map(|name| b.keys.named(name).to_string());
+        assert_eq!(b.redis(redis::cmd("ZCARD").arg(&names[0])), Value::Int(11));
+        assert_eq!(
+            b.redis(redis::cmd("HKEYS").arg(&names[1])),
+            Value::Array(vec![Value::BulkString(ids[0].to_string().into())])
+        );
+    }
+
+    pub fn a_first_failure_long_before_any_is_none(b: &mut Bench) {
+        let (me, ids) = b.waiting(1, Some(Duration::ZERO));
+        for record in ["1 0 0 x", "1 0 -9223372036854775808 x", "1 0 99999999999999999999 x", "word"] {
+            plant(b, "HSET", "history", &[&ids[0].to_string(), record]);
+            let claim = b.claim(me, 2 + b.clock, &probing()).claims.remove(0);
+            assert_eq!(claim.history.age, None, "{record}");
+            b.settle_all(me, 2 + b.clock, &ids, &Place::Waiting(Some(Duration::ZERO)));
+            assert_eq!(b.state().history[&ids[0]].first, b.now(), "{record}");
+            b.pass(SECOND);
+        }
+    }
+
+    pub fn a_message_without_a_name_is_not_lost(b: &mut Bench) {
+        plant(b, "HSET", "messages", &["", "body"]);
+        let (me, ids) = b.agent_with(1);
+        b.settle_all(me, 1, &ids, &Place::Delivered);
+        let messages = b.keys.named("messages").to_string();
+        assert_eq!(b.redis(redis::cmd("HLEN").arg(messages)), Value::Int(1));
+    }
+
     pub fn scripts_that_the_server_forgot_are_sent_again(b: &mut Bench) {
         let (me, ids) = b.agent_with(2);
         b.redis(redis::cmd("SCRIPT").arg("FLUSH"));
@@ -1169,7 +1411,7 @@ mod rules {
         let second = [settlement(Id(6), Place::Retry(SECOND)), settlement(ids[1], Place::Delivered)];
         assert_eq!(b.settle(me, 2, &second), [Id(6)]);
         // A late copy of the first is not answered with what the second came to.
-        assert_eq!(b.settle(me, 1, &first), []);
+        assert_eq!(b.list.settle(me, 1, &first, &[]).unwrap(), None);
         assert_eq!(b.state().settles[&me], (2, vec![Id(6)]));
     }
 

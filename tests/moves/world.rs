@@ -44,7 +44,7 @@ pub enum Move {
 pub enum Answer {
     Joined(Joined),
     Claimed(Claimed),
-    NotOurs(Vec<Id>),
+    NotOurs(Option<Vec<Id>>),
     Beat(Beat),
     Recovered(Option<usize>),
     Left,

@@ -2,7 +2,7 @@
 local id = ARGV[1]
 local function score(key)
   local score = redis.call('ZSCORE', key, id)
-  return score and string.format('%.0f', tonumber(score)) or ''
+  return score and whole(score) or ''
 end
 return {redis.call('HGET', MESSAGES, id), score(DEAD), redis.call('HGET', HISTORY, id) or '',
-  redis.call('HGET', RECOVERED, id) or '0', score(RETRY), score(INFLIGHT)}
+  tostring(count_of(redis.call('HGET', RECOVERED, id) or '0')), score(RETRY), score(INFLIGHT)}

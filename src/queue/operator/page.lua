@@ -11,7 +11,7 @@ while low < high do
 end
 local found, out = redis.call('ZRANGE', schedule, low, low + n - 1, 'WITHSCORES'), {}
 for i = 1, #found, 2 do
-  out[#out + 1] = {found[i], string.format('%.0f', tonumber(found[i + 1])),
-    redis.call('HGET', HISTORY, found[i]) or '', redis.call('HGET', RECOVERED, found[i]) or '0'}
+  out[#out + 1] = {found[i], found[i + 1],
+    redis.call('HGET', HISTORY, found[i]) or '', tostring(count_of(redis.call('HGET', RECOVERED, found[i]) or '0'))}
 end
 return out

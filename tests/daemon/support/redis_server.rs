@@ -373,7 +373,8 @@ impl Redis {
     }
 
     fn strings(&self, command: &str, name: &str, args: &[&str]) -> Vec<String> {
-        redis::cmd(command).arg(self.key(name)).arg(args).query(&mut self.client()).unwrap()
+        let all: Vec<Vec<u8>> = redis::cmd(command).arg(self.key(name)).arg(args).query(&mut self.client()).unwrap();
+        all.iter().map(|one| String::from_utf8_lossy(one).into_owned()).collect()
     }
 
     fn log(&self) -> String {
