@@ -115,7 +115,7 @@ pub struct Agent {
     retry_first: Duration,
     ordered: bool,
     /// Answers until everything else has stopped.
-    status: Option<StatusServer>,
+    status: Vec<StatusServer>,
     /// Looks up the name of Redis.
     names: Names,
 }
@@ -149,17 +149,21 @@ impl Agent {
         let queue = RedisList::new(server, &config.redis.key(), pop, config.ordered);
         let (other, odd) = (queue.another(), queue.odd());
         // First, since a port that is taken is a reason not to start.
-        let status = config.status_addr.as_deref().map(status_server::bind).transpose()?;
-        if let Some(status) = &status {
+        let bound = status_server::listen(config)?;
+        for status in &bound {
             guard.own().add(status.address(), "status server");
         }
         let mut agent = Agent::start_with(config, guard, odd, Box::new(queue), Box::new(other))?;
         agent.names = names;
-        if let Some(status) = status {
-            let served = Watcher::start(Server::from(&config.redis), &config.redis.key())
-                .and_then(|watcher| status.serve(agent.shared.clone(), watcher, config.lease, config.workers));
+        for status in bound {
+            let watcher = match status.needs_figures() {
+                true => Watcher::start(Server::from(&config.redis), &config.redis.key()).map(Some),
+                false => Ok(None),
+            };
+            let served =
+                watcher.and_then(|watcher| status.serve(agent.shared.clone(), watcher, config.lease, config.workers));
             match served {
-                Ok(status) => agent.status = Some(status),
+                Ok(status) => agent.status.push(status),
                 Err(why) => {
                     agent.stop(Duration::ZERO, &never::<()>());
                     return Err(why);
@@ -246,7 +250,7 @@ impl Agent {
             settler,
             retry_first,
             ordered,
-            status: None,
+            status: Vec::new(),
             names: Names::default(),
         })
     }

@@ -1,4 +1,6 @@
-//! Lets people and Prometheus see what the agent does: `GET /metrics`, `/healthz`, `/readyz`.
+//! Lets people and Prometheus see what the agent does: `GET /metrics`, `/healthz`, `/readyz`. In the place
+//! of the plugin's deliverer it also serves that one's pages, `/status/live` and `/status/ready`, to who
+//! has the key, and on an address that only they are asked for on, nothing else.
 //!
 //! It promises to harm nobody: so many connections at once and so many a second, a deadline for
 //! each, requests of a few KiB, one request a connection, one small thread each while it lasts.
@@ -16,7 +18,7 @@ pub mod figures;
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, Builder, JoinHandle};
@@ -25,6 +27,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use log::{info, warn};
 
 use self::figures::{Figures, Watcher};
+use crate::config::{Config, StatusEndpoint};
 use crate::metrics::{Metrics, read};
 use crate::shared::Shared;
 
@@ -53,19 +56,50 @@ const REDIS_AWAY: Duration = Duration::from_secs(21);
 pub struct Bound {
     listener: TcpListener,
     address: SocketAddr,
+    pages: Pages,
 }
 
-/// Listens on `HOST:PORT`.
+/// Which pages an address serves.
+#[derive(Clone, Default)]
+struct Pages {
+    /// Those of `--status-addr`.
+    ours: bool,
+    /// Those of the plugin's deliverer, to who has this key.
+    key: Option<String>,
+}
+
+/// Listens where the configuration asks for pages: at one address or two.
 ///
 /// # Errors
 ///
 /// If it cannot; the sentence names the option.
-pub fn bind(address: &str) -> Result<Bound, String> {
-    let cannot =
-        |error| format!("option '--status-addr': cannot listen on {address}: {error}; choose another address or port");
+pub fn listen(config: &Config) -> Result<Vec<Bound>, String> {
+    let mut bound = Vec::new();
+    let theirs = config.status_endpoint.as_ref();
+    if let Some(ours) = &config.status_addr {
+        let key = theirs.filter(|theirs| is_same(ours, &theirs.address)).map(|theirs| theirs.key.clone());
+        bound.push(bind("option '--status-addr'", ours, Pages { ours: true, key })?);
+    }
+    if let Some(StatusEndpoint { address, key }) = theirs
+        && bound.iter().all(|bound| bound.pages.key.is_none())
+    {
+        let pages = Pages { ours: false, key: Some(key.clone()) };
+        bound.push(bind("variables STATUS_ENDPOINT_HOST and STATUS_ENDPOINT_PORT", address, pages)?);
+    }
+    Ok(bound)
+}
+
+/// Whether two `HOST:PORT` are one, however they are written.
+fn is_same(one: &str, other: &str) -> bool {
+    let first = |text: &str| text.to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
+    one == other || first(one).is_some_and(|address| address.port() != 0 && first(other) == Some(address))
+}
+
+fn bind(asked_by: &str, address: &str, pages: Pages) -> Result<Bound, String> {
+    let cannot = |error| format!("{asked_by}: cannot listen on {address}: {error}; choose another address or port");
     let listener = TcpListener::bind(address).map_err(cannot)?;
     let address = listener.local_addr().map_err(cannot)?;
-    Ok(Bound { listener, address })
+    Ok(Bound { listener, address, pages })
 }
 
 /// A status server at work. Dropped, it stops.
@@ -78,7 +112,9 @@ pub struct StatusServer {
 /// What all connections share.
 struct Server {
     shared: Arc<Shared>,
-    watcher: Watcher,
+    pages: Pages,
+    /// For `/metrics`.
+    watcher: Option<Watcher>,
     lease: Duration,
     workers: usize,
     started: SystemTime,
@@ -118,6 +154,11 @@ impl Bound {
         self.address
     }
 
+    /// Whether it serves pages that tell what is in Redis.
+    pub fn needs_figures(&self) -> bool {
+        self.pages.ours
+    }
+
     /// Begins to answer. `lease` and `workers` as the agent has them.
     ///
     /// # Errors
@@ -126,12 +167,13 @@ impl Bound {
     pub fn serve(
         self,
         shared: Arc<Shared>,
-        watcher: Watcher,
+        watcher: Option<Watcher>,
         lease: Duration,
         workers: usize,
     ) -> Result<StatusServer, String> {
         let server = Arc::new(Server {
             shared,
+            pages: self.pages,
             watcher,
             lease,
             workers,
@@ -146,7 +188,12 @@ impl Bound {
             .stack_size(STACK)
             .spawn(move || accept(&listener, &served))
             .map_err(|error| format!("cannot start the thread 'status' ({error})"))?;
-        info!("status is served at http://{}/metrics", self.address);
+        if server.pages.ours {
+            info!("status is served at http://{}/metrics", self.address);
+        }
+        if server.pages.key.is_some() {
+            info!("as by the plugin's deliverer, status is served at http://{}/status/ready", self.address);
+        }
         Ok(StatusServer { server, address: self.address, thread: Some(thread) })
     }
 }
@@ -284,24 +331,40 @@ impl Server {
 
     fn answer(&self, asked: &Asked) -> Answer {
         let plain = |status, body: String| Answer { status, kind: "text/plain; charset=utf-8", body };
-        match asked {
-            Asked::Refused(status) => plain(*status, String::new()),
-            Asked::For(path) => match path.as_str() {
-                "/metrics" => Answer {
-                    status: 200,
-                    kind: "text/plain; version=0.0.4; charset=utf-8",
-                    body: self.metrics(self.watcher.figures().as_ref()),
-                },
-                "/healthz" => match self.unwell() {
-                    None => plain(200, "ok\n".to_owned()),
-                    Some(why) => plain(503, format!("{why}\n")),
-                },
-                "/readyz" => match self.unready() {
-                    None => plain(200, "ok\n".to_owned()),
-                    Some(why) => plain(503, format!("{why}\n")),
-                },
-                _ => plain(404, "there are /metrics, /healthz and /readyz\n".to_owned()),
+        let (path, token) = match asked {
+            Asked::Refused(status) => return plain(*status, String::new()),
+            Asked::For { path, token } => (path.as_str(), token),
+        };
+        let well = |why: Option<String>| match why {
+            None => plain(200, "ok\n".to_owned()),
+            Some(why) => plain(503, format!("{why}\n")),
+        };
+        match (path, &self.pages.key) {
+            ("/status/live" | "/status/ready", Some(key)) => self.answer_as_the_deliverer(path, token, key),
+            ("/metrics", _) if self.pages.ours => Answer {
+                status: 200,
+                kind: "text/plain; version=0.0.4; charset=utf-8",
+                body: self.metrics(self.watcher.as_ref().and_then(Watcher::figures).as_ref()),
             },
+            ("/healthz", _) if self.pages.ours => well(self.unwell()),
+            ("/readyz", _) if self.pages.ours => well(self.unready()),
+            _ if self.pages.ours => plain(404, "there are /metrics, /healthz and /readyz\n".to_owned()),
+            _ => plain(404, "there are /status/live and /status/ready\n".to_owned()),
+        }
+    }
+
+    /// With its words, and its status for what is not well: those who ask know no others.
+    fn answer_as_the_deliverer(&self, path: &str, token: &[u8], key: &str) -> Answer {
+        let json = |status, body: String| Answer { status, kind: "application/json", body };
+        if !is_key(token, key.as_bytes()) {
+            return json(403, r#"{"detail":"Could not validate key"}"#.to_owned());
+        }
+        match path {
+            "/status/live" => {
+                let alive = self.shared.journal.redis_is_up() && self.unwell().is_none();
+                json(200, format!(r#"{{"alive":{alive}}}"#))
+            }
+            _ => json(200, format!(r#"{{"ready":{}}}"#, self.unready().is_none())),
         }
     }
 
@@ -352,6 +415,16 @@ impl Server {
         of_the_process(&mut page, self.started);
         page.text
     }
+}
+
+/// In a time that tells nothing of how much of it was right.
+fn is_key(given: &[u8], key: &[u8]) -> bool {
+    let mut differences = given.len() ^ key.len();
+    for (n, byte) in key.iter().enumerate() {
+        // The optimiser is not to see that one difference is enough.
+        differences |= std::hint::black_box(usize::from(byte ^ given.get(n).unwrap_or(&0)));
+    }
+    differences == 0
 }
 
 /// What is lacking first; an agent that is not alive delivers nothing either.
@@ -498,8 +571,8 @@ impl Values<'_> {
 /// What a connection asks.
 #[derive(PartialEq, Eq, Debug)]
 enum Asked {
-    /// For this path, without its query.
-    For(String),
+    /// For this path, without its query, and with this `access_token`.
+    For { path: String, token: Vec<u8> },
     /// For nothing that can be answered: this status.
     Refused(u16),
 }
@@ -566,9 +639,12 @@ fn understand(head: &[u8]) -> Option<(Asked, bool)> {
         Err(_) => refused(400),
         Ok(httparse::Status::Complete(_)) => {
             let path = parsed.path.unwrap_or_default().split('?').next().unwrap_or_default();
+            let tokens = parsed.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("access_token"));
+            let token = tokens.map(|header| header.value.to_vec()).next().unwrap_or_default();
+            let asked = Asked::For { path: path.to_owned(), token };
             match parsed.method {
-                Some("GET") => Some((Asked::For(path.to_owned()), true)),
-                Some("HEAD") => Some((Asked::For(path.to_owned()), false)),
+                Some("GET") => Some((asked, true)),
+                Some("HEAD") => Some((asked, false)),
                 _ => refused(405),
             }
         }
@@ -612,10 +688,12 @@ mod tests {
     fn a_request_is_understood_refused_or_waited_for() {
         let long = format!("GET /{} HTTP/1.1\r\n", "x".repeat(HEAD));
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(HEADERS + 1));
-        let wanted = |path: &str, with_body| Some((Asked::For(path.to_owned()), with_body));
+        let with = |path: &str, token: &[u8]| Asked::For { path: path.to_owned(), token: token.to_vec() };
+        let wanted = |path: &str, with_body| Some((with(path, b""), with_body));
         let refused = |status| Some((Asked::Refused(status), true));
-        let table: [(&str, Option<(Asked, bool)>); 9] = [
+        let table: [(&str, Option<(Asked, bool)>); 10] = [
             ("", None),
+            ("GET / HTTP/1.1\r\nAccess_Token:  k\u{e9}y \r\n\r\n", Some((with("/", "k\u{e9}y".as_bytes()), true))),
             ("GET /metrics HTTP/1.1\r\nHost: a\r\n", None),
             ("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n", wanted("/metrics", true)),
             ("GET /metrics?name[]=x HTTP/1.0\r\n\r\n", wanted("/metrics", true)),
@@ -627,6 +705,28 @@ mod tests {
         ];
         for (head, expected) in table {
             assert_eq!(understand(head.as_bytes()), expected, "{:?}", &head[..head.len().min(60)]);
+        }
+    }
+
+    #[test]
+    fn a_key_is_the_key_and_nothing_else() {
+        for (given, right) in
+            [("key", true), ("kex", false), ("", false), ("ke", false), ("key\0", false), ("key1", false)]
+        {
+            assert_eq!(is_key(given.as_bytes(), b"key"), right, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn one_address_is_one_however_it_is_written() {
+        for (one, other, same) in [
+            ("127.0.0.1:9100", "127.0.0.1:9100", true),
+            ("[::1]:9100", "[0:0:0:0:0:0:0:1]:9100", true),
+            ("127.0.0.1:9100", "127.0.0.1:9101", false),
+            ("127.0.0.1:9100", "127.0.0.2:9100", false),
+            ("127.0.0.1:9100", "0.0.0.0:9100", false),
+        ] {
+            assert_eq!(is_same(one, other), same, "{one} {other}");
         }
     }
 

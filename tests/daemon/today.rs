@@ -1,11 +1,14 @@
 //! Today's ACA-Py with its Redis plugin: the agent takes the place of the plugin's own deliverer, in
 //! that one's environment, on its queue, and with what it left behind.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::support::wire::Fixture;
 use super::support::{Agent, Answer, Redis, SOON, Sink, eventually, eventually_eq, run_to_end, wire};
 
 /// The binary with nothing but the environment that the plugin's deliverer would have.
@@ -70,9 +73,166 @@ fn unix_now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64
 }
 
+/// Status and body of one answer.
+fn ask(address: &str, path: &str, headers: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).expect("the status server listens");
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\n{headers}\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
+    if body.starts_with('{') {
+        assert!(head.contains("Content-Type: application/json\r\n"), "{head}");
+    }
+    (head[9..12].parse().expect("a status"), body.to_string())
+}
+
+/// Where the log says that pages are served.
+fn served_at(agent: &Agent, page: &str) -> String {
+    let mut found = None;
+    eventually(&format!("the log says where {page} is"), SOON, || {
+        let log = agent.log();
+        let line = log.lines().find(|line| line.contains("status is served at http://") && line.ends_with(page));
+        found = line.and_then(|line| Some(line.rsplit_once("http://")?.1.trim_end_matches(page).to_string()));
+        found.is_some()
+    });
+    found.expect("just found")
+}
+
+const KEY: &str = "k3y of the pages";
+
+#[test]
+fn all_that_today_s_aca_py_writes_is_delivered_with_nothing_but_the_environment_of_the_deliverer() {
+    let pages =
+        [("STATUS_ENDPOINT_HOST", "127.0.0.1"), ("STATUS_ENDPOINT_PORT", "0"), ("STATUS_ENDPOINT_API_KEY", KEY)];
+    for redis in [Redis::of("bob_outbound"), Redis::cluster_of("bob_outbound")] {
+        let sink = Sink::new(|_| Answer::ok());
+        let mut client = redis.client();
+        let fixtures = Fixture::today();
+        let path = |fixture: &Fixture| format!("/topic/{}/", fixture.name);
+        let (put_off_before, pushed): (Vec<_>, Vec<_>) = fixtures.iter().partition(|f| f.name.starts_with("retry-"));
+        assert!(pushed.len() >= 22 && put_off_before.len() == 5);
+        // Between them the other format, what nobody can read, and what is for a mediator.
+        let garbage: [&[u8]; 5] =
+            [b"", b"{", b"{\"service\": 7}", b"\xc1", include_bytes!("../fixtures/today/real-mediator-mode.json")];
+        for (n, fixture) in pushed.iter().enumerate() {
+            redis.push(&fixture.addressed_to(&(sink.url() + &path(fixture))));
+            redis.push(&wire::envelope(&format!("{}/once", sink.url()), format!("of ACA-Py 0.7, {n}").as_bytes()));
+            redis.push(garbage[n % garbage.len()]);
+        }
+        for (n, fixture) in put_off_before.iter().enumerate() {
+            let entry = fixture.addressed_to(&(sink.url() + &path(fixture)));
+            put_off(&mut client, "bob_outbound_retry", unix_now() + n as i64, &entry);
+        }
+        let variables = [&[("TOPIC_PREFIX", "bob")][..], &pages].concat();
+        let mut agent = Agent::start_as(&redis, in_place_of_the_deliverer(&redis, &variables));
+        let n = 2 * pushed.len() + put_off_before.len();
+        eventually_eq("all that can be delivered arrives", SOON, n, || sink.n_delivered());
+        eventually_eq("the rest is dead", SOON, pushed.len(), || redis.counts().dead);
+        redis.wait_empty_but_dead(SOON);
+        redis.check_invariant();
+        let requests = sink.requests();
+        for fixture in &fixtures {
+            let arrived: Vec<_> = requests.iter().filter(|request| request.target == path(fixture)).collect();
+            assert_eq!(arrived.len(), 1, "{}", fixture.name);
+            assert!(arrived[0].body == fixture.payload, "{}: another payload", fixture.name);
+            for (name, value) in fixture.headers.iter().filter(|(_, value)| value.is_ascii()) {
+                assert_eq!(arrived[0].header(name), Some(value.as_str()), "{}: {name}", fixture.name);
+            }
+        }
+        let address = served_at(&agent, "/status/ready");
+        let with_key = format!("access_token: {KEY}\r\n");
+        assert_eq!(ask(&address, "/status/ready", &with_key), (200, r#"{"ready":true}"#.to_string()));
+        assert_eq!(ask(&address, "/status/live", &with_key), (200, r#"{"alive":true}"#.to_string()));
+        assert!(!agent.log().contains(KEY) && !agent.log().contains("lab-webhook-key"), "{}", agent.log());
+        agent.term();
+        assert_eq!(agent.wait_exit(SOON), Some(0));
+    }
+}
+
+#[test]
+fn the_pages_of_the_deliverer_are_for_who_has_the_key_and_alone_on_their_address() {
+    let mut redis = Redis::of("acapy_outbound");
+    // An address that only this test uses, so that a port of it stays free.
+    let host = redis.address().rsplit_once(':').expect("a port").0.to_string();
+    let theirs = |port: &str| {
+        [("STATUS_ENDPOINT_HOST", host.as_str()), ("STATUS_ENDPOINT_PORT", port), ("STATUS_ENDPOINT_API_KEY", KEY)]
+            .map(|(name, value)| (name, value.to_string()))
+    };
+    let start = |redis: &Redis, port: &str, options: &[&str]| {
+        let mut command = in_place_of_the_deliverer(redis, &[]);
+        command.envs(theirs(port)).args(options);
+        Agent::start_as(redis, command)
+    };
+    let with_key = format!("Access_Token: {KEY}\r\n");
+    let refused = |address: &str| {
+        for path in ["/status/live", "/status/ready"] {
+            for headers in ["", "access_token: \r\n", "access_token: other\r\n", "x-api-key: k3y of the pages\r\n"] {
+                let (status, body) = ask(address, path, headers);
+                assert_eq!(
+                    (status, body.contains("alive") || body.contains("ready")),
+                    (403, false),
+                    "{path} {headers:?}"
+                );
+            }
+        }
+    };
+    let agent = start(&redis, "0", &[]);
+    let address = served_at(&agent, "/status/ready");
+    refused(&address);
+    assert_eq!(ask(&address, "/status/ready", &with_key).0, 200);
+    for path in ["/metrics", "/healthz", "/readyz", "/", "/status"] {
+        assert_eq!(ask(&address, path, &with_key).0, 404, "{path}");
+    }
+    // A Redis that does not answer: still 200, as the deliverer says it.
+    redis.kill9();
+    eventually_eq("it is not alive", 3 * SOON, (200, r#"{"alive":false}"#.to_string()), || {
+        ask(&address, "/status/live", &with_key)
+    });
+    assert_eq!(ask(&address, "/status/ready", &with_key), (200, r#"{"ready":false}"#.to_string()));
+    redis.restart();
+    eventually_eq("it is alive again", 3 * SOON, (200, r#"{"alive":true}"#.to_string()), || {
+        ask(&address, "/status/live", &with_key)
+    });
+    drop(agent);
+
+    // Two addresses: each has its own pages.
+    let port = address.rsplit(':').next().unwrap();
+    let agent = start(&redis, port, &["--status-addr", "127.0.0.2:0"]);
+    let ours = served_at(&agent, "/metrics");
+    assert_eq!(ask(&ours, "/metrics", "").0, 200);
+    assert_eq!(ask(&ours, "/status/ready", &with_key).0, 404);
+    assert_eq!(ask(&address, "/metrics", &with_key).0, 404);
+    drop(agent);
+
+    // One address, named by both: it has all.
+    let agent = start(&redis, port, &["--status-addr", &format!("{host}:{port}")]);
+    assert_eq!((served_at(&agent, "/metrics"), served_at(&agent, "/status/ready")), (address.clone(), address.clone()));
+    assert_eq!(ask(&address, "/metrics", "").0, 200);
+    assert_eq!(ask(&address, "/readyz", "").0, 200);
+    assert_eq!(ask(&address, "/status/ready", &with_key).0, 200);
+    refused(&address);
+    drop(agent);
+
+    // Without all three of its variables there are none, and that is said.
+    let mut command = in_place_of_the_deliverer(&redis, &[]);
+    command.envs(theirs("0").into_iter().take(2));
+    let agent = Agent::start_as(&redis, command);
+    agent.wait_log("without STATUS_ENDPOINT_API_KEY does nothing");
+    assert!(!agent.log().contains("status is served"), "{}", agent.log());
+}
+
 /// The services that were there before, as their queue and their retry schedule.
 const BEFORE: [(&str, &str); 2] =
     [("acapy_outbound", "acapy_outbound_retry"), ("acapy.outbound_transport", "acapy.outbound_retry")];
+
+/// An entry as the service before us read it from this queue.
+fn entry(queue: &str, endpoint: &str, payload: &str) -> Vec<u8> {
+    match queue.ends_with("_outbound") {
+        true => wire::json_with(endpoint, &[("Content-Type", "application/didcomm-envelope-enc")], payload.as_bytes()),
+        false => wire::envelope(endpoint, payload.as_bytes()),
+    }
+}
 
 /// Puts an entry where another service keeps what it has put off.
 fn put_off(client: &mut redis::Connection, schedule: &str, due: i64, entry: &[u8]) {
@@ -91,11 +251,11 @@ fn what_another_service_put_off_is_taken_over_at_the_start_and_due_when_it_was()
             let mut client = redis.client();
             let due = unix_now() + 6;
             for n in 0..40 {
-                let entry = wire::envelope(&sink.url(), format!("due {n}").as_bytes());
+                let entry = entry(queue, &sink.url(), &format!("due {n}"));
                 put_off(&mut client, schedule, unix_now() - n, &entry);
             }
-            put_off(&mut client, schedule, due, &wire::envelope(&sink.url(), b"not yet"));
-            redis.push(&wire::envelope(&sink.url(), b"new"));
+            put_off(&mut client, schedule, due, &entry(queue, &sink.url(), "not yet"));
+            redis.push(&entry(queue, &sink.url(), "new"));
             let check = ["check", "-oq", &redis.url(), "--queue", queue];
             let checked = String::from_utf8(run_to_end(&check).stdout).unwrap();
             assert!(checked.contains(&format!("note  adoption      '{schedule}' holds 41 messages")), "{checked}");
@@ -143,7 +303,7 @@ fn a_change_over_under_load_loses_and_doubles_nothing_while_the_other_goes_on() 
                 let mut client = redis.client();
                 while !stop.load(Ordering::Relaxed) {
                     let n = pushed.fetch_add(1, Ordering::Relaxed);
-                    let entry = wire::envelope(&url, format!("message {n}").as_bytes());
+                    let entry = entry(queue, &url, &format!("message {n}"));
                     match n % 3 {
                         0 => redis::cmd("RPUSH").arg(queue).arg(&entry).exec(&mut client).unwrap(),
                         n => put_off(&mut client, schedule, unix_now() + n as i64 - 1, &entry),
@@ -181,9 +341,9 @@ fn what_the_other_service_puts_off_later_is_taken_over_within_a_minute() {
     let redis = Redis::cluster_of(queue);
     let sink = Sink::new(|_| Answer::ok());
     let _agent = Agent::start(&redis, &["--queue", queue]);
-    redis.push(&wire::envelope(&sink.url(), b"first"));
+    redis.push(&entry(queue, &sink.url(), "first"));
     eventually_eq("the agent is at work", SOON, 1, || sink.n_delivered());
-    put_off(&mut redis.client(), schedule, unix_now() + 3, &wire::envelope(&sink.url(), b"later"));
+    put_off(&mut redis.client(), schedule, unix_now() + 3, &entry(queue, &sink.url(), "later"));
     eventually_eq("it is taken over", Duration::from_secs(60) + SOON, 2, || sink.n_delivered());
     assert_eq!(length(&mut redis.client(), schedule), 0);
     redis.wait_empty(SOON);
@@ -199,7 +359,8 @@ fn kill_9_while_taking_over_costs_copies_and_no_message() {
         let mut client = redis.client();
         let due = unix_now() + 30;
         let mut pipe = redis::pipe();
-        for entry in wire::numbered(&sink.url(), N) {
+        for n in 0..N {
+            let entry = entry(queue, &sink.url(), &format!("message {n}"));
             pipe.cmd("ZADD").arg(schedule).arg(due).arg(entry).ignore();
         }
         pipe.exec(&mut client).unwrap();
