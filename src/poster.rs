@@ -20,6 +20,17 @@
 //!
 //! It is done once in an attempt, counted and logged. Whatever else breaks a
 //! connection is a failed attempt, as on a new connection, and has its backoff.
+//!
+//! HTTP is ureq's (3.5): request lines, headers with the spelling that they were given in, framing,
+//! chunks, parsing answers, the budget of time of each phase. Ours is what it does not do, each of which
+//! `tests/ureq_alone.rs` shows of the release in use:
+//! * the pool: idle connections can be given up without the agent, and cost the same however many they are;
+//! * the transport: a request that met the end of an idle connection is told from one that was read; a
+//!   status counts whatever follows it; an answer is heard while the request is not read; a `100 Continue`
+//!   may have headers; all that is received is bounded;
+//! * the resolver, which ureq asks for every request: it remembers, and judges addresses;
+//! * dialing: an address that leads nowhere costs a quarter of a second, once;
+//! * proxies: one for each scheme, plain http as such, NO_PROXY with networks and suffixes.
 
 mod connector;
 mod dial;

@@ -127,7 +127,8 @@ impl Exchange {
     }
 
     /// Passes over interim answers, which may have headers of any kind and mean
-    /// nothing to us. ureq takes one with headers for the end of all.
+    /// nothing to us. A `100 Continue` with headers is an error to ureq; and a refusal
+    /// behind one is to be heard while the request is still being written.
     fn skip_interim(&mut self, new_from: usize) {
         let mut from = new_from.saturating_sub(3).max(self.consumed);
         while self.in_head && is_interim(self.input()) {

@@ -1,6 +1,6 @@
-//! Idle connections, kept by us: ureq's own pool looks at every idle connection
-//! several times per request, and cannot be told to give them up when file
-//! descriptors run out.
+//! Idle connections, kept by us: ureq's own pool (3.5) looks at every idle connection
+//! at least twice per request under one lock, and gives them up only together with the
+//! agent, while we must when file descriptors run out.
 //!
 //! It promises that taking and keeping cost the same however many are idle (but
 //! for a logarithm), that both limits hold, and that connections are closed
