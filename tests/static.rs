@@ -27,8 +27,8 @@ mod daemon {
 
 use daemon::support::{Agent, Answer, Redis, SOON, Sink, TempDir, eventually, wire};
 
-/// What the binary may weigh, in bytes: 4 MiB. It was 4,066,040 when this was written.
-const MOST: u64 = 4 << 20;
+/// What the binary may weigh, in bytes: 5 MiB. It was 4,330,648 when this was written.
+const MOST: u64 = 5 << 20;
 
 fn build() -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/build-static");

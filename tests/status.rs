@@ -190,7 +190,9 @@ fn a_port_that_is_taken_is_a_reason_not_to_start() {
 fn it_answers_while_redis_is_away_and_after() {
     let mut redis = Redis::start();
     let (agent, address) = start(&redis, &[]);
-    settled_page(address, |page| page.contains("acapy_deliver_queue_messages"));
+    settled_page(address, |page| {
+        page.contains("acapy_deliver_queue_messages") && value(page, "acapy_deliver_claims_total") > Some(0.0)
+    });
     redis.kill9();
     agent.wait_log("Redis cannot be used");
     let asked = Instant::now();
