@@ -162,7 +162,7 @@ const LEASE: Duration = Duration::from_secs(3);
 /// Long beside a delivery on this machine, and shorter than what stops for good.
 const PATIENCE: Duration = Duration::from_secs(25);
 /// Cases side by side.
-const AT_ONCE: usize = 10;
+const AT_ONCE: usize = 16;
 
 #[test]
 fn no_value_at_any_key_stops_an_agent_or_its_successor() {
@@ -441,8 +441,7 @@ impl World {
 
     /// The keys that a repair may change, as they are, but for what an agent at work renews.
     fn dump(&self) -> Vec<redis::Value> {
-        // All but what an agent at work changes by itself.
-        let names = ["messages", "waiting", "failures", "dead", "history", "recovered", "aside"];
+        let names = ["messages", "inflight", "waiting", "failures", "retry", "dead", "history", "recovered", "aside"];
         let mut client = self.redis.client();
         names.map(|name| redis::cmd("DUMP").arg(self.redis.key(name)).query(&mut client).unwrap()).to_vec()
     }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::{Report, is_refused};
-use crate::commands::{Error, n_of};
+use crate::commands::Error;
 use crate::config::Repair;
 use crate::queue;
 use crate::queue::operator::Operator;
@@ -52,7 +52,7 @@ pub(super) fn check(operator: &mut Operator, repair: Repair, report: &mut Report
         (0, _) => report.ok(WHAT, "none: agents alone have written to the keys")?,
         (_, Repair::No) => report.note(
             WHAT,
-            format!("agents leave {} alone; 'check --repair' says what would mend them", n_of(all, "such entry")),
+            format!("{all} in all, which agents leave alone; 'check --repair' says what would mend them"),
         )?,
         (_, Repair::Say) => report.note(WHAT, "nothing was changed: 'check --repair --yes' does all this")?,
         (_, Repair::Do) => report.ok(WHAT, format!("mended: {all}"))?,
