@@ -435,7 +435,7 @@ impl Settler<'_> {
             }
             Chore::Hasten(longest, n) if n > 0 => {
                 warn!(
-                    "{n} messages and endpoints were due in over {}, later than anything is put off, since Redis's clock was ahead: they are due now",
+                    "{n} messages and endpoints were due in over {}, too late since Redis's clock was ahead: they are due now",
                     spell(longest)
                 );
             }
@@ -509,12 +509,19 @@ impl Settler<'_> {
                 self.chores.push_front(Chore::Recover(dead, 0));
             }
         }
+        // After a step back what was put off is due too late by the step. Half of it: some of that was overdue;
+        // what was really put off for longer is attempted once too early.
+        if let Some(by) = self.shared.take_set_back() {
+            self.chores.push_back(Chore::Hasten(by / 2, 0));
+        }
+        let hastens = |chore: &Chore| matches!(chore, Chore::Hasten(..));
         if let Some(longest) = beat.beyond
-            && !self.chores.iter().any(|chore| matches!(chore, Chore::Hasten(..)))
+            && !self.chores.iter().any(hastens)
         {
             self.chores.push_back(Chore::Hasten(longest, 0));
         }
-        if !beat.peers.is_empty() {
+        // Lanes that are about to be due at once are better not learned as due in hours.
+        if !beat.peers.is_empty() && !self.chores.iter().any(hastens) {
             let asked = Instant::now();
             let lanes = queue.some_lanes(self.next_lane, LANES_PER_BEAT)?;
             self.next_lane = if lanes.len() < LANES_PER_BEAT { 0 } else { self.next_lane + lanes.len() };

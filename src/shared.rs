@@ -70,6 +70,8 @@ pub struct Shared {
     seen: AtomicU64,
     /// The queue's clock, as of the last claim or beat.
     clock: Mutex<Clock>,
+    /// By how many milliseconds it was set back, for the settler; 0 once that has seen to it.
+    set_back: AtomicU64,
     attempting: Vec<Mutex<Option<Attempting>>>,
     /// When reader and settler last turned, in milliseconds since `started`.
     pub turned: [AtomicU64; 2],
@@ -112,6 +114,7 @@ impl Shared {
             lease,
             seen: AtomicU64::new(0),
             clock: Mutex::default(),
+            set_back: AtomicU64::new(0),
             attempting,
             turned: [AtomicU64::new(0), AtomicU64::new(0)],
             metrics: Metrics::default(),
@@ -367,6 +370,9 @@ impl Shared {
     /// The queue's clock said `at`, in a call sent at `asked` whose answer is here now.
     pub fn note_clock(&self, at: u64, asked: Instant) {
         let Some(step) = lock(&self.clock).note(at, asked, Instant::now()) else { return };
+        if !step.first && !step.ahead {
+            self.set_back.fetch_max(step.by.as_millis() as u64, Ordering::SeqCst);
+        }
         let by = spell(step.by);
         let what = match (step.first, step.ahead) {
             (true, true) => format!("Redis's clock is {by} ahead of this machine's"),
@@ -375,6 +381,12 @@ impl Shared {
             (false, false) => format!("Redis's clock was set back by {by}"),
         };
         warn!("{what}: nothing is given up or removed for its age within the next hour");
+    }
+
+    /// By how much the queue's clock was set back since this was last asked.
+    pub fn take_set_back(&self) -> Option<Duration> {
+        let by = self.set_back.swap(0, Ordering::SeqCst);
+        (by > 0).then(|| Duration::from_millis(by))
     }
 
     /// Whether ages by the queue's clock mean anything.
