@@ -2,7 +2,7 @@
 //! times, alone and together; then the ledger must come out even. A binary of its own:
 //!
 //! ```text
-//! scripts/torture [--minutes N] [--seed N] [--mode short|ordered|default] [--round N]
+//! scripts/torture [--minutes N] [--seed N] [--mode short|ordered|default|origins] [--round N]
 //! scripts/torture --release --soak 1000000
 //! ```
 //!
@@ -20,6 +20,7 @@
 //! | `torture/faults.rs` | every fault: whom it strikes, how it begins and ends |
 //! | `torture/agents.rs`, `recipients.rs`, `proxy.rs` | what is struck |
 //! | `torture/ledger.rs`, `history.rs` | what became of each message |
+//! | `torture/losses.rs` | what a Redis that forgot something may have taken along |
 //! | `torture/soak.rs` | memory over many messages |
 
 #[path = "daemon"]
@@ -34,6 +35,7 @@ mod torture {
     pub mod faults;
     pub mod history;
     pub mod ledger;
+    pub mod losses;
     pub mod proxy;
     pub mod recipients;
     pub mod rng;
@@ -120,8 +122,11 @@ impl Options {
                         "short" => Mode::Short,
                         "ordered" => Mode::Ordered,
                         "default" => Mode::Default,
+                        "origins" => Mode::Origins,
                         other => {
-                            return Err(format!("option '--mode': there is no {other}; short, ordered or default"));
+                            return Err(format!(
+                                "option '--mode': there is no {other}; short, ordered, default or origins"
+                            ));
                         }
                     });
                 }
@@ -152,6 +157,8 @@ struct Totals {
     sum: Report,
     lines: BTreeMap<String, usize>,
     slowest_drain: Duration,
+    /// Rounds by what their plan had in it, faults aside.
+    kinds: BTreeMap<&'static str, usize>,
 }
 
 impl Totals {
@@ -187,7 +194,26 @@ impl Totals {
                 println!("  {failure}");
             }
         }
+        let kinds = [
+            ("agents with leases of different lengths", plan.leases.iter().any(|lease| *lease != plan.leases[0])),
+            ("in strict order", plan.ordered),
+            ("more origins than an agent remembers", plan.mode == Mode::Origins),
+            ("a replica that may have to take over", plan.replica),
+            ("Redis with a clock that is stepped", plan.redis_clock),
+            ("messages given up after seconds", plan.give_up_after.is_some()),
+            ("strangers' paths on a shared origin", report.n_strange > 0),
+        ];
+        for (kind, is_in) in kinds {
+            *self.kinds.entry(kind).or_default() += usize::from(is_in);
+        }
         let sum = &mut self.sum;
+        sum.n_behind += report.n_behind;
+        sum.n_gone_with_redis += report.n_gone_with_redis;
+        sum.n_held_only_here += report.n_held_only_here;
+        sum.n_strange += report.n_strange;
+        sum.n_given_up += report.n_given_up;
+        sum.n_aged_by_clock += report.n_aged_by_clock;
+        sum.latest_beside_strangers = sum.latest_beside_strangers.max(report.latest_beside_strangers);
         sum.n_messages += report.n_messages;
         sum.n_delivered += report.n_delivered;
         sum.n_dead += report.n_dead;
@@ -218,6 +244,11 @@ impl Totals {
         for (fault, _) in faults::ALL {
             row(fault.name(), sum.faults.get(&fault).copied().unwrap_or(0).to_string());
         }
+        row("failovers to a replica whose clock was behind", sum.n_behind.to_string());
+        println!("\nrounds with");
+        for (kind, n) in &self.kinds {
+            row(kind, n.to_string());
+        }
         println!("\nlines at info and above, the most frequent");
         let mut lines: Vec<_> = self.lines.iter().collect();
         lines.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
@@ -231,11 +262,17 @@ impl Totals {
         row("  dead", sum.n_dead.to_string());
         row("  pushed without an answer, so perhaps not at all", sum.n_uncertain.to_string());
         row("beside these, refused by a Redis that was full or read-only", sum.n_refused.to_string());
+        row("  given up, each after an attempt of its own", sum.n_given_up.to_string());
+        row("aged by a clock that was set before their agent started", sum.n_aged_by_clock.to_string());
+        row("  to strangers' paths that failed", sum.n_strange.to_string());
+        row("gone with a Redis that forgot, and held by nobody", sum.n_gone_with_redis.to_string());
+        row("gone from Redis, and still held by an agent", sum.n_held_only_here.to_string());
         row("lost", sum.n_lost.to_string());
         row("stuck", sum.n_stuck.to_string());
         row("delivered more than once", sum.n_repeated.to_string());
         row("most copies of one", sum.most_copies.to_string());
         row("copies that no fault explains", sum.n_unexplained.to_string());
+        row("latest good one beside strangers' paths alone", format!("{:.1?}", sum.latest_beside_strangers));
         row("checks of the invariant", sum.n_invariant_checks.to_string());
         row("agents started by the harness, as a supervisor would", sum.n_starts.to_string());
         row("slowest drain after the last fault", format!("{:.1?}", self.slowest_drain));

@@ -28,6 +28,7 @@ enum Expected {
 
 pub struct Slot {
     pub n: usize,
+    pub lease: Duration,
     pub proxy: Proxy,
     /// Some fault of the process itself is not over.
     pub troubled: bool,
@@ -37,6 +38,8 @@ pub struct Slot {
     pub clock: Option<PathBuf>,
     pub log: PathBuf,
     pub n_starts: usize,
+    /// When its agent was last started.
+    pub started: Option<Instant>,
     /// Largest resident size and number of descriptors seen, and the last size.
     pub peak_kib: u64,
     pub peak_files: usize,
@@ -49,17 +52,25 @@ pub struct Slot {
 }
 
 impl Slot {
-    pub fn new(n: usize, redis: std::net::SocketAddr, dir: &Path, options: &[String], steps: bool) -> Slot {
+    pub fn new(
+        (n, lease): (usize, Duration),
+        redis: std::net::SocketAddr,
+        dir: &Path,
+        options: &[String],
+        steps: bool,
+    ) -> Slot {
         let proxy = Proxy::to(redis);
         let clock = (steps && faketime().is_some()).then(|| dir.join(format!("clock-{n}")));
         let slot = Slot {
             n,
+            lease,
             proxy,
             troubled: false,
             cut_off: false,
             clock,
             log: dir.join(format!("agent-{n}.log")),
             n_starts: 0,
+            started: None,
             peak_kib: 0,
             peak_files: 0,
             last_kib: 0,
@@ -76,7 +87,9 @@ impl Slot {
         assert!(self.child.is_none(), "this slot has an agent");
         let log = OpenOptions::new().create(true).append(true).open(&self.log).expect("the log can be written");
         let mut command = Agent::command();
-        command.args(["run", "-oq", &format!("redis://{}", self.proxy.address()), "--id-header", ID_HEADER]);
+        command.args(["run", "-oq", &format!("redis://{}", self.proxy.address())]);
+        command.args(["--id-header", &format!("{ID_HEADER}{}", self.n)]);
+        command.args(["--lease", &format!("{}s", self.lease.as_secs())]);
         command.args(&self.options).env("RUST_LOG", "debug");
         if let (Some(clock), Some(library)) = (&self.clock, faketime()) {
             command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", clock);
@@ -89,6 +102,7 @@ impl Slot {
         self.child = Some(command.spawn().expect("the agent's binary can be started"));
         self.expected = Expected::Running;
         self.n_starts += 1;
+        self.started = Some(Instant::now());
     }
 
     pub fn is_running(&self) -> bool {
@@ -195,6 +209,15 @@ impl Slot {
 
     fn has_said_nothing(&self) -> bool {
         fs::metadata(&self.log).is_ok_and(|log| log.len() == self.log_began)
+    }
+
+    /// The number under which the agent that runs now is registered; none of those that it, or one
+    /// before it in this slot, had earlier.
+    pub fn number(&self) -> Option<u64> {
+        let log = fs::read(&self.log).ok()?;
+        let text = String::from_utf8_lossy(log.get(self.log_began as usize..)?).into_owned();
+        let said = text.lines().rev().find_map(|line| line.split_once("registered as agent "))?;
+        said.1.trim().parse().ok()
     }
 
     pub fn pid(&self) -> Option<u32> {

@@ -1,17 +1,29 @@
 //! The faults: what there is, whom it strikes, how it begins and how it ends. Each is applied to a
 //! [`World`] and leaves an entry of when it was, so that what came twice can be explained by it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::agents::Slot;
-use super::proxy::Flow;
+use super::losses::{Contents, Loss};
+use super::proxy::{Flow, Proxy};
 use super::recipients::{Mood, Recipient, Temper};
 use super::rng::Rng;
 use crate::support::{Redis, ms};
+
+/// No lease longer than this is outlasted on purpose: a round would be nothing else.
+const LONGEST_PAST: Duration = Duration::from_secs(10);
+/// By how many seconds Redis's clock is stepped. One of less than a minute is taken for no step, and
+/// may delay what was put off by as much.
+const STEPS: [u64; 6] = [SMALL_STEP, 90, 600, 2 * 3_600, 86_400, 40 * 86_400];
+pub const SMALL_STEP: u64 = 15;
+/// Milliseconds between a claim and a loss after which the agent surely holds what it claimed.
+const SURE: u64 = 200;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Fault {
@@ -25,6 +37,7 @@ pub enum Fault {
     ClockStepped,
     LinkHeld,
     LinkForgotten,
+    LinkCutPastLease,
     LinkDelayed,
     AnswersHeld,
     CallsHeld,
@@ -40,6 +53,9 @@ pub enum Fault {
     RedisFull,
     RedisReadOnly,
     DiskFull,
+    RedisFailedOver,
+    RedisFlushed,
+    RedisClockStepped,
     RecipientAway,
     RecipientHangs,
     RecipientBusy,
@@ -54,7 +70,7 @@ pub enum Fault {
 use Fault::*;
 
 /// Each with how likely it is.
-pub const ALL: [(Fault, u64); 34] = [
+pub const ALL: [(Fault, u64); 38] = [
     (AgentKilled, 6),
     (AgentKilledForAWhile, 4),
     (AgentTold, 4),
@@ -65,6 +81,7 @@ pub const ALL: [(Fault, u64); 34] = [
     (ClockStepped, 5),
     (LinkHeld, 4),
     (LinkForgotten, 4),
+    (LinkCutPastLease, 5),
     (LinkDelayed, 3),
     (AnswersHeld, 4),
     (CallsHeld, 3),
@@ -80,6 +97,9 @@ pub const ALL: [(Fault, u64); 34] = [
     (RedisFull, 3),
     (RedisReadOnly, 3),
     (DiskFull, 3),
+    (RedisFailedOver, 6),
+    (RedisFlushed, 2),
+    (RedisClockStepped, 5),
     (RecipientAway, 4),
     (RecipientHangs, 3),
     (RecipientBusy, 3),
@@ -104,6 +124,7 @@ impl Fault {
             ClockStepped => "agent: wall clock stepped",
             LinkHeld => "agent-Redis: cut silently, all delivered late",
             LinkForgotten => "agent-Redis: cut silently, for ever",
+            LinkCutPastLease => "agent-Redis: cut for longer than the lease",
             LinkDelayed => "agent-Redis: 200 ms slower",
             AnswersHeld => "agent-Redis: answers alone held or lost",
             CallsHeld => "agent-Redis: calls alone held or lost",
@@ -119,6 +140,9 @@ impl Fault {
             RedisFull => "Redis: maxmemory reached",
             RedisReadOnly => "Redis: read-only replica and back",
             DiskFull => "Redis: disk full",
+            RedisFailedOver => "Redis: failover to a replica that missed the last writes",
+            RedisFlushed => "Redis: FLUSHALL",
+            RedisClockStepped => "Redis: wall clock stepped",
             RecipientAway => "recipient: refuses connections",
             RecipientHangs => "recipient: does not answer",
             RecipientBusy => "recipient: 503",
@@ -133,18 +157,19 @@ impl Fault {
 }
 
 impl Fault {
-    /// Whether the agent ends, or is taken for dead by others.
-    pub fn ends_agent(self) -> bool {
-        matches!(
-            self,
-            AgentKilled
-                | AgentKilledForAWhile
-                | AgentTold
-                | AgentToldTwice
-                | AgentFrozenPastLease
-                | LinkHeld
-                | LinkForgotten
-        )
+    /// Whether what the agent holds, and Redis has no more, may end with it, or come too late.
+    pub fn may_lose_held(self) -> bool {
+        !matches!(self, AgentFrozen | AgentStarved | ClockStepped | LinkDelayed)
+    }
+
+    /// Whether an outcome may remain untold, so that a message comes a second time.
+    pub fn may_repeat(self) -> bool {
+        !matches!(self, ClockStepped | ScriptsFlushed | RedisClockStepped)
+    }
+
+    /// Whether the agent stands still and goes on later in the middle of what it did.
+    pub fn freezes(self) -> bool {
+        matches!(self, AgentFrozen | AgentFrozenPastLease)
     }
 }
 
@@ -169,6 +194,10 @@ pub struct Injected {
 /// What is still to be done about a fault.
 #[derive(Clone, Copy, Debug)]
 enum Cure {
+    LookBefore,
+    FailOver,
+    JoinAsReplica,
+    Flush,
     StartAgent(usize),
     Thaw(usize),
     Feed(usize),
@@ -190,6 +219,42 @@ pub enum RedisState {
     Away,
     /// Answers, and refuses writes.
     ReadOnly,
+    /// Answers, and is about to lose what it is told.
+    Doomed,
+}
+
+/// A second Redis that follows the first, over a network that can be cut.
+pub struct Replica {
+    pub redis: Redis,
+    link: Proxy,
+}
+
+impl Replica {
+    /// Makes it follow.
+    pub fn of(master: &Redis, redis: Redis) -> Replica {
+        let replica = Replica { redis, link: Proxy::to(master.address().parse().expect("an address")) };
+        replica.follow(master);
+        replica
+    }
+
+    fn follow(&self, master: &Redis) {
+        self.link.mend(true);
+        self.link.lead_to(master.address().parse().expect("an address"));
+        let (host, port) = (self.link.address().ip().to_string(), self.link.address().port().to_string());
+        let told =
+            self.redis.try_client().and_then(|mut client| redis::cmd("REPLICAOF").arg(&[host, port]).exec(&mut client));
+        told.expect("the replica answers");
+    }
+
+    /// Whether it has all that its master has, on disk as well.
+    fn is_ready(&self) -> bool {
+        let info = self.redis.try_client().and_then(|mut client| redis::cmd("INFO").query::<String>(&mut client));
+        info.is_ok_and(|info| {
+            ["role:slave", "master_link_status:up", "aof_rewrite_in_progress:0", "aof_rewrite_scheduled:0"]
+                .iter()
+                .all(|line| info.lines().any(|said| said == *line))
+        })
+    }
 }
 
 /// What the faults strike.
@@ -198,7 +263,19 @@ pub struct World {
     pub redis_state: RedisState,
     pub slots: Vec<Slot>,
     pub recipients: Vec<Recipient>,
-    pub lease: Duration,
+    pub replica: Option<Replica>,
+    /// Where the producer finds Redis, as after a failover a name would say.
+    pub url: Arc<Mutex<String>>,
+    /// Whether Redis's clock can be stepped.
+    pub has_own_clock: bool,
+    /// Whether what Redis loses may be lost: in strict order that would tell nothing about the order.
+    pub may_lose: bool,
+    pub losses: Vec<Loss>,
+    /// Failovers to a replica whose clock was behind.
+    pub n_behind: usize,
+    before: Contents,
+    /// The loss of which the old master still has to tell.
+    untold: usize,
     /// A small file system of Redis's own, if there is one.
     pub disk: Option<PathBuf>,
     /// Whether Redis ends by itself when it cannot write (`appendfsync always`), and is then started again.
@@ -208,13 +285,20 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(redis: Redis, slots: Vec<Slot>, recipients: Vec<Recipient>, lease: Duration) -> World {
+    pub fn new(redis: Redis, slots: Vec<Slot>, recipients: Vec<Recipient>) -> World {
         World {
+            url: Arc::new(Mutex::new(redis.url())),
+            replica: None,
+            has_own_clock: false,
+            may_lose: false,
+            losses: Vec::new(),
+            n_behind: 0,
+            before: Contents::default(),
+            untold: 0,
             redis,
             redis_state: RedisState::Well,
             slots,
             recipients,
-            lease,
             disk: None,
             always: true,
             injected: Vec::new(),
@@ -229,7 +313,8 @@ impl World {
             AgentKilled | AgentKilledForAWhile | AgentTold | AgentToldTwice | AgentFrozen | AgentFrozenPastLease
             | AgentStarved => {
                 let n = rng.index(self.slots.len());
-                if !self.slots[n].is_running() || self.slots[n].troubled {
+                let is_too_long = fault == AgentFrozenPastLease && self.slots[n].lease > LONGEST_PAST;
+                if !self.slots[n].is_running() || self.slots[n].troubled || is_too_long {
                     return false;
                 }
                 Scope::Agent(n)
@@ -243,17 +328,27 @@ impl World {
                 }
                 Scope::Agent(stepped[rng.index(stepped.len())])
             }
-            LinkHeld | LinkForgotten | LinkDelayed | AnswersHeld | CallsHeld | LinkReset | AnswerCut => {
+            LinkHeld | LinkForgotten | LinkCutPastLease | LinkDelayed | AnswersHeld | CallsHeld | LinkReset
+            | AnswerCut => {
                 let n = rng.index(self.slots.len());
-                if self.slots[n].cut_off {
+                let is_too_long = fault == LinkCutPastLease && self.slots[n].lease > LONGEST_PAST;
+                if self.slots[n].cut_off || is_too_long {
                     return false;
                 }
                 Scope::Agent(n)
             }
             DiskFull if self.disk.is_none() => return false,
             RedisKilled | RedisKilledForAWhile | RedisLoadsLong if !self.always => return false,
+            RedisFailedOver | RedisFlushed if !self.may_lose => return false,
+            // With nobody at work all that was pushed would go, and tell nothing.
+            RedisFlushed if !self.slots.iter().any(|slot| slot.is_running() && !slot.troubled && !slot.cut_off) => {
+                return false;
+            }
+            RedisFailedOver if !self.replica.as_ref().is_some_and(Replica::is_ready) => return false,
+            RedisClockStepped if !self.has_own_clock => return false,
             RedisKilled | RedisKilledForAWhile | RedisLoadsLong | ClientsKilled | RedisPaused | RedisAsleep
-            | ScriptsFlushed | RedisFull | RedisReadOnly | DiskFull => {
+            | ScriptsFlushed | RedisFull | RedisReadOnly | DiskFull | RedisFailedOver | RedisFlushed
+            | RedisClockStepped => {
                 if self.redis_state != RedisState::Well {
                     return false;
                 }
@@ -261,7 +356,7 @@ impl World {
             }
             RecipientAway | RecipientHangs | RecipientBusy | RecipientCuts => {
                 let n = rng.index(self.recipients.len());
-                if self.recipients[n].troubled || self.recipients[n].temper == Temper::Dead {
+                if self.recipients[n].troubled || matches!(self.recipients[n].temper, Temper::Dead | Temper::Wide) {
                     return false;
                 }
                 Scope::Recipient(n)
@@ -286,8 +381,8 @@ impl World {
     }
 
     fn strike_agent(&mut self, fault: Fault, n: usize, rng: &mut Rng) {
-        let lease = self.lease.as_millis() as u64;
         let slot = &mut self.slots[n];
+        let lease = slot.lease.as_millis().min(10_000) as u64;
         let a_moment = ms(rng.between(1, 300));
         let a_while = ms(rng.between(lease / 3, lease * 2));
         match fault {
@@ -346,10 +441,14 @@ impl World {
                 slot.proxy.set(towards, back);
                 let forget = match fault {
                     LinkForgotten => true,
-                    AnswersHeld | CallsHeld => rng.percent(50),
+                    AnswersHeld | CallsHeld | LinkCutPastLease => rng.percent(50),
                     _ => false,
                 };
-                self.later(ms(rng.between(200, lease * 2)), Cure::MendLink(n, forget));
+                let cut_for = match fault {
+                    LinkCutPastLease => rng.between(lease * 3 / 2, lease * 3),
+                    _ => rng.between(200, lease * 2),
+                };
+                self.later(ms(cut_for), Cure::MendLink(n, forget));
             }
         }
     }
@@ -408,6 +507,29 @@ impl World {
                 self.redis_state = RedisState::Away;
                 self.later(ms(rng.between(300, 3_000)), Cure::FreeDisk);
             }
+            RedisFailedOver => {
+                let replica = self.replica.as_ref().expect("it was ready");
+                replica.link.set(Flow::Hold, Flow::Hold);
+                self.redis_state = RedisState::Doomed;
+                let misses = rng.between(250, 1_500);
+                self.later(ms(misses), Cure::FailOver);
+                self.later(ms(misses - SURE), Cure::LookBefore);
+                if self.has_own_clock && rng.percent(50) {
+                    self.n_behind += 1;
+                    let behind = STEPS[rng.index(STEPS.len())];
+                    self.replica.as_mut().expect("it was ready").redis.set_clock(&format!("-{behind}"));
+                }
+            }
+            RedisFlushed => {
+                self.redis_state = RedisState::Doomed;
+                self.later(ms(SURE), Cure::Flush);
+                self.later(ms(0), Cure::LookBefore);
+            }
+            RedisClockStepped => {
+                let far = STEPS[rng.index(STEPS.len())];
+                self.redis.set_clock(&format!("{}{far}", if rng.percent(50) { "+" } else { "-" }));
+                self.over();
+            }
             _ => unreachable!("{fault:?} does not strike Redis"),
         }
     }
@@ -440,8 +562,9 @@ impl World {
     /// Does what is due; what should not be.
     pub fn turn(&mut self) -> Vec<String> {
         let now = Instant::now();
-        let (due, rest): (Vec<_>, Vec<_>) = self.cures.drain(..).partition(|(at, ..)| *at <= now);
+        let (mut due, rest): (Vec<_>, Vec<_>) = self.cures.drain(..).partition(|(at, ..)| *at <= now);
         self.cures = rest;
+        due.sort_by_key(|(at, ..)| *at);
         for (_, cure, injected) in due {
             self.cure(cure, injected);
         }
@@ -488,6 +611,28 @@ impl World {
                 }
                 self.redis_state = RedisState::Well;
             }
+            Cure::LookBefore => {
+                self.before = Contents::of(&self.redis).expect("Redis answers");
+                return;
+            }
+            Cure::FailOver => {
+                self.fail_over();
+                self.cures.push((Instant::now() + ms(20), Cure::JoinAsReplica, injected));
+                return;
+            }
+            Cure::JoinAsReplica => {
+                if !self.join_as_replica() {
+                    self.cures.push((Instant::now() + ms(20), cure, injected));
+                    return;
+                }
+            }
+            Cure::Flush => {
+                let last = Contents::of(&self.redis).expect("Redis answers");
+                self.command(&["FLUSHALL"]);
+                let loss = Loss::new(Instant::now(), BTreeSet::new(), &self.before, &last, &self.slots);
+                self.losses.push(loss);
+                self.redis_state = RedisState::Well;
+            }
             Cure::Wake => self.redis_state = RedisState::Well,
             Cure::LiftLimit => {
                 self.command(&["CONFIG", "SET", "maxmemory", "0"]);
@@ -517,6 +662,41 @@ impl World {
         self.injected[injected].to = Some(Instant::now());
     }
 
+    /// The replica takes over, with what it has. The old master starts again, aside, to tell what it had.
+    fn fail_over(&mut self) {
+        let replica = self.replica.as_mut().expect("there is one");
+        self.redis.kill9();
+        let at = Instant::now();
+        std::mem::swap(&mut self.redis, &mut replica.redis);
+        replica.link.reset_all();
+        self.command(&["REPLICAOF", "NO", "ONE"]);
+        let left = Contents::of(&self.redis).expect("the new master answers").all;
+        self.untold = self.losses.len();
+        self.losses.push(Loss { at, left, held: BTreeMap::new() });
+        let address = self.redis.address().parse().expect("an address");
+        for slot in &self.slots {
+            slot.proxy.lead_to(address);
+            slot.proxy.reset_all();
+        }
+        *self.url.lock().expect("nothing panics with it") = self.redis.url();
+        self.redis_state = RedisState::Well;
+        self.replica.as_mut().expect("there is one").redis.restart_without_waiting();
+    }
+
+    /// The old master tells what it had, and follows the new one; false if it has not started yet.
+    fn join_as_replica(&mut self) -> bool {
+        let replica = self.replica.as_mut().expect("there is one");
+        let Ok(last) = Contents::of(&replica.redis) else { return false };
+        if self.has_own_clock {
+            replica.redis.set_clock("+0");
+        }
+        replica.follow(&self.redis);
+        let loss = &mut self.losses[self.untold];
+        let left = std::mem::take(&mut loss.left);
+        *loss = Loss::new(loss.at, left, &self.before, &last, &self.slots);
+        true
+    }
+
     /// Whether every fault is over.
     pub fn is_whole(&self) -> bool {
         self.cures.is_empty()
@@ -527,7 +707,7 @@ impl World {
         let now = Instant::now();
         for (at, cure, _) in &mut self.cures {
             // A pause ends by itself and not before.
-            if !matches!(cure, Cure::Wake) {
+            if !matches!(cure, Cure::Wake | Cure::LookBefore | Cure::FailOver | Cure::Flush) {
                 *at = now;
             }
         }

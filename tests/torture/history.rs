@@ -27,7 +27,13 @@ pub fn of(number: usize, message: &Message, slots: &[Slot], injected: &[Injected
     };
     let _ = writeln!(out, "pushed: {:?}", message.push);
     for arrival in &message.arrivals {
-        let _ = writeln!(out, "arrived at {}: answered {:?}", since(arrival.at), arrival.status);
+        let _ = writeln!(
+            out,
+            "arrived at {} from agent {}: answered {:?}",
+            since(arrival.at),
+            arrival.agent,
+            arrival.status
+        );
     }
     let last = message.arrivals.last().map_or(message.pushed, |arrival| arrival.at);
     for fault in injected {
@@ -74,13 +80,6 @@ pub fn of(number: usize, message: &Message, slots: &[Slot], injected: &[Injected
         }
     }
     out
-}
-
-/// The agents whose logs say that they delivered this id.
-pub fn deliverers(slots: &[Slot], id: &str) -> BTreeSet<usize> {
-    let line = format!("message {id} delivered");
-    let says = |slot: &&Slot| contains(&fs::read(&slot.log).unwrap_or_default(), line.as_bytes());
-    slots.iter().filter(says).map(|slot| slot.n).collect()
 }
 
 /// What Redis has written down.

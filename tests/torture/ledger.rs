@@ -9,8 +9,9 @@ use std::time::Instant;
 
 use crate::support::Request;
 
-/// The header that carries the message's id (`--id-header`).
-pub const ID_HEADER: &str = "X-Message-Id";
+/// What the header that carries the message's id begins with (`--id-header`); behind it comes the
+/// number of the agent's slot, so that each arrival says who sent it.
+pub const ID_HEADER: &str = "X-Message-Id-";
 
 /// What a message is like.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,6 +23,8 @@ pub enum Kind {
     Stubborn(u32),
     /// No envelope at all: it dies unread.
     Garbage,
+    /// For a path that fails in one of several ways as long as strangers may, beside others of its origin that are well.
+    Strange(u8),
 }
 
 /// What the producer knows of its push.
@@ -37,6 +40,8 @@ pub enum Push {
 #[derive(Clone, Debug)]
 pub struct Arrival {
     pub at: Instant,
+    /// The slot of the agent that sent it.
+    pub agent: usize,
     /// How it is answered; `None`: not at all.
     pub status: Option<u16>,
 }
@@ -52,6 +57,8 @@ pub struct Message {
     pub kind: Kind,
     pub size: usize,
     pub recipient: usize,
+    /// Its origin: the recipient, where that has only one.
+    pub lane: usize,
     pub pushed: Instant,
     pub push: Push,
     /// The id under which it first arrived.
@@ -74,14 +81,16 @@ struct Inner {
     ids: HashMap<String, usize>,
     /// What arrived and should not have: each with its explanation.
     wrong: Vec<String>,
+    /// What arrived under a second id: the message, when, and both ids.
+    renamed: Vec<(usize, Instant, String)>,
 }
 
 impl Ledger {
     /// Notes a message before it is pushed; its number. Until it is confirmed it is uncertain.
-    pub fn begin(&self, kind: Kind, size: usize, recipient: usize) -> usize {
+    pub fn begin(&self, kind: Kind, size: usize, recipient: usize, lane: usize) -> usize {
         let mut inner = self.inner();
         let (pushed, push) = (Instant::now(), Push::Uncertain);
-        inner.messages.push(Message { kind, size, recipient, pushed, push, id: None, arrivals: Vec::new() });
+        inner.messages.push(Message { kind, size, recipient, lane, pushed, push, id: None, arrivals: Vec::new() });
         inner.messages.len() - 1
     }
 
@@ -91,12 +100,7 @@ impl Ledger {
 
     /// Notes a request of a recipient before it is answered; `answer` says with which status,
     /// given the message's kind and how often it was answered 500.
-    pub fn arrive(
-        &self,
-        recipient: usize,
-        request: &Request,
-        answer: impl FnOnce(Kind, u32) -> Option<u16>,
-    ) -> Option<u16> {
+    pub fn arrive(&self, lane: usize, request: &Request, answer: impl FnOnce(Kind, u32) -> Option<u16>) -> Option<u16> {
         let at = Instant::now();
         let inner = &mut *self.inner();
         let number = number_of(&request.body).filter(|number| *number < inner.messages.len());
@@ -108,28 +112,38 @@ impl Ledger {
         if request.body != body(number, message.size) {
             inner.wrong.push(format!("message #{number} arrived with another body"));
         }
-        if message.recipient != recipient {
-            inner.wrong.push(format!("message #{number} arrived at recipient {recipient}, not {}", message.recipient));
+        if message.lane != lane {
+            inner.wrong.push(format!("message #{number} arrived at origin {lane}, not {}", message.lane));
         }
         if message.push == Push::Refused {
             inner.wrong.push(format!("message #{number} arrived, though Redis had refused it"));
         }
-        let id = request.header(ID_HEADER).unwrap_or_default().to_string();
+        let id_header = request.headers.iter().find_map(|(name, id)| {
+            let known = name.get(..ID_HEADER.len()).is_some_and(|start| start.eq_ignore_ascii_case(ID_HEADER));
+            known.then(|| (name[ID_HEADER.len()..].parse::<usize>().expect("a slot's number"), id.clone()))
+        });
+        let Some((agent, id)) = id_header else {
+            inner.wrong.push(format!("message #{number} arrived without its id"));
+            return Some(200);
+        };
         match &message.id {
             Some(first) if *first != id => {
-                inner.wrong.push(format!("message #{number} arrived under two ids: {first} and {id}"));
+                inner.renamed.push((number, at, format!("{first} and {id}")));
+                message.id = Some(id.clone());
             }
             Some(_) => {}
             None => {
-                if let Some(other) = inner.ids.insert(id.clone(), number) {
-                    inner.wrong.push(format!("the id {id} was given to #{other} and to #{number}"));
-                }
-                message.id = Some(id);
+                message.id = Some(id.clone());
             }
+        }
+        if let Some(other) = inner.ids.insert(id.clone(), number)
+            && other != number
+        {
+            inner.wrong.push(format!("the id {id} was given to #{other} and to #{number}"));
         }
         let n_500 = message.arrivals.iter().filter(|arrival| arrival.status == Some(500)).count();
         let status = answer(message.kind, n_500 as u32);
-        message.arrivals.push(Arrival { at, status });
+        message.arrivals.push(Arrival { at, agent, status });
         status
     }
 
@@ -143,6 +157,11 @@ impl Ledger {
 
     pub fn wrong(&self) -> Vec<String> {
         self.inner().wrong.clone()
+    }
+
+    /// The messages that arrived under a second id, when that was, and both ids.
+    pub fn renamed(&self) -> Vec<(usize, Instant, String)> {
+        self.inner().renamed.clone()
     }
 
     /// Whether all messages from this number on have been delivered, as far as they are to be.
@@ -170,7 +189,13 @@ pub fn number_of(body: &[u8]) -> Option<usize> {
     std::str::from_utf8(&digits[..end]).ok()?.parse().ok()
 }
 
-/// First arrivals that came before the first arrival of an older message of the same recipient;
+/// The number of the message that these bytes hold somewhere.
+pub fn find_number(bytes: &[u8]) -> Option<usize> {
+    let starts = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'#');
+    starts.map(|(at, _)| &bytes[at..]).find_map(number_of)
+}
+
+/// First arrivals that came before the first arrival of an older message of the same origin;
 /// `exempt` are those that died.
 pub fn out_of_order(messages: &[Message], exempt: impl Fn(usize) -> bool) -> Vec<(usize, usize)> {
     let mut latest: BTreeMap<usize, (Instant, usize)> = BTreeMap::new();
@@ -180,12 +205,12 @@ pub fn out_of_order(messages: &[Message], exempt: impl Fn(usize) -> bool) -> Vec
         if exempt(number) {
             continue;
         }
-        if let Some((before, other)) = latest.get(&message.recipient)
+        if let Some((before, other)) = latest.get(&message.lane)
             && *before > first.at
         {
             wrong.push((*other, number));
         }
-        let entry = latest.entry(message.recipient).or_insert((first.at, number));
+        let entry = latest.entry(message.lane).or_insert((first.at, number));
         if first.at >= entry.0 {
             *entry = (first.at, number);
         }

@@ -27,7 +27,7 @@ pub struct Proxy {
 }
 
 struct Shared {
-    target: SocketAddr,
+    target: Mutex<SocketAddr>,
     gate: Mutex<Gate>,
     changed: Condvar,
     connections: Mutex<HashMap<usize, Arc<Pair>>>,
@@ -53,6 +53,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback address can be listened on");
         let address = listener.local_addr().unwrap();
         let gate = Gate { flows: [Flow::Pass; 2], budget: None, closed: false };
+        let target = Mutex::new(target);
         let shared = Shared { target, gate: Mutex::new(gate), changed: Condvar::new(), connections: Mutex::default() };
         let shared = Arc::new(shared);
         let acceptor = {
@@ -84,6 +85,11 @@ impl Proxy {
         gate.budget = None;
         drop(gate);
         self.shared.changed.notify_all();
+    }
+
+    /// New connections lead there: a name that now stands for another server.
+    pub fn lead_to(&self, target: SocketAddr) {
+        *self.shared.target.lock().unwrap() = target;
     }
 
     /// Resets every connection.
@@ -139,7 +145,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         }
         let Ok(near) = near else { continue };
         // A target that is down refuses: so does the proxy, a moment later.
-        let Ok(far) = TcpStream::connect(shared.target) else { continue };
+        let Ok(far) = TcpStream::connect(*shared.target.lock().unwrap()) else { continue };
         let _ = (near.set_nodelay(true), far.set_nodelay(true));
         let pair = Arc::new(Pair { ends: [near, far], forgotten: AtomicBool::new(false) });
         shared.connections().insert(n, pair.clone());

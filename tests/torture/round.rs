@@ -5,20 +5,24 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use super::agents::{self, Slot};
-use super::faults::{Fault, Injected, RedisState, Scope, World};
+use super::faults::{Fault, Injected, RedisState, Replica, SMALL_STEP, Scope, World};
 use super::history;
-use super::ledger::{self, Kind, Ledger, Message, Push};
+use super::ledger::{self, Kind, Ledger, Message, Push, find_number};
+use super::losses::{Contents, Loss};
 use super::recipients::{self, Recipient};
 use super::rng::Rng;
 use crate::support::wire::envelope;
 use crate::support::{Redis, TempDir, ms};
+
+/// A good message is in by then, whatever other paths of its origin do.
+const BESIDE_STRANGERS: Duration = Duration::from_secs(6);
 
 /// How the agents of a round are set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +33,8 @@ pub enum Mode {
     Ordered,
     /// As they come.
     Default,
+    /// Short times, and more origins than an agent remembers.
+    Origins,
 }
 
 /// What a round is to be.
@@ -46,23 +52,48 @@ pub struct Plan {
     pub rate: u64,
     pub disk: bool,
     pub always: bool,
+    /// In strict order.
+    pub ordered: bool,
+    /// The lease of each agent, in seconds.
+    pub leases: Vec<u64>,
+    /// A second Redis follows, and may have to take over.
+    pub replica: bool,
+    /// Redis has a clock that can be stepped.
+    pub redis_clock: bool,
+    /// `--give-up-after`, in seconds.
+    pub give_up_after: Option<u64>,
 }
 
 impl Plan {
     pub fn new(seed: u64, round: u64, mode: Option<Mode>, faults_for: Duration) -> (Plan, Rng) {
         let mut rng = Rng::of_round(seed, round);
-        let mode = mode.unwrap_or_else(|| rng.weighted(&[(Mode::Short, 70), (Mode::Ordered, 22), (Mode::Default, 8)]));
-        let disk = rng.percent(45);
+        let modes = [(Mode::Short, 60), (Mode::Ordered, 20), (Mode::Default, 7), (Mode::Origins, 13)];
+        let mode = mode.unwrap_or_else(|| rng.weighted(&modes));
+        let ordered = mode == Mode::Ordered || mode == Mode::Origins && rng.percent(50);
+        let disk = rng.percent(35);
+        let n_agents = 2 + rng.index(3);
+        let leases = match (mode, rng.between(0, 100)) {
+            (Mode::Default, _) => vec![15; n_agents],
+            (_, 0..60) => vec![3; n_agents],
+            (_, 60..90) => (0..n_agents).map(|_| [3, 4, 6, 10][rng.index(4)]).collect(),
+            // What an agent of the last kind held when it was killed comes back after a minute.
+            _ => (0..n_agents).map(|n| [3, 60, 10, 3][n]).collect(),
+        };
         let plan = Plan {
             seed,
             round,
             mode,
-            n_agents: 2 + rng.index(3),
+            n_agents,
             faults_for,
             pace: [250, 400, 700][rng.index(3)],
-            rate: if mode == Mode::Ordered { 40 } else { [60, 120, 250][rng.index(3)] },
+            rate: if ordered { 40 } else { [60, 120, 250][rng.index(3)] },
             disk,
             always: !(disk && rng.percent(30)),
+            ordered,
+            leases,
+            replica: !disk && !ordered && rng.percent(70),
+            redis_clock: agents::faketime().is_some() && rng.percent(60),
+            give_up_after: (mode == Mode::Short && rng.percent(25)).then_some(12),
         };
         (plan, rng)
     }
@@ -70,18 +101,22 @@ impl Plan {
     fn options(&self) -> Vec<String> {
         let mut options: Vec<&str> = Vec::new();
         if self.mode != Mode::Default {
-            options.extend(["--lease", "3s", "--retry-first", "200ms", "--retry-max", "2s", "--timeout", "2s"]);
+            options.extend(["--retry-first", "200ms", "--retry-max", "2s", "--timeout", "2s"]);
             options.extend(["--connect-timeout", "1s", "--workers", "32"]);
         }
         options.extend(["--drain-timeout", "1s"]);
-        if self.mode == Mode::Ordered {
+        if self.ordered {
             options.push("--ordered");
         }
-        options.into_iter().map(str::to_string).collect()
+        let mut options: Vec<String> = options.into_iter().map(str::to_string).collect();
+        if let Some(age) = self.give_up_after {
+            options.extend(["--give-up-after".into(), format!("{age}s")]);
+        }
+        options
     }
 
-    fn lease(&self) -> Duration {
-        Duration::from_secs(if self.mode == Mode::Default { 15 } else { 3 })
+    fn longest_lease(&self) -> Duration {
+        Duration::from_secs(*self.leases.iter().max().expect("there are agents"))
     }
 
     /// After the last fault: two leases until what dead agents held is taken back, the longest
@@ -92,8 +127,13 @@ impl Plan {
             Mode::Default => (self.faults_for.min(Duration::from_secs(600)) * 2, Duration::from_secs(30)),
             _ => (Duration::from_millis(2400), Duration::from_secs(2)),
         };
-        let per_message = if self.mode == Mode::Ordered { ms(60) } else { ms(8) };
-        self.lease() * 3 + backoff * 2 + attempt * 2 + Duration::from_secs(8) + per_message * n_left as u32
+        let per_message = if self.ordered { ms(60) } else { ms(8) };
+        let step = Duration::from_secs(if self.redis_clock { 2 * SMALL_STEP } else { 0 });
+        step + self.longest_lease() * 3
+            + backoff * 2
+            + attempt * 2
+            + Duration::from_secs(8)
+            + per_message * n_left as u32
     }
 }
 
@@ -111,6 +151,20 @@ pub struct Report {
     pub n_uncertain: usize,
     pub n_refused: usize,
     pub faults: BTreeMap<Fault, usize>,
+    /// Of a Redis that forgot: how often with a clock that was behind, what nobody had any more, and
+    /// what only an agent had.
+    pub n_behind: usize,
+    pub n_gone_with_redis: usize,
+    pub n_held_only_here: usize,
+    /// Messages to strangers' paths; the latest good one beside them, without other faults.
+    pub n_strange: usize,
+    pub latest_beside_strangers: Duration,
+    pub n_given_up: usize,
+    /// Given up, or removed from the dead, by an agent that had not seen how Redis's clock was set: known,
+    /// and counted rather than a failure.
+    pub n_aged_by_clock: usize,
+    /// When each dead letter was first seen.
+    pub first_seen_dead: HashMap<String, Instant>,
     pub n_starts: usize,
     pub n_invariant_checks: usize,
     pub drained_in: Duration,
@@ -142,10 +196,18 @@ pub fn run(plan: &Plan, mut rng: Rng) -> Report {
     let disk = if plan.disk { Disk::mount(&dir.path().join("disk")) } else { None };
     let redis = start_redis(plan, disk.as_ref());
     let ledger = Arc::new(Ledger::default());
-    let recipients = Recipient::all(&ledger, &mut rng);
+    let recipients = Recipient::all(&ledger, &mut rng, plan.mode == Mode::Origins);
     let address = redis.address().parse().expect("an address");
-    let slots = (0..plan.n_agents).map(|n| Slot::new(n, address, dir.path(), &plan.options(), n % 2 == 1)).collect();
-    let mut world = World::new(redis, slots, recipients, plan.lease());
+    let slot = |(n, lease): (usize, &u64)| {
+        Slot::new((n, Duration::from_secs(*lease)), address, dir.path(), &plan.options(), n % 2 == 1)
+    };
+    let slots = plan.leases.iter().enumerate().map(slot).collect();
+    let mut world = World::new(redis, slots, recipients);
+    world.has_own_clock = plan.redis_clock;
+    world.may_lose = !plan.ordered;
+    if plan.replica {
+        world.replica = Some(Replica::of(&world.redis, start_redis(plan, None)));
+    }
     world.disk = disk.as_ref().map(|disk| disk.0.clone());
     world.always = plan.always;
     for slot in &mut world.slots {
@@ -155,7 +217,11 @@ pub fn run(plan: &Plan, mut rng: Rng) -> Report {
     let mut report = Report::default();
     let stop = Arc::new(AtomicBool::new(false));
     let producer = {
-        let producer = Producer::new(&world, ledger.clone(), Rng::new(rng.next()), plan.rate);
+        let mut producer = Producer::new(&world, ledger.clone(), Rng::new(rng.next()), plan.rate);
+        producer.with_strangers = !plan.ordered;
+        if plan.mode == Mode::Origins {
+            producer.push_to_each_origin();
+        }
         let stop = stop.clone();
         thread::spawn(move || producer.run(&stop))
     };
@@ -168,6 +234,9 @@ pub fn run(plan: &Plan, mut rng: Rng) -> Report {
     drain(plan, &mut world, &mut report);
     if report.failures.is_empty() {
         calm(&mut world, &ledger, Rng::new(rng.next()), &mut report);
+    }
+    if report.failures.is_empty() && !plan.ordered && plan.give_up_after.is_none() {
+        beside_strangers(plan, &mut world, &ledger, Rng::new(rng.next()), &mut report);
     }
     judge(plan, &world, &ledger, faults_ended, &mut report);
     if !report.failures.is_empty() {
@@ -190,7 +259,11 @@ fn start_redis(plan: &Plan, disk: Option<&Disk>) -> Redis {
     if !plan.always {
         lines.push("appendfsync everysec".into());
     }
-    Redis::with(&lines.iter().map(String::as_str).collect::<Vec<_>>())
+    if redis_version() >= 6 {
+        lines.push("repl-diskless-sync-delay 0".into());
+    }
+    let lines = lines.iter().map(String::as_str).collect::<Vec<_>>();
+    if plan.redis_clock { Redis::with_own_clock(&lines) } else { Redis::with(&lines) }
 }
 
 /// Injects faults until their time is over.
@@ -231,6 +304,11 @@ fn measure(world: &mut World, report: &mut Report) {
         if let Err(wrong) = world.redis.invariant() {
             report.failures.push(format!("the invariant is broken: {wrong}"));
         }
+        if report.n_invariant_checks.is_multiple_of(4) {
+            for dead in world.redis.dead() {
+                report.first_seen_dead.entry(dead.id).or_insert_with(Instant::now);
+            }
+        }
     }
 }
 
@@ -251,6 +329,21 @@ fn recover(world: &mut World, report: &mut Report) {
     }
     for slot in &world.slots {
         slot.step_clock(0);
+    }
+    if world.has_own_clock {
+        // Under the eyes of agents that are at work: a step back of minutes that none of them was there to see
+        // holds up what was put off for as long as it is, and that is known.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < deadline && !world.slots.iter().all(|slot| slot.number().is_some()) {
+            report.failures.extend(world.turn());
+            thread::sleep(ms(20));
+        }
+        let a_beat_later = Instant::now() + ms(2_000);
+        while Instant::now() < a_beat_later {
+            report.failures.extend(world.turn());
+            thread::sleep(ms(20));
+        }
+        world.redis.set_clock("+0");
     }
 }
 
@@ -312,23 +405,69 @@ fn calm(world: &mut World, ledger: &Arc<Ledger>, rng: Rng, report: &mut Report) 
     measure(world, report);
 }
 
+/// Strangers' paths fail in every way, and nothing else: the origin's good messages are in time.
+fn beside_strangers(plan: &Plan, world: &mut World, ledger: &Arc<Ledger>, rng: Rng, report: &mut Report) {
+    let first = ledger.len();
+    world.recipients[recipients::WITH_STRANGERS].let_strangers_fail(true);
+    let mut producer = Producer::new(world, ledger.clone(), rng, 400);
+    for n in 0..200 {
+        if n % 10 == 0 {
+            producer.push_to(recipients::WITH_STRANGERS, Kind::Strange((n / 10 % recipients::STRANGE_WAYS) as u8), 100);
+        }
+        producer.push_to(recipients::WITH_STRANGERS, Kind::Plain, 100);
+        report.failures.extend(world.turn());
+        thread::sleep(ms(25));
+    }
+    let end = Instant::now() + BESIDE_STRANGERS;
+    let good = |message: &&Message| message.kind == Kind::Plain;
+    let is_in = |message: &Message| message.arrivals.iter().any(ledger::Arrival::is_delivery);
+    while Instant::now() < end && !ledger.messages()[first..].iter().filter(good).all(is_in) {
+        report.failures.extend(world.turn());
+        thread::sleep(ms(20));
+    }
+    let messages = ledger.messages();
+    for (number, message) in messages.iter().enumerate().skip(first).filter(|(_, message)| good(message)) {
+        let arrived = message.deliveries().first().map(|arrival| arrival.at);
+        let late = arrived.unwrap_or_else(Instant::now).saturating_duration_since(message.pushed);
+        report.latest_beside_strangers = report.latest_beside_strangers.max(late);
+        if arrived.is_none() || late > BESIDE_STRANGERS {
+            let beside =
+                format!("message #{number} came {late:.1?} late ({arrived:?}) beside strangers' paths of its origin");
+            report.failures.push(beside);
+            describe(number, message, world, report);
+        }
+    }
+    world.recipients[recipients::WITH_STRANGERS].let_strangers_fail(false);
+    drain(plan, world, report);
+}
+
 /// Pushes messages as ACA-Py does, on a connection of its own that no proxy disturbs.
 struct Producer {
-    url: String,
+    url: Arc<Mutex<String>>,
     key: String,
-    endpoints: Vec<String>,
+    /// Where messages of each recipient, kind and lane go.
+    endpoint: Box<dyn Fn(usize, Kind, usize) -> String + Send>,
+    weights: Vec<(usize, u64)>,
     ledger: Arc<Ledger>,
     rng: Rng,
     rate: u64,
     only_plain: bool,
+    with_strangers: bool,
     connection: Option<redis::Connection>,
 }
 
 impl Producer {
     fn new(world: &World, ledger: Arc<Ledger>, rng: Rng, rate: u64) -> Producer {
-        let endpoints = world.recipients.iter().map(|recipient| recipient.endpoint.clone()).collect();
-        let (url, key) = (world.redis.url(), world.redis.queue_key());
-        Producer { url, key, endpoints, ledger, rng, rate, only_plain: false, connection: None }
+        let places: Vec<_> = world.recipients.iter().map(Recipient::place).collect();
+        let endpoint = Box::new(move |recipient: usize, kind, lane| places[recipient].endpoint(kind, lane));
+        let mut weights: Vec<(usize, u64)> =
+            recipients::ALL.map(|(_, weight)| weight).into_iter().enumerate().collect();
+        if world.recipients.len() > weights.len() {
+            weights.push((weights.len(), 100));
+        }
+        let (url, key) = (world.url.clone(), world.redis.queue_key());
+        let (only_plain, with_strangers) = (false, false);
+        Producer { url, key, endpoint, weights, ledger, rng, rate, only_plain, with_strangers, connection: None }
     }
 
     fn run(mut self, stop: &AtomicBool) {
@@ -347,14 +486,15 @@ impl Producer {
     }
 
     fn push(&mut self) {
-        let recipient = self
-            .rng
-            .weighted(&recipients::ALL.map(|(_, weight)| weight).iter().copied().enumerate().collect::<Vec<_>>());
+        let recipient = self.rng.weighted(&self.weights);
         let kind = match self.rng.between(0, 1000) {
             _ if self.only_plain => Kind::Plain,
             0..8 => Kind::Final,
             8..20 => Kind::Stubborn(self.rng.between(1, 3) as u32),
             20..26 => Kind::Garbage,
+            26..150 if self.with_strangers && recipient == recipients::WITH_STRANGERS => {
+                Kind::Strange(self.rng.between(0, recipients::STRANGE_WAYS) as u8)
+            }
             _ => Kind::Plain,
         };
         let size = match self.rng.between(0, 1000) {
@@ -362,12 +502,32 @@ impl Producer {
             1..10 => 60_000,
             _ => self.rng.between(20, 3_000) as usize,
         };
+        self.push_to(recipient, kind, size);
+    }
+
+    /// One to each origin of the wide recipient.
+    fn push_to_each_origin(&mut self) {
+        let wide = recipients::ALL.len();
+        for n in 0..recipients::WIDE {
+            self.push_to_lane(wide, recipients::FIRST_WIDE_LANE + n, Kind::Plain, 50);
+        }
+    }
+
+    fn push_to(&mut self, recipient: usize, kind: Kind, size: usize) {
+        let lane = match recipient < recipients::ALL.len() {
+            true => recipient,
+            false => recipients::FIRST_WIDE_LANE + self.rng.index(recipients::WIDE),
+        };
+        self.push_to_lane(recipient, lane, kind, size);
+    }
+
+    fn push_to_lane(&mut self, recipient: usize, lane: usize, kind: Kind, size: usize) {
         let Some(connection) = self.connect() else { return };
-        let number = self.ledger.begin(kind, size, recipient);
+        let number = self.ledger.begin(kind, size, recipient, lane);
         let payload = ledger::body(number, size);
         let bytes = match kind {
             Kind::Garbage => [&b"\xc1"[..], &payload].concat(),
-            _ => envelope(&self.endpoints[recipient], &payload),
+            _ => envelope(&(self.endpoint)(recipient, kind, lane), &payload),
         };
         let connection = self.connection.insert(connection);
         match redis::cmd("RPUSH").arg(&self.key).arg(bytes).exec(connection) {
@@ -383,7 +543,8 @@ impl Producer {
         if self.connection.is_some() {
             return self.connection.take();
         }
-        let client = redis::Client::open(self.url.as_str()).expect("a URL");
+        let url = self.url.lock().expect("nothing panics with it").clone();
+        let client = redis::Client::open(url).expect("a URL");
         let connection = client.get_connection_with_timeout(Duration::from_secs(2)).ok()?;
         connection.set_read_timeout(Some(Duration::from_secs(15))).ok()?;
         Some(connection)
@@ -398,6 +559,18 @@ fn judge(plan: &Plan, world: &World, ledger: &Ledger, faults_ended: Instant, rep
     let messages = ledger.messages();
     report.n_messages = messages.iter().filter(|message| message.push != Push::Refused).count();
     report.failures.extend(ledger.wrong());
+    for (number, at, ids) in ledger.renamed() {
+        // What Redis lost, or had back in the queue, is claimed anew under another id.
+        let is_lost = |loss: &Loss| loss.at >= messages[number].pushed && loss.at <= at;
+        if !world.losses.iter().any(is_lost) {
+            report.failures.push(format!("message #{number} arrived under two ids: {ids}"));
+            describe(number, &messages[number], world, report);
+        }
+    }
+    report.n_strange = messages.iter().filter(|message| matches!(message.kind, Kind::Strange(_))).count();
+    report.n_behind = world.n_behind;
+    report.n_held_only_here =
+        world.losses.iter().map(|loss| loss.held.keys().filter(|n| !loss.left.contains(n)).count()).sum();
     for injected in &world.injected {
         *report.faults.entry(injected.fault).or_default() += 1;
     }
@@ -405,6 +578,7 @@ fn judge(plan: &Plan, world: &World, ledger: &Ledger, faults_ended: Instant, rep
     let n_struck = world.injected.iter().filter(|i| matches!(i.scope, Scope::Agent(_))).count();
     report.n_dead = dead.len();
     let mut lost = Vec::new();
+    let mut late = BTreeMap::new();
     for (number, message) in messages.iter().enumerate() {
         let copies = message.deliveries().len();
         report.most_copies = report.most_copies.max(copies);
@@ -414,9 +588,23 @@ fn judge(plan: &Plan, world: &World, ledger: &Ledger, faults_ended: Instant, rep
         report.n_refused += usize::from(message.push == Push::Refused);
         let to_die = matches!(message.kind, Kind::Final | Kind::Garbage);
         match dead.get(&number) {
-            Some((reason, bytes)) => {
+            Some(Dead { id, history: reason, bytes }) => {
                 let by_deaths = reason.contains("in flight in 5 agents that died") && n_struck >= 5;
-                if !to_die && !by_deaths {
+                let is_given_up = plan.give_up_after.is_some() && reason.contains("gave up after");
+                report.n_given_up += usize::from(is_given_up);
+                if is_given_up {
+                    report.failures.extend(died_too_early(
+                        plan,
+                        number,
+                        message,
+                        reason,
+                        report.first_seen_dead.get(id),
+                    ));
+                }
+                // Who starts after the clock was set right cannot know that a first failure was noted by a wrong one.
+                let by_clock = plan.redis_clock && reason.contains("gave up after 24h") && started_after_a_step(world);
+                report.n_aged_by_clock += usize::from(by_clock);
+                if !to_die && !by_deaths && !is_given_up && !by_clock {
                     report.failures.push(format!("message #{number} ({:?}) is dead: {reason}", message.kind));
                 }
                 if !bytes.ends_with(&ledger::body(number, message.size)) {
@@ -425,15 +613,28 @@ fn judge(plan: &Plan, world: &World, ledger: &Ledger, faults_ended: Instant, rep
             }
             None => {
                 if message.push == Push::Confirmed && !held.contains(&number) && (copies == 0 || to_die) {
-                    lost.push(number);
+                    if world.losses.iter().any(|loss| loss.explains(number, message.pushed, &world.injected)) {
+                        report.n_gone_with_redis += 1;
+                    } else if to_die && plan.redis_clock && removed_for_age(world) && started_after_a_step(world) {
+                        report.n_aged_by_clock += 1;
+                    } else {
+                        lost.push(number);
+                    }
                 }
             }
         }
-        if copies > 1 && !is_explained(message, world) {
+        if copies > 1 && !is_explained(message, world, &mut late) {
             report.n_unexplained += 1;
             report.failures.push(format!("no fault explains {copies} copies of message #{number}"));
             describe(number, message, world, report);
         }
+    }
+    // Those that were under way when it froze, and no more than that.
+    for (injected, n) in late.into_iter().filter(|(_, n)| *n > MOST_UNDER_WAY) {
+        report.n_unexplained += n;
+        report
+            .failures
+            .push(format!("after {:?} {n} messages were sent that others had delivered", world.injected[injected]));
     }
     // In time, and yet long after the last fault: why, is told of the message that came last.
     if report.drained_in > plan.patience(0) / 2 {
@@ -450,7 +651,7 @@ fn judge(plan: &Plan, world: &World, ledger: &Ledger, faults_ended: Instant, rep
             describe(*number, &messages[*number], world, report);
         }
     }
-    if plan.mode == Mode::Ordered {
+    if plan.ordered {
         let wrong = ledger::out_of_order(&messages, |number| dead.contains_key(&number));
         for (before, after) in wrong.iter().take(5) {
             report.failures.push(format!("message #{after} arrived before the older #{before} of its recipient"));
@@ -489,52 +690,91 @@ fn judge_agents(plan: &Plan, world: &World, report: &mut Report) {
     }
 }
 
-/// The dead letters by number: reason and bytes.
-fn dead_letters(world: &World, report: &mut Report) -> HashMap<usize, (String, Vec<u8>)> {
+struct Dead {
+    id: String,
+    history: String,
+    bytes: Vec<u8>,
+}
+
+/// The dead letters by number.
+fn dead_letters(world: &World, report: &mut Report) -> HashMap<usize, Dead> {
     let mut dead = HashMap::new();
     for held in world.redis.dead() {
-        match find_number(&held.bytes) {
-            Some(number) => {
-                if dead.insert(number, (held.history, held.bytes)).is_some() {
-                    report.failures.push(format!("message #{number} is among the dead twice"));
-                }
-            }
-            None => report.failures.push(format!("the dead {} holds bytes that nobody pushed", held.id)),
+        let Some(number) = find_number(&held.bytes) else {
+            report.failures.push(format!("the dead {} holds bytes that nobody pushed", held.id));
+            continue;
+        };
+        let letter = Dead { id: held.id, history: held.history, bytes: held.bytes };
+        // What a Redis lost may be with an agent, and in the queue once more.
+        if dead.insert(number, letter).is_some() && world.losses.is_empty() {
+            report.failures.push(format!("message #{number} is among the dead twice"));
         }
     }
     dead
 }
 
+/// Whether an agent removed dead letters for their age, which in a round only a wrong clock can tell.
+fn removed_for_age(world: &World) -> bool {
+    let says = |slot: &Slot| agents::lines_for_people(&slot.log).iter().any(|line| line.contains("removed for good"));
+    world.slots.iter().any(says)
+}
+
+/// Whether an agent started, or was started again, after Redis's clock was set or a failover.
+fn started_after_a_step(world: &World) -> bool {
+    let sets_clock = |fault: Fault| matches!(fault, Fault::RedisClockStepped | Fault::RedisFailedOver);
+    let first = world.injected.iter().filter(|injected| sets_clock(injected.fault)).map(|injected| injected.from).min();
+    first.is_some_and(|first| world.slots.iter().any(|slot| slot.started.is_some_and(|started| started > first)))
+}
+
+/// A message that was given up had failed itself, and long enough before.
+fn died_too_early(
+    plan: &Plan,
+    number: usize,
+    message: &Message,
+    history: &str,
+    first_seen: Option<&Instant>,
+) -> Option<String> {
+    let age = Duration::from_secs(plan.give_up_after?);
+    let attempts: u32 = history.split(' ').next()?.parse().ok()?;
+    let lived = first_seen.map(|seen| seen.saturating_duration_since(message.pushed));
+    let is_right = attempts > 0 && lived.is_none_or(|lived| lived >= age);
+    (!is_right).then(|| format!("message #{number} was given up after {lived:?} and {attempts} attempts: {history}"))
+}
+
 /// The numbers of all that Redis has, queued or claimed, in one look.
 fn held(redis: &Redis) -> BTreeSet<usize> {
-    let mut pipe = redis::pipe();
-    pipe.atomic().cmd("LRANGE").arg(&[&redis.queue_key(), "0", "-1"]).cmd("HVALS").arg(redis.key("messages"));
-    let (queued, claimed): (Vec<Vec<u8>>, Vec<Vec<u8>>) = pipe.query(&mut redis.client()).unwrap();
-    queued.iter().chain(&claimed).filter_map(|bytes| find_number(bytes)).collect()
+    Contents::of(redis).expect("Redis answers").all
 }
 
-/// The number of the message that these bytes hold somewhere.
-fn find_number(bytes: &[u8]) -> Option<usize> {
-    let starts = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'#');
-    starts.map(|(at, _)| &bytes[at..]).find_map(ledger::number_of)
-}
+/// Attempts that an agent may have begun and not ended when it was frozen.
+const MOST_UNDER_WAY: usize = 8;
 
 /// Whether between each two copies there was a fault that can explain the second: of Redis, of the
-/// recipient or its network, or of the agent that delivered the first.
-fn is_explained(message: &Message, world: &World) -> bool {
-    let deliverers = message.id.as_ref().map(|id| history::deliverers(&world.slots, id)).unwrap_or_default();
-    // A fault lasts beyond its end: a connection that stays silent is given up after 5 s, and an
-    // agent that was away for a lease by then has been taken for dead.
-    let slack = Duration::from_secs(5) + world.lease;
+/// recipient or its network, or of the agent that delivered the first. What another agent had under
+/// way when it was frozen goes out as it wakes, and is counted in `late` for that fault.
+fn is_explained(message: &Message, world: &World, late: &mut BTreeMap<usize, usize>) -> bool {
     message.deliveries().windows(2).all(|pair| {
-        let (first, second) = (pair[0].at, pair[1].at);
-        let between = |fault: &&Injected| fault.from <= second && fault.to.is_none_or(|to| to + slack >= first);
-        world.injected.iter().filter(between).any(|fault| match fault.scope {
-            Scope::Redis => fault.fault != Fault::ScriptsFlushed,
+        let (first, second) = (pair[0], pair[1]);
+        // A fault lasts beyond its end: a connection that stays silent is given up after 5 s, and an
+        // agent that was away for a lease by then has been taken for dead.
+        let slack = Duration::from_secs(5) + world.slots[first.agent].lease;
+        let between = |fault: &&Injected| fault.from <= second.at && fault.to.is_none_or(|to| to + slack >= first.at);
+        let explains = |fault: &Injected| match fault.scope {
+            Scope::Redis => true,
             Scope::Recipient(n) => n == message.recipient,
-            // Without a line in any log, the agent that delivered it ended before it knew.
-            Scope::Agent(n) => deliverers.is_empty() || deliverers.contains(&n) || fault.fault.ends_agent(),
-        })
+            Scope::Agent(n) => n == first.agent,
+        };
+        if world.injected.iter().filter(between).any(|fault| fault.fault.may_repeat() && explains(fault)) {
+            return true;
+        }
+        let woke = world.injected.iter().position(|fault| {
+            let just_before = |to: Instant| to <= second.at && second.at <= to + Duration::from_millis(2500);
+            fault.scope == Scope::Agent(second.agent) && fault.fault.freezes() && fault.to.is_some_and(just_before)
+        });
+        if let Some(woke) = woke {
+            *late.entry(woke).or_default() += 1;
+        }
+        woke.is_some()
     })
 }
 

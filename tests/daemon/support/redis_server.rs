@@ -73,6 +73,12 @@ impl Redis {
         redis
     }
 
+    /// With further lines of configuration, and a clock of its own that is right at first.
+    #[allow(dead_code)] // As above.
+    pub fn with_own_clock(configuration: &[&str]) -> Redis {
+        Redis::begin(configuration, true)
+    }
+
     /// Sets its clock anew.
     #[allow(dead_code)] // As above.
     pub fn set_clock(&mut self, ahead: &str) {
