@@ -265,6 +265,9 @@ fn listen(listener: &TcpListener, shared: &Arc<Shared>, stopped: &Receiver<()>) 
     let origin = listener.local_addr().unwrap();
     for stream in listener.incoming() {
         if shared.running.lock().unwrap().is_none() {
+            // A program that another test starts at this moment holds the socket until its exec: closed
+            // here alone, it would go on taking connections.
+            let _ = socket2::SockRef::from(listener).shutdown(Shutdown::Both);
             return;
         }
         let Ok(stream) = stream else { continue };
