@@ -292,7 +292,7 @@ impl Supervisord {
         let program =
             replaced(&program, "command=/usr/local/bin/acapy-deliver", &format!("command={}", binary.display()));
         let variables: Vec<String> = environment.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
-        let shipped_url = "ACAPY_OUTBOUND_TRANSPORT_QUEUE=\"redis://user:password@host:6379\"";
+        let shipped_url = "REDIS_SERVER_URL=\"redis://user:password@host:6379\"";
         let program = replaced(&program, shipped_url, &variables.join(","));
         let user = if is_root() { format!("user={USER}") } else { String::new() };
         let program = replaced(&program, "user=acapy-deliver", &user);

@@ -18,7 +18,8 @@ pub(super) fn of(command: &str) -> Option<String> {
 
 const MAIN: &str = "\
 acapy-deliver delivers what ACA-Py puts into its outbound queue: it takes each
-message from Redis and POSTs it to its endpoint, losing none.
+message from Redis and POSTs it to its endpoint, losing none. In the place of the
+'deliverer' of ACA-Py's plugin redis_events it needs that one's environment alone.
 
   acapy-deliver [run]     deliver until told to stop
   acapy-deliver enqueue   push one message, as ACA-Py would
@@ -35,7 +36,7 @@ Exit codes: 0 clean, 1 could not go on (dead: nothing such), 2 wrong usage.
 ";
 
 const RUN: &str = "\
-acapy-deliver [run] -oq URL [options]
+acapy-deliver [run] [-oq URL] [--queue NAME] [options]
 
 Delivers until SIGTERM or SIGINT. Each option can be given by the variable beside
 it; the command line wins. Defaults are in brackets. Durations are written 200ms,
@@ -118,13 +119,15 @@ What it shows
 ";
 
 const QUEUE: &str = "\
-The queue
+The queue. Where these do not say it, the variables of the plugin's deliverer do:
+REDIS_SERVER_URL, and TOPIC_PREFIX (the queue's key is TOPIC_PREFIX_outbound, or
+acapy_outbound without it).
   -oq, --outbound-queue URL  where ACA-Py pushes to: redis://[user:password@]host:6379,
-                             rediss://… (TLS) or unix:///run/redis.sock; needed
-                                                     ACAPY_OUTBOUND_TRANSPORT_QUEUE
-  --queue NAME               the queue's whole key: acapy_outbound, unless the plugin of
-                             today's ACA-Py is told otherwise
-                             [that of the prefix]    ACAPY_DELIVER_QUEUE
+                             rediss://… (TLS) or unix:///run/redis.sock
+                             [REDIS_SERVER_URL]      ACAPY_OUTBOUND_TRANSPORT_QUEUE
+  --queue NAME               the queue's whole key: acapy_outbound, unless the plugin is
+                             told otherwise (acapy_outbound_topic)
+                             [see above]             ACAPY_DELIVER_QUEUE
   -oqp, --outbound-queue-prefix NAME
                              for ACA-Py 0.7: the queue's key is NAME.outbound_transport
                              [acapy]                 ACAPY_OUTBOUND_TRANSPORT_QUEUE_PREFIX
@@ -139,8 +142,6 @@ The queue
                              which roots TLS trusts: those in this program, those of the
                              system (SSL_CERT_FILE, SSL_CERT_DIR), or both
                              [both]                  ACAPY_DELIVER_ROOTS
-Where these do not say it, the variables of the plugin's deliverer do: REDIS_SERVER_URL,
-and TOPIC_PREFIX (the queue's key is TOPIC_PREFIX_outbound, acapy_outbound without it).
 ";
 
 const ENQUEUE: &str = "\
@@ -152,7 +153,7 @@ input for - or when nothing is said.
   --endpoint URL             where it is to be delivered, http or https; needed
                                                      ACAPY_DELIVER_ENDPOINT
   --format json|msgpack      how it is written: as ACA-Py of today does, or as 0.7 did
-                             [msgpack for …outbound_transport, else json]
+                             [msgpack for ….outbound_transport, else json]
                                                      ACAPY_DELIVER_FORMAT
   --header 'Name: value'     a header to deliver with it; repeatable (in the variable
                              commas come between headers)

@@ -64,6 +64,7 @@ fn scripts_run_shows_three_messages_arriving_and_stops_all_it_started() {
     for n in 1..=3 {
         assert!(first.output().contains(&format!("hello {n}")), "{}", first.output());
     }
+    assert!(first.output().contains("delivers the queue 'acapy_outbound'"), "{}", first.output());
     let redis = first.address_after("redis://");
     let recipient = first.address_after("--endpoint http://");
     assert!(TcpStream::connect(&redis).is_ok() && TcpStream::connect(&recipient).is_ok());
@@ -74,6 +75,15 @@ fn scripts_run_shows_three_messages_arriving_and_stops_all_it_started() {
     let mut second = Script::start(&dir, "second", &args);
     assert_eq!(second.wait_exit(), Some(0));
     first.wait_for("hello again");
+
+    // So does one for the queue of ACA-Py 0.7.
+    let args = ["0.7", "enqueue", "--endpoint", &endpoint, "--text", "hello of old"];
+    assert_eq!(Script::start(&dir, "old push", &args).wait_exit(), Some(0));
+    let mut old = Script::start(&dir, "old", &["0.7", "--workers", "2"]);
+    first.wait_for("hello of old");
+    assert!(old.output().contains("delivers the queue 'acapy.outbound_transport'"), "{}", old.output());
+    old.interrupt();
+    assert_eq!(old.wait_exit(), Some(0));
 
     first.interrupt();
     assert_eq!(first.wait_exit(), Some(0));
@@ -89,6 +99,8 @@ fn scripts_run_with_arguments_starts_the_agent_alone_and_keeps_the_queue() {
     let endpoint = "http://127.0.0.1:1/nobody";
     let args = ["enqueue", "--endpoint", endpoint, "--text", "kept over a restart"];
     assert_eq!(Script::start(&dir, "push", &args).wait_exit(), Some(0));
+    // As a run of an earlier version left it: with data, and of no Cluster.
+    fs::remove_file(dir.path().join("nodes.conf")).unwrap();
 
     let mut agent = Script::start(&dir, "agent", &["--workers", "2"]);
     // The message that an earlier Redis was given is attempted.
@@ -96,7 +108,7 @@ fn scripts_run_with_arguments_starts_the_agent_alone_and_keeps_the_queue() {
         let port = fs::read_to_string(dir.path().join("redis.port")).ok()?;
         redis::Client::open(format!("redis://127.0.0.1:{}", port.trim())).ok()?.get_connection().ok()
     };
-    let held = "{acapy.outbound_transport}:history";
+    let held = "{acapy_outbound}:history";
     eventually("the message is attempted", SOON, || {
         client().is_some_and(|mut c| redis::cmd("HLEN").arg(held).query(&mut c) == Ok(1))
     });
@@ -138,6 +150,7 @@ impl Script {
             .env("RUN_DIR", dir.path())
             .env("BUILD_PROFILE", "dev")
             .env_remove("ACAPY_OUTBOUND_TRANSPORT_QUEUE")
+            .env_remove("REDIS_SERVER_URL")
             .stdin(Stdio::null())
             .stdout(out.try_clone().unwrap())
             .stderr(out)
