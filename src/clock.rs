@@ -64,6 +64,11 @@ impl Clock {
         Some(self.set(Step { first: false, ahead, by: Duration::from_millis(by as u64) }, answered))
     }
 
+    /// Before our first reading it was set back, by so much at least; whether that is a step.
+    pub fn was_set_back(&mut self, by: Duration, now: Instant) -> Option<Step> {
+        (by > STEP).then(|| self.set(Step { first: false, ahead: false, by }, now))
+    }
+
     fn set(&mut self, step: Step, now: Instant) -> Step {
         self.distrusted_until = Some(now + DISTRUST);
         step

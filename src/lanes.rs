@@ -62,16 +62,20 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// A claim that is in no lane yet.
+    /// A claim that is in no lane yet. What nobody remembers has been attempted as often as another service
+    /// wrote into it: what that one had put off or handed on, but nothing that was replayed here.
     pub fn new(
         id: Id,
         envelope: Envelope,
-        history: History,
+        mut history: History,
         recovered: u32,
         source: Source,
         agent: AgentNumber,
         now: Instant,
     ) -> Claim {
+        if history.age.is_none() {
+            history.attempts = envelope.retries();
+        }
         let origin = Arc::from("");
         Claim { id, envelope, history, recovered, source, agent, claimed_at: now, origin, lane: usize::MAX }
     }

@@ -136,6 +136,12 @@ impl Id {
         let is_id = text.len() == 16 && text.iter().all(u8::is_ascii_digit);
         std::str::from_utf8(text).ok().filter(|_| is_id)?.parse().ok().map(Id)
     }
+
+    /// When it was claimed first, in milliseconds since 1970 by the queue's clock; later than that while
+    /// the clock is behind what it was.
+    pub(crate) fn claimed_ms(self) -> i64 {
+        (self.0 / 1000) as i64
+    }
 }
 
 impl fmt::Display for Id {
@@ -419,6 +425,8 @@ pub struct Joined {
     pub number: AgentNumber,
     /// What became of the one before.
     pub old: Fate,
+    /// By how much the queue's clock is behind what it was at the last beat of any agent.
+    pub set_back: Duration,
 }
 
 /// What became of a number that an agent had.

@@ -280,17 +280,16 @@ impl Reader<'_> {
     }
 
     fn decode(&mut self, raw: RawClaim, number: AgentNumber) -> Result<Claim, Settlement> {
-        let RawClaim { id, bytes, mut history, recovered, source } = raw;
-        if !self.shared.tells_ages() {
-            history.age = None;
-        }
+        let RawClaim { id, bytes, history, recovered, source } = raw;
         let decoded = catch_unwind(AssertUnwindSafe(|| Envelope::decode_with(bytes, &mut self.endpoints)));
         let mut kept = None;
         let reason = match decoded {
             Ok(Ok(envelope)) => {
-                // Those that another service made before us; also of what was taken over from it, which never was in the queue.
-                history.attempts = history.attempts.max(envelope.retries());
-                return Ok(Claim::new(id, envelope, history, recovered, source, number, Instant::now()));
+                let mut claim = Claim::new(id, envelope, history, recovered, source, number, Instant::now());
+                if !self.shared.tells_ages() {
+                    claim.history.age = None;
+                }
+                return Ok(claim);
             }
             Ok(Err(malformed)) => {
                 let reason = format!("undecodable: {malformed}");

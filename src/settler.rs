@@ -466,6 +466,10 @@ impl Settler<'_> {
                 self.taken_over.pop_front();
             }
         }
+        if old.is_none() {
+            // Later steps are seen from one beat to the next.
+            self.shared.note_set_back(joined.set_back);
+        }
         self.call = 0;
         self.number = Some(joined.number);
         self.peers.clear();
@@ -534,7 +538,10 @@ impl Settler<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+
     use crate::queue::memory::Memory;
+    use crate::queue::{Bounds, Claimed, History, Place};
 
     const LEASE: Duration = Duration::from_secs(15);
 
@@ -562,5 +569,37 @@ mod tests {
         settler.turn(&mut queue).unwrap();
         assert_eq!(lease_of(&queue), [1_016_000]);
         assert!(shared.is_beat_fresh());
+    }
+
+    #[test]
+    fn who_starts_after_the_clock_was_set_back_makes_due_what_it_holds_up() {
+        let mut queue = Memory::new();
+        let put_off_at = 1_770_000_000_000_000;
+        queue.set_clock(put_off_at);
+        let before = queue.join(LEASE, None, 0).unwrap().number;
+        queue.beat(before, LEASE, 0, Duration::from_secs(3600)).unwrap();
+        let claimed = queue.claim(before, 1, false, &Bounds::only(b"late".to_vec())).unwrap();
+        let Claimed::Taken { claims, .. } = claimed else { panic!("{claimed:?}") };
+        let settlement = Settlement {
+            id: claims[0].id,
+            origin: Arc::from(""),
+            place: Place::Retry(Duration::from_secs(5)),
+            history: History::default(),
+            kept: None,
+        };
+        queue.settle(before, 1, &[settlement], &[]).unwrap();
+        queue.leave(before).unwrap();
+        let due_in = |now: u64| queue.state().retry.values().map(|due| due - (now / 1000) as i64).collect::<Vec<_>>();
+        let now = put_off_at - 1_800_000_000;
+        queue.set_clock(now);
+        assert_eq!(due_in(now), [1_805_000]);
+        let (shared, _ready, _reports) = Shared::for_tests(LEASE);
+        let options = Options { lease: LEASE, keep_dead: None, longest_delay: Duration::from_secs(3600) };
+        let mut settler = Settler::new(&shared, &options);
+        for _ in 0..3 {
+            settler.turn(&mut queue.clone()).unwrap();
+        }
+        assert_eq!(due_in(now), [0]);
+        assert!(!shared.tells_ages());
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use log::warn;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Step};
 use crate::journal::{Journal, spell};
 use crate::lanes::{Claim, Effects, LaneCounts, Lanes, Limits, News};
 use crate::metrics::{Metrics, add};
@@ -369,7 +369,18 @@ impl Shared {
 
     /// The queue's clock said `at`, in a call sent at `asked` whose answer is here now.
     pub fn note_clock(&self, at: u64, asked: Instant) {
-        let Some(step) = lock(&self.clock).note(at, asked, Instant::now()) else { return };
+        let step = lock(&self.clock).note(at, asked, Instant::now());
+        self.note_step(step);
+    }
+
+    /// At the first registration the queue's clock was behind the last beat of any agent by so much.
+    pub fn note_set_back(&self, by: Duration) {
+        let step = lock(&self.clock).was_set_back(by, Instant::now());
+        self.note_step(step);
+    }
+
+    fn note_step(&self, step: Option<Step>) {
+        let Some(step) = step else { return };
         if !step.first && !step.ahead {
             self.set_back.fetch_max(step.by.as_millis() as u64, Ordering::SeqCst);
         }

@@ -10,7 +10,7 @@ local registered = redis.call('ZSCORE', AGENTS, me)
 if registered then
   open_for_writing()
   redis.call('ZADD', AGENTS, now + lease, me)
-  redis.call('HSET', CALLS, 'l' .. me, string.format('%.0f %.0f', lease, longest))
+  redis.call('HSET', CALLS, 'l' .. me, string.format('%.0f %.0f', lease, longest), 'clock', string.format('%.0f', now))
   -- A replica that became master may have a lower one, and other agents claim there too.
   if last_number() < seen then next_numbers(0, seen) end
 end

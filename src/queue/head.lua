@@ -141,6 +141,9 @@ end
 -- failures of a lane: how many in a row, s if the last one was slow (else f), the last error.
 local function fails_slowly(record) return record and string.match(record, '^%d+ s ') end
 
+-- An id is at least the time of its claim in microseconds: no stamp of a message is before that, in ms.
+local function claimed_at(id) return math.floor(tonumber(id) / 1000) end
+
 -- history: attempts, failures of its own, its first failure (or, not attempted yet, when it was first put off; ms), last error.
 local function first_put_off(history)
   local first = history and tonumber(string.match(history, '^%d+ %d+ (%d+) '))

@@ -79,6 +79,8 @@ pub struct State {
     pub settles: BTreeMap<AgentNumber, (u64, Vec<Id>)>,
     /// How long each agent's leases are, and the longest delay that it gives, in milliseconds.
     pub lengths: BTreeMap<AgentNumber, (u64, u64)>,
+    /// When an agent beat last.
+    pub last_beat: i64,
     /// Agents that others took for dead, the newest last.
     pub recovered_agents: Vec<AgentNumber>,
     /// What another delivery service has put off, by when it is due in Unix seconds.
@@ -283,9 +285,12 @@ impl Queue for Memory {
                 return 0;
             }
             let until = clock.now() - score(age);
-            let old = by_score(&state.dead).into_iter().filter(|(_, died)| *died <= until);
-            let ids: Vec<Id> = old.map(|(id, _)| id).take(limit).collect();
-            state.drop_dead(&ids)
+            let old = by_score(&state.dead).into_iter().filter(|(_, died)| *died <= until).take(limit);
+            let died_before_its_claim =
+                |(id, died): &(Id, i64)| clock.claimed_by(*id).is_some_and(|at| *died < at - 60_000);
+            let (rising, old): (Vec<_>, Vec<_>) = old.partition(died_before_its_claim);
+            state.dead.extend(rising.into_iter().map(|(id, _)| (id, clock.now())));
+            state.drop_dead(&old.into_iter().map(|(id, _)| id).collect::<Vec<_>>())
         })
     }
 }
@@ -302,6 +307,11 @@ impl Clock {
 
     fn after(self, delay: Duration) -> i64 {
         self.now() + score(delay)
+    }
+
+    /// When a message was claimed, if that is not in the future.
+    fn claimed_by(self, id: Id) -> Option<i64> {
+        Some(id.claimed_ms()).filter(|claimed| *claimed <= self.now())
     }
 }
 
@@ -407,7 +417,7 @@ impl State {
         let number = AgentNumber(self.next_numbers(clock, 1, seen) + 1);
         self.agents.insert(number, clock.after(lease));
         self.lengths.insert(number, (score(lease) as u64, 0));
-        Joined { number, old }
+        Joined { number, old, set_back: millis(self.last_beat - clock.now()) }
     }
 
     fn note_recovered(&mut self, agent: AgentNumber) {
@@ -561,7 +571,7 @@ impl State {
         let history = self.history.get(&id).map(|record| History {
             attempts: record.attempts,
             own_failures: record.own_failures,
-            age: Some(millis(clock.now() - record.first)),
+            age: Some(millis(clock.now() - record.first.max(clock.claimed_by(id).unwrap_or(0)))),
             last_error: record.last_error.clone(),
         });
         Some(RawClaim {
@@ -860,6 +870,7 @@ impl State {
         if registered {
             self.agents.insert(me, clock.after(lease));
             self.lengths.insert(me, (score(lease) as u64, score(longest) as u64));
+            self.last_beat = clock.now();
             if self.last_number < seen {
                 self.next_numbers(clock, 0, seen);
             }
@@ -919,6 +930,7 @@ impl State {
             if self.dead.remove(id).is_some() {
                 self.retry.insert(*id, clock.now());
                 self.history.remove(id);
+                self.put_off(clock, *id, 0, 0, "");
                 self.recovered.remove(id);
                 n += 1;
             }

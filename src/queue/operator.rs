@@ -316,11 +316,12 @@ impl Operator {
             let entries = found
                 .into_iter()
                 .filter_map(|(id, score, record, recovered)| {
+                    let id = Id::read(&id)?;
                     Some(Entry {
-                        id: Id::read(&id)?,
+                        id,
                         // Below 0 and beyond all times it stops there.
                         at: score.parse::<f64>().ok()? as u64,
-                        history: history(&record, now as i64),
+                        history: history(&record, id, now as i64),
                         recovered,
                     })
                 })
@@ -382,7 +383,7 @@ impl Operator {
                 _ => "waiting for its endpoint",
             }));
         };
-        let entry = Entry { id, at, history: history(&record, now as i64), recovered };
+        let entry = Entry { id, at, history: history(&record, id, now as i64), recovered };
         Ok(Whereabouts::Dead(Box::new(entry), body))
     }
 

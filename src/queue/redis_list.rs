@@ -432,8 +432,9 @@ impl Queue for RedisList {
             "registered" => Fate::Registered,
             _ => Fate::Unknown,
         };
+        let set_back = Duration::from_millis(u64::try_from(answer.number()?).unwrap_or_default());
         self.meet_odd(answer.number()?);
-        Ok(Joined { number, old })
+        Ok(Joined { number, old, set_back })
     }
 
     fn claim(&mut self, me: AgentNumber, call: u64, again: bool, bounds: &Bounds) -> Result<Claimed, Error> {
@@ -482,10 +483,11 @@ impl Queue for RedisList {
         let mut claims = Vec::new();
         let mut messages = answer.list()?;
         while messages.more() {
+            let id = messages.id()?;
             claims.push(RawClaim {
-                id: messages.id()?,
+                id,
                 bytes: messages.bytes()?,
-                history: history(&messages.bytes()?, now),
+                history: history(&messages.bytes()?, id, now),
                 recovered: messages.number_in_text()? as u32,
                 source: match messages.text()?.as_str() {
                     "k" => Source::Queue,
@@ -772,17 +774,20 @@ fn settle_arguments(me: AgentNumber, call: u64, settlements: &[Settlement], chan
     arguments
 }
 
-/// `attempts own first error`, as `settle` writes it.
-pub(crate) fn history(record: &[u8], now_ms: i64) -> History {
+/// `attempts own first error`, as `settle` writes it. Nothing is older than its claim: what was noted before
+/// that, was noted by a clock that was behind.
+pub(crate) fn history(record: &[u8], id: Id, now_ms: i64) -> History {
     let record = String::from_utf8_lossy(record);
     let mut words = record.splitn(4, ' ');
     let mut number = || words.next().and_then(|word| word.parse::<i64>().ok());
     let (attempts, own_failures, first) = (number(), number(), number());
-    let count = |n: Option<i64>| n.unwrap_or(0).clamp(0, i64::from(MOST_FAILURES)) as u32;
+    let count = |n: Option<i64>, most: u32| n.unwrap_or(0).clamp(0, i64::from(most)) as u32;
     let first = first.filter(|first| (FIRST_TIME..HIGHEST_NUMBER as i64).contains(first));
+    let claimed = Some(id.claimed_ms()).filter(|claimed| *claimed <= now_ms).unwrap_or(0);
+    let first = first.map(|first| first.max(claimed));
     History {
-        attempts: count(attempts),
-        own_failures: count(own_failures),
+        attempts: count(attempts, u32::MAX),
+        own_failures: count(own_failures, MOST_FAILURES),
         age: first.map(|first| Duration::from_millis((now_ms - first).max(0) as u64)),
         last_error: words.next().unwrap_or_default().to_string(),
     }

@@ -6,7 +6,8 @@ for _, id in ipairs(ARGV) do
   if redis.call('ZSCORE', DEAD, id) then
     redis.call('ZADD', RETRY, now, id)
     redis.call('ZREM', DEAD, id)
-    redis.call('HDEL', HISTORY, id)
+    -- A record, for without one the retries count that another service wrote into the message.
+    put_off(id, nil, 0, 0, '')
     redis.call('HDEL', RECOVERED, id)
     n = n + 1
   end

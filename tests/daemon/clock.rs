@@ -39,6 +39,24 @@ fn step_back(ahead: &str) {
 }
 
 #[test]
+fn an_agent_that_starts_after_a_step_back_lets_nothing_wait_for_it_either() {
+    let mut redis = Redis::with_clock("+20m");
+    let sink = Sink::new(|_| Answer::status(500));
+    let options = ["--lease", "3s", "--retry-first", "2s"];
+    let mut agent = Agent::start(&redis, &options);
+    redis.push(&envelope(&sink.url(), b"own"));
+    eventually_eq("it is on the retry schedule", SOON, 1, || redis.counts().retry);
+    agent.term();
+    assert_eq!(agent.wait_exit(SOON), Some(0));
+    sink.behave(|_| Answer::ok());
+    redis.set_clock("+0");
+    let agent = Agent::start(&redis, &options);
+    redis.wait_empty(ms(30_000));
+    agent.wait_log("was set back by");
+    assert_eq!(sink.n_delivered(), 1);
+}
+
+#[test]
 fn check_says_that_something_is_due_absurdly_late() {
     let redis = Redis::start();
     let say = || {

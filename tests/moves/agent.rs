@@ -12,7 +12,7 @@ use acapy_deliver::lanes::{Claim, Effects, Lanes, Limits};
 use acapy_deliver::peers::{Peers, between_beats};
 use acapy_deliver::policy::{self, Attempt, Outcome, Retry};
 use acapy_deliver::queue::{
-    AgentNumber, Beat, Claimed, Fate, History, Id, Joined, Kept, LaneChange, Peer, Place, RawClaim, Settlement, Source,
+    AgentNumber, Beat, Claimed, Fate, History, Id, Joined, Kept, LaneChange, Peer, Place, RawClaim, Settlement,
     WaitingLane,
 };
 
@@ -380,14 +380,9 @@ impl SimAgent {
         now: Instant,
         ledger: &mut dyn Ledger,
     ) -> Result<Claim, Settlement> {
-        let RawClaim { id, bytes, mut history, recovered, source } = raw;
+        let RawClaim { id, bytes, history, recovered, source } = raw;
         match Envelope::decode(bytes.clone()) {
-            Ok(envelope) => {
-                if source == Source::Queue {
-                    history.attempts = envelope.retries();
-                }
-                Ok(Claim::new(id, envelope, history, recovered, source, number, now))
-            }
+            Ok(envelope) => Ok(Claim::new(id, envelope, history, recovered, source, number, now)),
             Err(malformed) => {
                 ledger.buried(&bytes);
                 let kept = Some(Kept { agent: number, bytes: Arc::new(bytes) });
@@ -461,7 +456,7 @@ impl SimAgent {
                 self.lanes.confirmed(&batch.settlements, now);
                 Ok(())
             }
-            Settling::Joined(Joined { number, old: fate }, old, sent) => {
+            Settling::Joined(Joined { number, old: fate, .. }, old, sent) => {
                 let recovered = old.filter(|_| fate == Fate::Recovered && !self.rules.trusts_its_memory);
                 let held = self.lanes.held();
                 let Answer::Has(known) = net.send(Move::Has(held.clone()), rng)? else {

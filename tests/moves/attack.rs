@@ -11,7 +11,7 @@ use acapy_deliver::envelope::Envelope;
 use acapy_deliver::lanes::{Claim, Limits};
 use acapy_deliver::peers;
 use acapy_deliver::policy::{Attempt, Failure, Retry};
-use acapy_deliver::queue::memory::{Memory, State};
+use acapy_deliver::queue::memory::{Memory, Record, State};
 use acapy_deliver::queue::{AgentNumber, Id, Peer, RawClaim};
 
 use crate::agent::{Ledger, SimAgent, Stop};
@@ -660,7 +660,8 @@ impl<'a> Run<'a> {
                 let replayed = self.net.make(&Move::Replay(some.clone()), "")?;
                 let after = self.net.world.state()?;
                 for id in some.iter().filter(|id| state.dead.contains_key(id)) {
-                    if after.history.contains_key(id) || after.recovered.contains_key(id) {
+                    let is_new = |record: &Record| (record.attempts, record.own_failures) == (0, 0);
+                    if !after.history.get(id).is_some_and(is_new) || after.recovered.contains_key(id) {
                         return Err(format!("{id} was replayed and keeps its past"));
                     }
                 }

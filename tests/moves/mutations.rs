@@ -327,7 +327,7 @@ const MUTATIONS: &[Mutation] = &[
     mutation("what_somebody_else_took_meanwhile_is_theirs", "adopted", "redis.call('ZREM', RETRY, id) == 1", "false"),
     mutation("what_somebody_else_took_meanwhile_is_theirs", "adopted", "redis.call('HDEL', MESSAGES, id)", ""),
     // What is remembered.
-    mutation("only_the_dead_are_replayed_as_if_never_attempted", "replay", "redis.call('HDEL', HISTORY, id)", ""),
+    mutation("only_the_dead_are_replayed_as_if_never_attempted", "replay", "put_off(id, nil, 0, 0, '')", ""),
     mutation("only_the_dead_are_replayed_as_if_never_attempted", "replay", "redis.call('HDEL', RECOVERED, id)", ""),
     mutation(
         "a_settled_attempt_clears_the_count_of_deaths",
@@ -706,11 +706,30 @@ const MUTATIONS: &[Mutation] = &[
         "DEAD, FIRST_TIME, now - age,",
         "DEAD, '-inf', now - age,",
     ),
+    mutation("a_dead_letter_without_a_time_or_an_id_is_kept", "forget", "if is_id(id) then", "if true then"),
     mutation(
-        "a_dead_letter_without_a_time_or_an_id_is_kept",
+        "nothing_is_older_than_its_claim_whatever_the_clock_said",
         "forget",
-        "if is_id(id) then ids[#ids + 1] = id end",
-        "ids[#ids + 1] = id",
+        "if claimed <= now and died < claimed - A_MINUTE then",
+        "if false then",
+    ),
+    mutation(
+        "nothing_is_older_than_its_claim_whatever_the_clock_said",
+        "forget",
+        "if claimed <= now and died",
+        "if died",
+    ),
+    mutation(
+        "who_joins_learns_how_far_the_clock_went_back_since_the_last_beat",
+        "beat",
+        ", 'clock', string.format('%.0f', now)",
+        "",
+    ),
+    mutation(
+        "who_joins_learns_how_far_the_clock_went_back_since_the_last_beat",
+        "join",
+        "math.max(0, beaten - now)",
+        "0",
     ),
     mutation(
         "a_first_failure_long_before_any_is_none",

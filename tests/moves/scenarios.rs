@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use acapy_deliver::queue::connection::Server;
-use acapy_deliver::queue::memory::State;
+use acapy_deliver::queue::memory::{Record, State};
 use acapy_deliver::queue::redis_list::{Keys, Pop, RedisList};
 use acapy_deliver::queue::{
     AgentNumber, Bounds, Claimed, Error, FailedLane, Fate, History, Id, LaneChange, Peer, Place, Queue, RawClaim,
@@ -234,6 +234,8 @@ scenarios! {
     due_retries_come_first_but_only_half_while_messages_are_queued
     returning_messages_have_half_the_bytes_while_messages_are_queued
     a_retry_that_is_not_due_stays_and_is_told
+    nothing_is_older_than_its_claim_whatever_the_clock_said
+    who_joins_learns_how_far_the_clock_went_back_since_the_last_beat
     what_waits_is_pulled_lowest_id_first_and_as_much_as_wanted
     a_probe_takes_one_and_moves_the_lane_on
     a_lane_whose_prober_died_is_due_again
@@ -983,11 +985,54 @@ mod rules {
         let other = b.claim(me, 1, &bounds()).ids();
         assert_eq!(b.list.replay(&[ids[0], other[0], Id(5)]).unwrap(), 1);
         let state = b.state();
-        assert!(state.history.is_empty() && state.recovered.is_empty() && state.dead.is_empty());
+        assert!(state.recovered.is_empty() && state.dead.is_empty());
+        // A record that counts nothing, so that what another service has counted does not count either.
+        let record = Record { first: b.now(), ..Record::default() };
+        assert_eq!(state.history.into_iter().collect::<Vec<_>>(), [(ids[0], record)]);
         assert_eq!(state.retry[&ids[0]], b.now());
         assert_eq!(state.inflight.keys().copied().collect::<Vec<_>>(), other);
         let taken = b.claim(me, 2, &bounds());
-        assert_eq!((taken.ids(), &taken.claims[0].history), (ids, &History::default()));
+        let history = History { age: Some(Duration::ZERO), ..History::default() };
+        assert_eq!((taken.ids(), &taken.claims[0].history), (ids, &history));
+    }
+
+    pub fn nothing_is_older_than_its_claim_whatever_the_clock_said(b: &mut Bench) {
+        let (me, ids) = b.agent_with(3);
+        let claimed = b.clock;
+        // Behind by ten days one dies and one fails; the clock is put right, and another dies.
+        b.set_clock(claimed - 10 * 86_400_000_000);
+        b.settle(me, 1, &[settlement(ids[0], Place::Dead), settlement(ids[1], Place::Retry(SECOND))]);
+        b.set_clock(claimed + 60_000_000);
+        b.settle(me, 2, &[settlement(ids[2], Place::Dead)]);
+        let again = b.claim(me, 2, &bounds());
+        assert_eq!((again.ids(), again.claims[0].history.age), (ids[1..2].to_vec(), Some(SECOND * 60)));
+        // The one that died long before its claim dies now, and is kept as long as others from now on.
+        b.pass(SECOND * 20);
+        assert_eq!(b.list.forget_dead(SECOND * 60, 100, b.now() as u64).unwrap(), 0);
+        assert_eq!(b.state().dead[&ids[0]], b.now());
+        b.pass(SECOND * 60);
+        assert_eq!(b.list.forget_dead(SECOND * 60, 100, b.now() as u64).unwrap(), 2);
+        // An id from a clock that was ahead tells nothing.
+        b.push(1, 10);
+        let id = b.claim(me, 3, &bounds()).ids()[0];
+        b.set_clock(b.clock - 86_400_000_000);
+        b.settle(me, 3, &[settlement(id, Place::Dead)]);
+        b.pass(SECOND * 60);
+        assert_eq!(b.list.forget_dead(SECOND * 60, 100, b.now() as u64).unwrap(), 1);
+    }
+
+    pub fn who_joins_learns_how_far_the_clock_went_back_since_the_last_beat(b: &mut Bench) {
+        let me = b.join();
+        b.list.beat(me, LEASE, 0, LONGEST).unwrap();
+        b.list.leave(me).unwrap();
+        b.pass(SECOND);
+        assert_eq!(b.list.join(LEASE, None, 0).unwrap().set_back, Duration::ZERO);
+        b.set_clock(b.clock - 3_600_000_000);
+        assert_eq!(b.list.join(LEASE, None, 0).unwrap().set_back, SECOND * 3599);
+        let next = b.list.join(LEASE, None, 0).unwrap();
+        assert_eq!(next.set_back, SECOND * 3599);
+        b.list.beat(next.number, LEASE, 0, LONGEST).unwrap();
+        assert_eq!(b.list.join(LEASE, None, 0).unwrap().set_back, Duration::ZERO);
     }
 
     pub fn only_the_dead_are_dropped(b: &mut Bench) {
@@ -1242,6 +1287,8 @@ mod rules {
 
     pub fn a_dead_letter_without_a_time_or_an_id_is_kept(b: &mut Bench) {
         let (me, ids) = b.agent_with(2);
+        // The clock is behind what it was, so that the ids tell nothing.
+        b.set_clock(b.clock - 3_600_000_000);
         b.settle_all(me, 1, &ids, &Place::Dead);
         plant(b, "ZADD", "dead", &["-inf", &ids[0].to_string()]);
         for n in 0..10 {

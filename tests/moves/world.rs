@@ -342,6 +342,10 @@ pub fn read_state(client: &mut redis::Connection, keys: &Keys) -> Result<State, 
             state.lengths.insert(agent_number(agent)?, (number(length)?, number(longest)?));
             continue;
         }
+        if key == "clock" {
+            state.last_beat = number(&record)? as i64;
+            continue;
+        }
         if key == "recovered" {
             let numbers = record.split_terminator(' ').map(agent_number);
             state.recovered_agents = numbers.collect::<Result<Vec<_>, _>>()?;

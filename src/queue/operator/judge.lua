@@ -51,6 +51,11 @@ local judges = {
   end,
   calls = function(name, record)
     if name == 'recovered' then return end
+    if name == 'clock' then
+      local beaten = tonumber(record)
+      if not (beaten and beaten >= 0 and beaten < HIGHEST) then return 'is no time' end
+      return
+    end
     local kind, agent = string.match(name, '^([sl]?)(%d+)$')
     if not agent or not is_id(agent) then return 'is no call' end
     local call, rest = string.match(record, '^(%d+)(.?)')
