@@ -12,7 +12,7 @@ if registered then
   redis.call('ZADD', AGENTS, now + lease, me)
   redis.call('HSET', CALLS, 'l' .. me, string.format('%.0f %.0f', lease, longest), 'clock', string.format('%.0f', now))
   -- A replica that became master may have a lower one, and other agents claim there too.
-  if last_number() < seen then next_numbers(0, seen) end
+  if math.max(last_number(), now_us) < seen then next_numbers(0, seen) end
 end
 local out, known = {}, {}
 local agents = redis.call('ZRANGE', AGENTS, 0, -1, 'WITHSCORES')

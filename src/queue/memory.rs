@@ -398,7 +398,8 @@ impl Batch {
 impl State {
     fn next_numbers(&mut self, clock: Clock, n: u64, seen: u64) -> u64 {
         let sane = Some(self.last_number).filter(|last| *last < HIGHEST_NUMBER);
-        let last = sane.unwrap_or(0).max(clock.0).max(seen);
+        let last = sane.unwrap_or(0).max(clock.0);
+        let last = if last < seen { (seen + 3_600_000_000).min(HIGHEST_NUMBER - 1 - n) } else { last };
         self.last_number = last + n;
         last
     }
@@ -871,7 +872,7 @@ impl State {
             self.agents.insert(me, clock.after(lease));
             self.lengths.insert(me, (score(lease) as u64, score(longest) as u64));
             self.last_beat = clock.now();
-            if self.last_number < seen {
+            if self.last_number.max(clock.0) < seen {
                 self.next_numbers(clock, 0, seen);
             }
         }

@@ -559,9 +559,10 @@ impl SimAgent {
         let (Some(number), true) = (self.settler_number, net.now >= self.next_beat) else { return Ok(()) };
         let sent = net.now;
         let beat = Move::Beat { me: number, lease: self.lease, seen: self.seen, longest: LONGEST };
-        let Answer::Beat(Beat { registered, peers, beyond, .. }) = net.send(beat, rng)? else {
+        let Answer::Beat(Beat { registered, peers, beyond, at }) = net.send(beat, rng)? else {
             return Err(Stop::Broken("beat answers something else".to_string()));
         };
+        self.seen = self.seen.max(at * 1000);
         self.next_beat = sent + between_beats(self.lease);
         if !registered {
             self.beat_sent = None;

@@ -63,25 +63,16 @@ const MUTATIONS: &[Mutation] = &[
         "if true then\n  redis.call('HSET', CALLS,",
     ),
     // Ids.
-    mutation(
-        "no_number_is_used_twice_when_the_clock_goes_back",
-        "head",
-        "math.max(last_number(), now_us, seen)",
-        "now_us",
-    ),
+    mutation("no_number_is_used_twice_when_the_clock_goes_back", "head", "math.max(last_number(), now_us)", "now_us"),
     mutation(
         "no_number_is_used_twice_when_the_counter_is_lost",
         "head",
-        "math.max(last_number(), now_us, seen)",
-        "math.max(last_number(), seen)",
+        "math.max(last_number(), now_us)",
+        "last_number()",
     ),
     mutation("a_claim_takes_no_more_messages_than_asked", "head", "last + n))", "last + n - 1))"),
-    mutation(
-        "no_number_is_given_out_that_an_agent_has_seen",
-        "head",
-        "(last_number(), now_us, seen)",
-        "(last_number(), now_us)",
-    ),
+    mutation("no_number_is_given_out_that_an_agent_has_seen", "head", "if last < seen then", "if false then"),
+    mutation("no_number_is_given_out_that_another_agent_has_seen", "head", "seen + AN_HOUR_US", "seen"),
     mutation(
         "no_number_is_given_out_that_an_agent_has_seen",
         "beat",

@@ -234,6 +234,7 @@ scenarios! {
     due_retries_come_first_but_only_half_while_messages_are_queued
     returning_messages_have_half_the_bytes_while_messages_are_queued
     a_retry_that_is_not_due_stays_and_is_told
+    no_number_is_given_out_that_another_agent_has_seen
     nothing_is_older_than_its_claim_whatever_the_clock_said
     who_joins_learns_how_far_the_clock_went_back_since_the_last_beat
     what_waits_is_pulled_lowest_id_first_and_as_much_as_wanted
@@ -1421,9 +1422,26 @@ mod rules {
         let second = Bounds { seen: seen + 1_000_000, largest: 1000, ..bounds() };
         let oversized = [taken.oversized, b.claim(me, 2, &second).oversized].concat();
         assert!(oversized[0].0.0 > seen);
-        let seen = seen + 2_000_000;
+        let seen = seen + 10 * 3_600_000_000;
         b.list.beat(me, LEASE, seen, LONGEST).unwrap();
         assert!(b.join().0 > seen);
+    }
+
+    pub fn no_number_is_given_out_that_another_agent_has_seen(b: &mut Bench) {
+        let (one, other) = (b.join(), b.join());
+        let seen = b.list.beat(one, LEASE, 0, LONGEST).unwrap().at * 1000;
+        b.push(3, 10);
+        let queued = b.state().queue;
+        b.pass(SECOND * 5);
+        let held = b.claim(other, 1, &bounds()).ids();
+        // A replica that has missed the claim, with a clock that is behind; who holds nothing is the first there.
+        let keys = ["id", "messages", "inflight"].map(|name| b.keys.named(name).to_string());
+        b.redis(redis::cmd("DEL").arg(&keys));
+        b.redis(redis::cmd("RPUSH").arg(b.keys.all()[0].clone()).arg(Vec::from(queued)));
+        b.set_clock(b.clock - 600_000_000);
+        let given = b.claim(one, 1, &Bounds { seen, ..bounds() }).ids();
+        assert_eq!(given.len(), 3);
+        assert!(given[0] > held[2], "{given:?} {held:?}");
     }
 
     pub fn what_redis_has_lost_is_restored_and_the_rest_stays_where_it_is(b: &mut Bench) {
