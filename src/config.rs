@@ -11,6 +11,7 @@
 //! grow by itself; going over it is an error.
 
 mod help;
+pub(crate) mod queue_url;
 mod reader;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use queue_url::QueueUrl;
 use reader::Reader;
 
 use crate::envelope::Format;
@@ -112,7 +114,8 @@ pub struct Config {
 /// Where the queue is and how to get in. Its `Debug` shows no password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisAddress {
-    /// `redis://`, `rediss://`, `unix://` or `redis+unix://`; may hold a password, so show
+    /// `redis://`, `rediss://`, `unix://` or `redis+unix://`, with one server or, of a Cluster, some of
+    /// its nodes with commas between them; may hold a password, so show
     /// [`RedisAddress::shown`] instead.
     pub url: String,
     /// The prefix of ACA-Py 0.7: without `queue`, the key is `PREFIX.outbound_transport`; `acapy`.
@@ -508,12 +511,18 @@ pub fn redacted(text: &str) -> String {
         // `redis://user:password` with the host forgotten: only a port may follow a colon.
         None if !scheme.is_empty() => {
             let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-            let after_host = rest[..end].rfind(']').map_or(0, |at| at + 1);
-            match rest[after_host..end].find(':').map(|at| after_host + at + 1) {
-                Some(port) if port < end && rest[port..end].parse::<u16>().is_err() => {
-                    format!("{}***{}", &rest[..port], &rest[end..])
-                }
-                _ => rest.to_owned(),
+            let mut begin = 0;
+            let no_port = rest[..end].split(',').find_map(|host| {
+                let after_name = host.rfind(']').map_or(0, |at| at + 1);
+                let port = host[after_name..].find(':').map(|at| after_name + at + 1);
+                let found = port.filter(|port| *port < host.len() && host[*port..].parse::<u16>().is_err());
+                let found = found.map(|port| begin + port);
+                begin += host.len() + 1;
+                found
+            });
+            match no_port {
+                Some(port) => format!("{}***{}", &rest[..port], &rest[end..]),
+                None => rest.to_owned(),
             }
         }
         None => rest.to_owned(),
@@ -533,14 +542,6 @@ pub fn redacted(text: &str) -> String {
         }
     }
     shown
-}
-
-/// Whether all that [`redacted`] hides of a URL is what stands there for a user's name.
-fn is_user_alone(url: &str) -> bool {
-    url::Url::parse(url).is_ok_and(|mut url| {
-        let has_user = !url.username().is_empty() && url.password().is_none();
-        has_user && url.set_username("").is_ok() && redacted(url.as_str()) == url.as_str()
-    })
 }
 
 /// All commands, as typed; `dead` also with its actions.
@@ -768,8 +769,8 @@ fn check_redis(redis: &RedisAddress) -> Result<(), Error> {
         ));
     }
     // A user's name alone goes with a password from a file.
-    let hides_password = |url: &str| redacted(url) != url && !is_user_alone(url);
-    if redis.password()?.is_some() && hides_password(&redis.url) {
+    let has_password = |url: QueueUrl| url.login.password().is_some() || redis.url.contains("pass=");
+    if redis.password()?.is_some() && QueueUrl::parse(&redis.url).is_ok_and(has_password) {
         return Err(Error(
             "a password is in both '--outbound-queue' and '--redis-password-file'; leave it in one".to_owned(),
         ));
@@ -1057,8 +1058,6 @@ fn not_empty(text: &str) -> Result<String, String> {
 }
 
 fn queue_url(text: &str) -> Result<String, String> {
-    const WANTED: &str =
-        "is not the URL of a Redis, as in redis://host:6379, rediss://host:6379 (TLS) or unix:///run/redis.sock";
     if is_python_class(text) {
         return Err(
             "is a Python class, which is what ACA-Py 0.7.1 to 0.7.3 want there; give the URL of the Redis that \
@@ -1066,24 +1065,7 @@ fn queue_url(text: &str) -> Result<String, String> {
                 .to_owned(),
         );
     }
-    let url = url::Url::parse(text).map_err(|error| format!("{WANTED} ({error})"))?;
-    if !["redis", "rediss", "unix", "redis+unix"].contains(&url.scheme()) {
-        return Err(WANTED.to_owned());
-    }
-    if url.scheme().ends_with("unix") && (url.has_host() || url.path().len() < 2) {
-        return Err("names no socket: three slashes come before its path, as in unix:///run/redis.sock".to_owned());
-    }
-    if url.fragment() == Some("insecure") {
-        return Err(
-            "asks for TLS without a check, which is not supported; give the server's CA with '--redis-ca-file'"
-                .to_owned(),
-        );
-    }
-    // The client's own reading, so that what it would refuse later is refused now.
-    match redis::IntoConnectionInfo::into_connection_info(url) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(error) => Err(format!("{WANTED} ({error})")),
-    }
+    QueueUrl::parse(text).map(|_| text.to_owned())
 }
 
 /// `package.module:Class`, or with a dot in the place of the colon.

@@ -15,8 +15,10 @@ pub mod advice;
 pub mod connection;
 pub mod locate;
 pub mod memory;
+pub mod names;
 pub mod operator;
 pub mod redis_list;
+pub mod server;
 pub mod stream;
 
 /// What the threads need of a queue. Each thread has one of its own, so that a

@@ -31,9 +31,10 @@ const AUDIT_EVERY: Duration = Duration::from_secs(60);
 /// What has become due meanwhile (put off by this agent or another) is looked for at least this
 /// often, and four times within the shortest delay that this agent itself gives.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Unusable Redis is tried again after this long, growing to `RECONNECT_MAX`.
+/// Unusable Redis is tried again after this long, growing to `RECONNECT_MAX`: so long a new master is idle
+/// at most, after a failover.
 const RECONNECT_MIN: Duration = Duration::from_millis(50);
-const RECONNECT_MAX: Duration = Duration::from_secs(5);
+const RECONNECT_MAX: Duration = Duration::from_secs(1);
 
 /// Reads until the agent is to stop. `retry_first` is the shortest delay that this agent gives.
 ///

@@ -16,6 +16,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 
 use super::{Error, Exit, ago, at_ms, n_of, utc, visible};
+use crate::config::queue_url::{Node, QueueUrl};
 use crate::config::{self, Check, Config, Repair};
 use crate::envelope::Envelope;
 use crate::guard::Guard;
@@ -23,9 +24,9 @@ use crate::journal::spell;
 use crate::poster::proxy::Proxies;
 use crate::poster::{self, Poster};
 use crate::queue::adopt::Schedule;
-use crate::queue::connection::Server;
 use crate::queue::operator::{Operator, Overview, read};
 use crate::queue::redis_list::{Keys, Pop, RedisList};
+use crate::queue::server::Server;
 use crate::queue::{self, advice};
 
 /// Clocks further apart than this make times hard to compare.
@@ -240,7 +241,7 @@ fn check_redis(
 /// What another delivery service has put off is adopted, if it can be.
 fn check_other_schedule(operator: &mut Operator, queue: &str, report: &mut Report) -> Result<(), Error> {
     let Some(Schedule { key, owner }) = Schedule::beside(queue) else { return Ok(()) };
-    match operator.query(redis::cmd("ZCARD").arg(&key)) {
+    match operator.query_elsewhere(&key, redis::cmd("ZCARD").arg(&key)) {
         Ok(Value::Int(0)) => Ok(()),
         Ok(Value::Int(n)) => report.note(
             "adoption",
@@ -259,17 +260,15 @@ fn check_other_schedule(operator: &mut Operator, queue: &str, report: &mut Repor
 }
 
 fn check_encryption(config: &Config, report: &mut Report) -> Result<(), Error> {
-    let Ok(url) = url::Url::parse(&config.redis.url) else { return Ok(()) };
-    let host = url.host_str().unwrap_or_default();
-    let near = url.scheme().contains("unix")
-        || (host.trim_matches(['[', ']']), 1)
+    let Ok(url) = QueueUrl::parse(&config.redis.url) else { return Ok(()) };
+    let near = url.nodes.iter().all(|node| match node {
+        Node::Unix(_) => true,
+        Node::Tcp(host, port) => (host.as_str(), *port)
             .to_socket_addrs()
-            .is_ok_and(|mut addresses| addresses.all(|address| address.ip().is_loopback()));
-    match (url.scheme(), url.fragment()) {
-        ("rediss", Some("insecure")) => {
-            report.mend("TLS", "the certificate of Redis is not verified: take '#insecure' from the queue URL")
-        }
-        ("rediss", _) => report.ok(
+            .is_ok_and(|mut addresses| addresses.all(|address| address.ip().is_loopback())),
+    });
+    match url.has_tls {
+        true => report.ok(
             "TLS",
             match &config.redis.ca_file {
                 Some(path) => format!("the certificate of Redis leads to a root in '{}'", path.display()),
@@ -333,10 +332,7 @@ fn check_server(config: &Config, info: &Info, server: &advice::Server, report: &
         }
     }
     if server.is_cluster {
-        report.note(
-            "cluster",
-            "a Cluster node: this agent stays with the node that it is given, which must hold the queue's slot",
-        )?;
+        report.ok("cluster", "the queue's slot, in which all its keys are, is followed from node to node")?;
     }
     Ok(())
 }
@@ -698,10 +694,8 @@ fn agree_on_tls(
 
 /// The account's name, for a rule that can be pasted.
 fn user(config: &Config) -> String {
-    match url::Url::parse(&config.redis.url) {
-        Ok(url) if !url.username().is_empty() => url.username().to_string(),
-        _ => "default".to_string(),
-    }
+    let url = QueueUrl::parse(&config.redis.url).ok();
+    url.as_ref().and_then(|url| url.login.username()).unwrap_or("default").to_string()
 }
 
 fn micro(duration: Duration) -> String {

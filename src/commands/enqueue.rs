@@ -7,7 +7,8 @@ use std::io::{self, IsTerminal, Read, Write};
 use super::{Error, Exit};
 use crate::config::{Enqueue, Payload, redacted};
 use crate::envelope::{Envelope, Format};
-use crate::queue::connection::Server;
+use crate::queue::locate::connect;
+use crate::queue::server::Server;
 use crate::queue::stream::Connection;
 
 const CONTENT_TYPE: &str = "Content-Type";
@@ -30,7 +31,7 @@ pub fn run(options: &Enqueue) -> Result<Exit, Error> {
     let bytes = message(format, &headers, &options.endpoint, &payload)?;
 
     let server = Server::from(&options.redis);
-    let mut connection = server.connect()?;
+    let mut connection = connect(&server, &options.redis.key())?;
     let waiting = push(&mut connection, &server, options.redis.key(), &bytes, options.count)?;
     let mut out = io::stdout().lock();
     let plural = if options.count == 1 { "" } else { "s" };
@@ -117,7 +118,7 @@ fn push(connection: &mut Connection, server: &Server, key: String, bytes: &[u8],
         }
         length = command.query(connection).map_err(|error| {
             let so_far = if pushed == 0 { String::new() } else { format!(" after {pushed} messages") };
-            Error::Failed(format!("cannot push onto {key}{so_far}: {}", server.explain(error)))
+            Error::Failed(format!("cannot push onto {key}{so_far}: {}", server.explain(&server.name(), error)))
         })?;
         pushed += n;
     }

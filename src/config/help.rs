@@ -123,7 +123,8 @@ The queue. Where these do not say it, the variables of the plugin's deliverer do
 REDIS_SERVER_URL, and TOPIC_PREFIX (the queue's key is TOPIC_PREFIX_outbound, or
 acapy_outbound without it).
   -oq, --outbound-queue URL  where ACA-Py pushes to: redis://[user:password@]host:6379,
-                             rediss://… (TLS) or unix:///run/redis.sock
+                             rediss://… (TLS) or unix:///run/redis.sock; of a Cluster
+                             any node, or some: redis://host-1:6379,host-2:6379
                              [REDIS_SERVER_URL]      ACAPY_OUTBOUND_TRANSPORT_QUEUE
   --queue NAME               the queue's whole key: acapy_outbound, unless the plugin is
                              told otherwise (acapy_outbound_topic)

@@ -9,8 +9,9 @@
 
 use std::time::Duration;
 
-use super::connection::{Arguments, Failure, is_answer};
+use super::connection::{Arguments, Failure, Link};
 use super::redis_list::{Answer, RedisList, count, unexpected};
+use super::server::{is_answer, is_elsewhere};
 use super::{Adopted, Error, Id};
 
 /// Entries in one step. Their sizes are not known before they are read.
@@ -63,12 +64,11 @@ impl RedisList {
             Ok(taken) => (taken, None),
             // It has said no, so that nothing was taken: what was kept goes again.
             Err(Failure::Redis(error)) if is_answer(&error) => {
-                let why = self.link.server.explain(error);
+                let why = self.adopting().explain(Failure::Redis(error));
                 (vec![false; entries.len()], Some(hindered(&why)))
             }
             // Whether it was taken is not known: what was kept stays.
-            Err(Failure::Redis(error)) => return Err(self.link.server.explain(error)),
-            Err(Failure::Ours(error)) => return Err(error),
+            Err(failure) => return Err(self.adopting().explain(failure)),
         };
         let mut arguments = Arguments::default();
         arguments.millis(LONGEST);
@@ -88,13 +88,20 @@ impl RedisList {
     fn scheduled(&mut self, key: &str) -> Result<Result<Vec<Entry>, String>, Error> {
         let mut command = redis::cmd("ZRANGE");
         command.arg(key).arg(0).arg(AT_ONCE - 1).arg("WITHSCORES");
-        let mut answer = match self.link.query(&command) {
+        let mut answer = self.adopting().query(&command);
+        if let Err(Error::Unavailable(why)) = &answer
+            && is_elsewhere(why)
+            && self.adopts_by.is_none()
+        {
+            // A Cluster: the node that we are at serves the queue, and not this key.
+            self.adopts_by = Some(Link::new(self.link.server.clone(), key));
+            answer = self.adopting().query(&command);
+        }
+        let mut answer = match answer {
             Ok(answer) => Answer::of(answer)?,
             Err(Error::Fatal(why)) => return Ok(Err(why)),
-            // A Cluster: the node that we are at serves the queue, and not this key.
-            Err(Error::Unavailable(why)) if why.contains("MOVED") || why.contains("CLUSTERDOWN") => {
-                return Ok(Err(why));
-            }
+            // What becomes of a node without our queue holds up nothing.
+            Err(Error::Unavailable(why)) if self.adopts_by.is_some() => return Ok(Err(why)),
             Err(error) => return Err(error),
         };
         let mut entries = Vec::new();
@@ -103,6 +110,11 @@ impl RedisList {
             entries.push((entry, answer.text()?.parse().map_err(|_| unexpected("a score"))?));
         }
         Ok(Ok(entries))
+    }
+
+    /// The connection to where the other service's key is.
+    fn adopting(&mut self) -> &mut Link {
+        self.adopts_by.as_mut().unwrap_or(&mut self.link)
     }
 
     fn keep(&mut self, entries: &[Entry], seen: u64) -> Result<Vec<Id>, Error> {
@@ -126,7 +138,7 @@ impl RedisList {
         for (entry, _) in entries {
             command.arg(entry);
         }
-        let answer = self.link.query_blocking(&command, Duration::ZERO)?;
+        let answer = self.adopting().query_blocking(&command, Duration::ZERO)?;
         let taken: Vec<bool> =
             redis::from_redis_value(answer).map_err(|_| Failure::Ours(unexpected("what was taken")))?;
         if taken.len() != entries.len() {

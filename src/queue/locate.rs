@@ -1,105 +1,119 @@
-//! From the name of a Redis to its addresses, within a bounded time. The system's resolver gives
-//! silent name servers up to half a minute, longer than a thread of the agent may stand still: so
-//! it is asked on a thread of its own, one for each name at a time, which is left behind when it
-//! takes too long. Nothing is remembered: after a failover the name may lead elsewhere.
+//! Where the queue is: from the servers of the queue's URL and a key to a connection to the one that
+//! has that key. Every connection begins anew with the servers of the URL, whose names are looked up
+//! anew: where one was led to before says nothing, for there may be nobody any more. Of a Cluster no
+//! more need be known than what its nodes say of a key that is not theirs (`MOVED`), since all keys
+//! of a queue share one slot.
 
-use std::net::{IpAddr, ToSocketAddrs};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-/// How long an answer is waited for once the agent is about to stop.
-const HURRIED: Duration = Duration::from_millis(250);
+use redis::RedisError;
 
-/// Look-ups at most that are left behind; the system gives each up at last.
-const MOST_LEFT_BEHIND: u64 = 8;
+use super::Error;
+use super::server::{Open, PATIENCE, Server, is_answer, is_elsewhere, wire_text};
+use super::stream::Connection;
+use crate::config::queue_url::{Node, QueueUrl};
 
-/// Looks up one name for all connections of an agent.
-#[derive(Clone, Default)]
-pub struct Names(Arc<(Mutex<State>, Condvar)>);
+/// So often a connection is led on to another node, at most: nodes that have not yet heard of a failover
+/// may send us round in circles.
+const MOST_MOVES: usize = 5;
+/// The servers share the time that one may take; each has at least this.
+const SHORTEST_SHARE: Duration = Duration::from_secs(1);
 
-#[derive(Default)]
-struct State {
-    is_hurried: bool,
-    /// How many look-ups have begun, when the last one did, and how many have not ended yet.
-    begun: u64,
-    last_begun: Option<Instant>,
-    under_way: u64,
-    /// The answer of the last one that has ended, by its number; later ones are newer.
-    answer: Option<(u64, Result<Vec<IpAddr>, String>)>,
+/// A connection to the server that has the key, which is not read.
+pub(super) fn locate(server: &Server, key: &str) -> Result<Open, Error> {
+    let url = server.read_url()?;
+    let share = (PATIENCE / u32::try_from(url.nodes.len()).unwrap_or(u32::MAX)).max(SHORTEST_SHARE);
+    let deadline = Instant::now() + PATIENCE * 2;
+    let mut answers = Vec::new();
+    for node in &url.nodes {
+        match led_from(server, &url, node, key, share, deadline) {
+            Err(Error::Unavailable(why)) => answers.push(why),
+            answer => return answer,
+        }
+        if Instant::now() >= deadline {
+            break;
+        }
+    }
+    match &answers[..] {
+        [why] if url.nodes.len() == 1 => Err(Error::Unavailable(why.clone())),
+        _ => Err(Error::Unavailable(format!("no server of {} leads to the queue: {}", url.name(), answers.join("; ")))),
+    }
 }
 
-impl Names {
-    /// The addresses of `host`, a name or an address, as of now.
-    ///
-    /// # Errors
-    ///
-    /// If it has none, or none is known within `patience`; a fragment of a sentence.
-    pub fn addresses(&self, host: &str, patience: Duration) -> Result<Vec<IpAddr>, String> {
-        if let Ok(address) = host.parse() {
-            return Ok(vec![address]);
-        }
-        let begun = Instant::now();
-        let mut state = self.state();
-        let was_hurried = state.is_hurried;
-        let patience = if was_hurried { HURRIED } else { patience };
-        // One that another connection waits for will do, but not one that was given up.
-        let is_due = state.last_begun.is_none_or(|at| at.elapsed() >= patience) && state.under_way < MOST_LEFT_BEHIND;
-        if state.under_way == 0 || is_due {
-            self.begin(host, state.begun + 1)?;
-            state.begun += 1;
-            state.last_begun = Some(begun);
-            state.under_way += 1;
-        }
-        let number = state.begun;
-        loop {
-            if let Some((ended, answer)) = &state.answer
-                && *ended >= number
-            {
-                return answer.clone();
+/// The same for who sends commands of their own.
+///
+/// # Errors
+///
+/// Which servers were asked, and what each said.
+pub fn connect(server: &Server, key: &str) -> Result<Connection, Error> {
+    locate(server, key).map(|open| open.connection)
+}
+
+/// Begins with one server, and goes where it says.
+fn led_from(
+    server: &Server,
+    url: &QueueUrl,
+    node: &Node,
+    key: &str,
+    share: Duration,
+    deadline: Instant,
+) -> Result<Open, Error> {
+    let (mut node, mut addresses, mut way) = (node.clone(), Vec::new(), String::new());
+    let on_the_way = |way: &str, error: Error| match error {
+        Error::Unavailable(why) => Error::Unavailable(format!("{way}{why}")),
+        Error::Fatal(why) => Error::Fatal(format!("{way}{why}")),
+    };
+    for _ in 0..=MOST_MOVES {
+        let mut open = server.open(url, &node, share).map_err(|error| on_the_way(&way, error))?;
+        addresses.append(&mut open.addresses);
+        match whose(&mut open.connection, key) {
+            Ok(()) => {
+                open.addresses = addresses;
+                return Ok(open);
             }
-            let left = patience.saturating_sub(begun.elapsed());
-            if left.is_zero() || state.is_hurried != was_hurried {
-                let waited = begun.elapsed().as_secs_f64();
-                return Err(format!("the name server has not answered about '{host}' in {waited:.1} s"));
+            Err(error) if is_answer(&error) && is_elsewhere(&wire_text(&error)) => {
+                let text = wire_text(&error);
+                let Some(next) = moved_to(&text, &open.node) else {
+                    let why = format!(
+                        "{} does not say where the queue is ({text}); set 'cluster-announce-hostname' or 'cluster-announce-ip' there",
+                        open.name
+                    );
+                    return Err(on_the_way(&way, Error::Unavailable(why)));
+                };
+                way = format!("{way}{} says that the queue is at {next}; ", open.name);
+                node = next;
             }
-            state = self.0.1.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            Err(error) => return Err(on_the_way(&way, server.explain(&open.name, error))),
+        }
+        if Instant::now() >= deadline {
+            break;
         }
     }
+    Err(Error::Unavailable(format!("{way}this leads nowhere")))
+}
 
-    /// The agent is about to stop: who waits for a name is sent on, and nobody waits for long any more.
-    pub fn hurry(&self) {
-        self.state().is_hurried = true;
-        self.0.1.notify_all();
+/// Whether the server has the key: it says so of any command, so of one that changes nothing.
+fn whose(connection: &mut Connection, key: &str) -> Result<(), RedisError> {
+    match connection.ask(&redis::cmd("TYPE").arg(key).get_packed_command()) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            // The account may not ask so; or the slot is about to move, and its owner answers still.
+            let text = wire_text(&error);
+            let answers = ["NOPERM", "ASK ", "TRYAGAIN"].iter().any(|code| text.contains(code));
+            if is_answer(&error) && answers { Ok(()) } else { Err(error) }
+        }
     }
+}
 
-    fn begin(&self, host: &str, number: u64) -> Result<(), String> {
-        let (names, host) = (self.clone(), host.to_string());
-        let look_up = move || {
-            let answer = (host.as_str(), 0).to_socket_addrs().map_err(|error| error.to_string()).map(|found| {
-                let mut addresses: Vec<IpAddr> = Vec::new();
-                for address in found.map(|address| address.ip()) {
-                    if !addresses.contains(&address) {
-                        addresses.push(address);
-                    }
-                }
-                addresses
-            });
-            let mut state = names.state();
-            state.under_way -= 1;
-            if state.answer.as_ref().is_none_or(|(latest, _)| *latest < number) {
-                state.answer = Some((number, answer));
-            }
-            drop(state);
-            names.0.1.notify_all();
-        };
-        // The system's resolver keeps its packets and host files on the stack.
-        let started = Builder::new().name("redis-look-up".to_string()).stack_size(256 << 10).spawn(look_up);
-        started.map(|_| ()).map_err(|error| format!("no thread to look up its name: {error}"))
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+/// `… MOVED SLOT HOST:PORT`; without a host it is the same as before. `?` is a host that the node does not know.
+fn moved_to(text: &str, from: &Node) -> Option<Node> {
+    let place = text.split("MOVED ").nth(1)?.split_whitespace().nth(1)?;
+    let (host, port) = place.rsplit_once(':')?;
+    let port = port.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().ok()?;
+    match (host.trim_matches(['[', ']']), from) {
+        ("?", _) | ("", Node::Unix(_)) => None,
+        ("", Node::Tcp(host, _)) => Some(Node::Tcp(host.clone(), port)),
+        (host, _) => Some(Node::Tcp(host.to_string(), port)),
     }
 }
 
@@ -108,24 +122,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_needs_no_look_up_and_a_name_has_its_own() {
-        let names = Names::default();
-        assert_eq!(names.addresses("::1", Duration::ZERO).unwrap(), ["::1".parse::<IpAddr>().unwrap()]);
-        let found = names.addresses("localhost", Duration::from_secs(20)).unwrap();
-        assert!(!found.is_empty() && found.iter().all(IpAddr::is_loopback), "{found:?}");
-    }
-
-    #[test]
-    fn a_hurry_sends_on_who_waits() {
-        let names = Names::default();
-        // A look-up that never ends.
-        let mut state = names.state();
-        (state.begun, state.under_way, state.last_begun) = (1, MOST_LEFT_BEHIND, Some(Instant::now()));
-        drop(state);
-        let waiting = names.clone();
-        let waits = std::thread::spawn(move || waiting.addresses("redis.test", Duration::from_secs(600)));
-        names.hurry();
-        assert!(waits.join().unwrap().unwrap_err().contains("'redis.test'"));
-        assert!(names.addresses("redis.test", Duration::from_secs(600)).is_err());
+    fn where_a_node_says_that_a_key_is() {
+        let from = Node::Tcp("seed".to_string(), 6379);
+        for (text, to) in [
+            ("MOVED 3999 127.0.0.1:6381", Some("127.0.0.1:6381")),
+            ("MOVED 3999 :6381", Some("seed:6381")),
+            ("MOVED 3999 redis-2.test:6381", Some("redis-2.test:6381")),
+            ("MOVED 3999 2001:db8::7:6381", Some("[2001:db8::7]:6381")),
+            ("MOVED 3999 [2001:db8::7]:6381", Some("[2001:db8::7]:6381")),
+            ("MOVED 3999 ?:6381", None),
+            ("MOVED", None),
+            (
+                "ERR Error running script (call to f_0): @user_script:5: MOVED 3999 127.0.0.1:6381",
+                Some("127.0.0.1:6381"),
+            ),
+            ("MOVED 3999 127.0.0.1:6381 script: f_0, on @user_script:5.", Some("127.0.0.1:6381")),
+        ] {
+            let found = moved_to(text, &from).map(|node| node.to_string());
+            assert_eq!(found.as_deref(), to, "{text}");
+        }
+        assert_eq!(moved_to("MOVED 1 :7", &Node::Unix("/run/r.sock".into())), None);
     }
 }

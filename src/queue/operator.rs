@@ -9,8 +9,9 @@ use std::ops::ControlFlow;
 
 use redis::{FromRedisValue, Value};
 
-use super::connection::{Arguments, Link, Move, Server};
+use super::connection::{Arguments, Link, Move};
 use super::redis_list::{Keys, history};
+use super::server::Server;
 use super::{Error, History, Id};
 use crate::config::RedisAddress;
 
@@ -177,7 +178,7 @@ impl Operator {
         let new = |body| Move::new(include_str!("head.lua"), body);
         let judging = concat!(include_str!("head.lua"), include_str!("operator/judge.lua"));
         Operator {
-            link: Link::new(server),
+            link: Link::new(server, queue),
             keys: Keys::new(queue),
             looks: Looks {
                 overview: new(include_str!("operator/overview.lua")),
@@ -203,6 +204,15 @@ impl Operator {
     /// If Redis cannot be asked or says no.
     pub fn query(&mut self, command: &redis::Cmd) -> Result<Value, Error> {
         self.link.query(command)
+    }
+
+    /// Runs a command on a key that is none of the queue's: on a Cluster it may be on another node.
+    ///
+    /// # Errors
+    ///
+    /// If Redis cannot be asked or says no.
+    pub fn query_elsewhere(&mut self, key: &str, command: &redis::Cmd) -> Result<Value, Error> {
+        Link::new(self.link.server.clone(), key).query(command)
     }
 
     /// How many messages are where.

@@ -11,7 +11,8 @@ use log::warn;
 use redis::Value;
 
 use super::advice;
-use super::connection::{Arguments, Failure, Link, Move, Server, wire_text};
+use super::connection::{Arguments, Failure, Link, Move};
+use super::server::{Server, wire_text};
 use super::{
     Adopted, AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, HIGHEST_NUMBER, History, Id, Joined,
     LaneChange, Peer, Place, Queue, RawClaim, Settlement, Source, Waited, WaitingLane,
@@ -145,6 +146,8 @@ impl Moves {
 /// The queue on a Redis LIST.
 pub struct RedisList {
     pub(super) link: Link,
+    /// Leads to where another service's key is, on a Cluster that has it in another place.
+    pub(super) adopts_by: Option<Link>,
     keys: Keys,
     pub(super) moves: Arc<Moves>,
     pop: Pop,
@@ -206,7 +209,8 @@ impl RedisList {
         edit: &dyn Fn(&str, String) -> String,
     ) -> RedisList {
         RedisList {
-            link: Link::new(server),
+            link: Link::new(server, queue),
+            adopts_by: None,
             keys: Keys::new(queue),
             moves: Arc::new(Moves::new(clock, edit)),
             pop,
@@ -221,7 +225,8 @@ impl RedisList {
     /// The same queue on another connection.
     pub fn another(&self) -> RedisList {
         RedisList {
-            link: Link::new(self.link.server.clone()),
+            link: Link::new(self.link.server.clone(), self.keys.queue()),
+            adopts_by: None,
             keys: self.keys.clone(),
             moves: self.moves.clone(),
             pop: self.pop,
@@ -384,7 +389,7 @@ impl RedisList {
                     // What stands before the server may have cut us off for it.
                     self.unheard = Unheard::Unusable;
                 }
-                match self.link.server.explain(error) {
+                match self.link.explain(Failure::Redis(error)) {
                     Error::Fatal(why) if why.contains("WRONGTYPE") => Err(self.name_wrong_type(why)),
                     error => Err(error),
                 }
@@ -555,7 +560,7 @@ impl Queue for RedisList {
                     }
                     return Ok(Waited::Refused);
                 }
-                match self.link.server.explain(error) {
+                match self.link.explain(Failure::Redis(error)) {
                     Error::Fatal(why) if why.contains("WRONGTYPE") => Err(self.name_wrong_type(why)),
                     error => Err(error),
                 }

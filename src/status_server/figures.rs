@@ -11,8 +11,9 @@ use log::debug;
 use redis::Value;
 
 use crate::queue::Error;
-use crate::queue::connection::{Arguments, Link, Move, Server};
+use crate::queue::connection::{Arguments, Link, Move};
 use crate::queue::redis_list::Keys;
+use crate::queue::server::Server;
 
 /// Figures as young as this are not asked for again.
 const FRESH: Duration = Duration::from_secs(2);
@@ -79,7 +80,7 @@ impl Watcher {
         let thread = Builder::new()
             .name("status-redis".to_owned())
             .stack_size(512 << 10) // as a worker's: a TLS handshake is what needs most
-            .spawn(move || look_when_woken(Link::new(server), &keys, &woken, &asked))
+            .spawn(move || look_when_woken(Link::new(server, keys.queue()), &keys, &woken, &asked))
             .map_err(|error| format!("cannot start the thread 'status-redis' ({error})"))?;
         Ok(Watcher { shared, wake: Some(wake), thread: Some(thread) })
     }

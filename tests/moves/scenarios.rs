@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use acapy_deliver::queue::connection::Server;
 use acapy_deliver::queue::memory::{Record, State};
 use acapy_deliver::queue::redis_list::{Keys, Pop, RedisList};
+use acapy_deliver::queue::server::Server;
 use acapy_deliver::queue::{
     AgentNumber, Bounds, Claimed, Error, FailedLane, Fate, History, Id, LaneChange, Peer, Place, Queue, RawClaim,
     Settlement, Source, Waited, Want,

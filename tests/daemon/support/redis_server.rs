@@ -112,6 +112,14 @@ impl Redis {
         redis
     }
 
+    /// For a queue of this key, with further lines of configuration.
+    #[allow(dead_code)] // As above.
+    pub fn of_with(queue: &str, configuration: &[&str]) -> Redis {
+        let mut redis = Redis::with(configuration);
+        redis.queue = queue.to_string();
+        redis
+    }
+
     fn begin(configuration: &[&str], own_clock: bool) -> Redis {
         let dir = TempDir::new("redis");
         let address = own_address();
@@ -126,6 +134,8 @@ impl Redis {
             // Nothing here is worth a snapshot, and a child process would outlive a kill.
             "save \"\"".into(),
             "logfile redis.log".into(),
+            // What the others of a Cluster see of its connections is 127.0.0.1.
+            format!("cluster-announce-ip {address}"),
         ];
         let lines = lines.iter().map(String::as_str).chain(configuration.iter().copied());
         let lines = lines.collect::<Vec<_>>().join("\n");
@@ -190,6 +200,29 @@ impl Redis {
         let mut server = self.server.take().expect("this redis-server runs");
         server.kill().unwrap();
         server.wait().unwrap();
+    }
+
+    /// Whether it has not been killed.
+    #[allow(dead_code)] // As above.
+    pub fn is_running(&self) -> bool {
+        self.server.is_some()
+    }
+
+    /// SIGSTOP: it takes connections and answers nothing until `thaw`.
+    #[allow(dead_code)] // As above.
+    pub fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    #[allow(dead_code)] // As above.
+    pub fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        // The shell's own `kill`, since the tests hold no unsafe code.
+        let kill = format!("kill -s {name} {}", self.server.as_ref().expect("this redis-server runs").id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
     /// Leaves every command of every client unanswered for a while.
@@ -268,6 +301,14 @@ impl Redis {
         read.also("HLEN", self.key("messages"), &[]);
         let [queue, inflight, waiting, retry, dead, messages] = read.query(&mut self.try_client()?)?;
         Ok(Counts { queue, inflight, waiting, retry, dead, messages })
+    }
+
+    /// What a section of INFO says of this.
+    #[allow(dead_code)] // As above.
+    pub fn info(&self, section: &str, field: &str) -> redis::RedisResult<String> {
+        let info: String = redis::cmd("INFO").arg(section).query(&mut self.try_client()?)?;
+        let found = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        Ok(found.unwrap_or_default().trim().to_string())
     }
 
     /// Waits until every message has gone.

@@ -1,0 +1,343 @@
+//! Where Redis is, and who we are to it: opens a connection to one server of the queue's URL, with
+//! name look-up, TLS, user and password, and puts what goes wrong into our own words: into the two
+//! kinds of [`Error`] that the threads tell apart. Which server it must be is `locate`'s to know.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use log::warn;
+use redis::Cmd;
+use rustls::{ClientConfig, RootCertStore};
+
+use super::Error;
+use super::names::Names;
+use super::stream::Connection;
+use crate::config::RedisAddress;
+use crate::config::queue_url::{Node, QueueUrl};
+use crate::guard::{Own, is_of_this_machine};
+use crate::roots::{Kept, add_file};
+
+/// How long a name may take to look up, a connection to open, and an answer to come beyond the
+/// time a wait was asked for.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where Redis is, and who we are to it.
+#[derive(Clone, Default)]
+pub struct Server {
+    /// `redis://`, `rediss://` or `unix://`, with user, password and database.
+    pub url: String,
+    /// Read anew at every connection, so that a rotated password needs no restart.
+    pub password_file: Option<PathBuf>,
+    /// PEM certificates that `rediss://` trusts instead of all others: whoever has an authority of
+    /// their own for it means that nobody else can vouch for their Redis.
+    pub ca_file: Option<PathBuf>,
+    /// Shared by its clones: what it trusts otherwise.
+    pub roots: Kept,
+    /// Told where each connection leads.
+    pub own: Option<Own>,
+    /// Shared by its clones: looks up its name.
+    pub names: Names,
+    /// Shared by its clones: whether it lets us in.
+    pub entry: Arc<Entry>,
+}
+
+/// Whether a server lets us in.
+#[derive(Default)]
+pub struct Entry {
+    /// It has done what it was asked at least once.
+    has_served: AtomicBool,
+    /// It has been said that it does not let us in any more.
+    has_said: AtomicBool,
+}
+
+impl Entry {
+    /// It has done what it was asked.
+    pub(super) fn served(&self) {
+        self.has_served.store(true, Ordering::Relaxed);
+        if self.has_said.load(Ordering::Relaxed) {
+            self.has_said.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A connection to one server, logged in.
+pub(super) struct Open {
+    pub(super) connection: Connection,
+    /// The server's name, for messages.
+    pub(super) name: String,
+    pub(super) node: Node,
+    /// Where it leads, and what led to it.
+    pub(super) addresses: Vec<SocketAddr>,
+}
+
+impl From<&RedisAddress> for Server {
+    fn from(address: &RedisAddress) -> Server {
+        Server {
+            url: address.url.clone(),
+            password_file: address.password_file.clone(),
+            ca_file: address.ca_file.clone(),
+            roots: Kept::new(address.roots),
+            ..Server::default()
+        }
+    }
+}
+
+impl Server {
+    /// The address without user and password, for messages and logs.
+    pub fn name(&self) -> String {
+        QueueUrl::parse(&self.url).map_or("the queue URL".to_string(), |url| url.name())
+    }
+
+    /// What the URL says, with the password as the file has it now.
+    pub(super) fn read_url(&self) -> Result<QueueUrl, Error> {
+        let mut url = QueueUrl::parse(&self.url)
+            .map_err(|why| Error::Fatal(format!("option '--outbound-queue': the queue URL {why}")))?;
+        if let Some(path) = &self.password_file {
+            let unusable = |why: String| self.unless_served(format!("option '--redis-password-file': {why}"));
+            let text = fs::read_to_string(path)
+                .map_err(|error| unusable(format!("cannot read {}: {error}", path.display())))?;
+            let password = text.trim_end_matches(['\r', '\n']);
+            if password.is_empty() {
+                return Err(unusable(format!("{} is empty", path.display())));
+            }
+            url.login = url.login.set_password(password);
+        }
+        Ok(url)
+    }
+
+    /// What ends an agent that never got into Redis is waited out by one that did: passwords are
+    /// changed here and there one after the other. It is said once, for the outage will have been
+    /// spoken of already, by the end of a connection.
+    fn unless_served(&self, why: String) -> Error {
+        if !self.entry.has_served.load(Ordering::Relaxed) {
+            return Error::Fatal(why);
+        }
+        if !self.entry.has_said.swap(true, Ordering::Relaxed) {
+            warn!("{why}; it was right before, so this is waited out");
+        }
+        Error::Unavailable(why)
+    }
+
+    /// Opens a connection to one server, and logs in. `patience` is for each of its steps.
+    pub(super) fn open(&self, url: &QueueUrl, node: &Node, patience: Duration) -> Result<Open, Error> {
+        let name = url.name_of(node);
+        let explain = |error: std::io::Error| self.explain(&name, error.into());
+        let (connection, addresses) = match node {
+            Node::Tcp(host, port) => {
+                let config = url.has_tls.then(|| self.tls_config()).transpose()?;
+                let found = self.names.addresses(host, patience);
+                let found = found.map_err(|why| Error::Unavailable(format!("{name}: {why}")))?;
+                let opened = match config {
+                    Some(config) => Connection::tls(host, &found, *port, config, patience),
+                    None => Connection::tcp(&found, *port, patience),
+                };
+                let (connection, peer) = opened.map_err(explain)?;
+                (connection, with_peer(&found, *port, peer))
+            }
+            Node::Unix(path) => (Connection::unix(path, patience).map_err(explain)?, Vec::new()),
+        };
+        let mut open = Open { connection, name, node: node.clone(), addresses };
+        let logged_in = open.connection.set_up(&url.login);
+        logged_in.map_err(|error| self.explain_log_in(&open.name, error))?;
+        Ok(open)
+    }
+
+    /// Adds to the addresses of a connection, if there is an address policy to tell, every port that the
+    /// server says it listens on; and this machine's own, if it is here.
+    pub(super) fn add_ports(&self, open: &mut Open) -> Result<(), Error> {
+        if self.own.is_none() {
+            return Ok(());
+        }
+        let is_here =
+            matches!(open.node, Node::Unix(_)) || open.addresses.iter().any(|address| is_of_this_machine(address.ip()));
+        let mut places: Vec<IpAddr> = open.addresses.iter().map(SocketAddr::ip).collect();
+        if is_here {
+            places.push(Ipv4Addr::LOCALHOST.into());
+        }
+        let ports = ports(&mut open.connection).map_err(|error| self.explain(&open.name, error))?;
+        for port in ports {
+            open.addresses.extend(places.iter().map(|ip| SocketAddr::new(*ip, port)));
+        }
+        Ok(())
+    }
+
+    fn tls_config(&self) -> Result<Arc<ClientConfig>, Error> {
+        let roots = match &self.ca_file {
+            None => self.roots.store().map_err(|why| self.unless_served(why))?,
+            Some(path) => {
+                let mut roots = RootCertStore::empty();
+                add_file(&mut roots, path).map_err(|why| {
+                    self.unless_served(format!("option '--redis-ca-file': cannot read {}: {why}", path.display()))
+                })?;
+                Arc::new(roots)
+            }
+        };
+        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| Error::Fatal(format!("TLS cannot be used: {error}")))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Arc::new(config))
+    }
+
+    /// An error of the client or the server of this name in our own words, and whether waiting may mend it.
+    pub fn explain(&self, name: &str, error: redis::RedisError) -> Error {
+        let text = wire_text(&error);
+        // Inside a script, servers before 7 wrap the error code in a sentence: so the text is searched.
+        let says = |code: &str| text.contains(code);
+        if says("WRONGPASS") || says("invalid username-password") || says("invalid password") {
+            return self.unless_served(format!(
+                "{name} refused the user name or password: check the queue URL or '--redis-password-file'"
+            ));
+        }
+        if says("NOAUTH") {
+            return self.unless_served(format!(
+                "{name} wants a password: put it into the queue URL or give '--redis-password-file'"
+            ));
+        }
+        if says("NOPERM") {
+            return Error::Fatal(format!(
+                "{name} does not permit what the agent needs: {text}; see 'acapy-deliver check'"
+            ));
+        }
+        if says("WRONGTYPE") {
+            return Error::Fatal(format!("{name} holds a value of the wrong type at a key of the queue: {text}"));
+        }
+        if says("CROSSSLOT") {
+            return Error::Fatal(format!(
+                "{name} is a Cluster, and the queue's keys do not share a slot in it ({text}): choose a queue whose \
+                 name has no braces"
+            ));
+        }
+        if error.kind() == redis::ErrorKind::InvalidClientConfig {
+            return Error::Fatal(format!("option '--outbound-queue': {name}: {text}"));
+        }
+        let why = if says("LOADING") {
+            "it is still loading its data".to_string()
+        } else if says("OOM ") {
+            "it is full (maxmemory reached)".to_string()
+        } else if says("READONLY") || says("UNBLOCKED") {
+            "it is a replica, which takes no writes; if its master has moved, this lasts until its name, a Cluster \
+             or its Sentinels lead to the new one"
+                .to_string()
+        } else if says("MASTERDOWN") {
+            "it is a replica, and has lost its master".to_string()
+        } else if says("NOREPLICAS") {
+            "it takes no writes while too few replicas follow it (min-replicas-to-write)".to_string()
+        } else if says("MISCONF") {
+            "it cannot save to disk and refuses writes (MISCONF)".to_string()
+        } else if says("CLUSTERDOWN") {
+            format!("its Cluster does not work now ({text})")
+        } else if says("TRYAGAIN") || says("ASK ") {
+            "the queue's slot is just moving to another node of the Cluster".to_string()
+        } else if is_elsewhere(&text) {
+            format!("the nodes of its Cluster do not agree on where the queue is ({text})")
+        } else if error.is_timeout() {
+            let tls = if self.url.starts_with("rediss") { "; does it speak TLS on this port?" } else { "" };
+            format!("no answer within {} s{tls}", PATIENCE.as_secs())
+        } else {
+            in_words_of_tls(&text).unwrap_or(text)
+        };
+        Error::Unavailable(format!("{name}: {why}"))
+    }
+
+    /// The same for an answer to AUTH or SELECT: what waiting is not known to mend ends the agent.
+    fn explain_log_in(&self, name: &str, error: redis::RedisError) -> Error {
+        let answered = is_answer(&error);
+        let text = wire_text(&error);
+        let waits = ["LOADING", "MASTERDOWN", "READONLY", "BUSY", "OOM ", "max number of clients"];
+        match self.explain(name, error) {
+            Error::Unavailable(_) if answered && !waits.iter().any(|code| text.contains(code)) => {
+                self.unless_served(format!("{name} refused to log us in: {text}"))
+            }
+            error => error,
+        }
+    }
+}
+
+fn with_peer(found: &[IpAddr], port: u16, peer: SocketAddr) -> Vec<SocketAddr> {
+    let mut addresses: Vec<SocketAddr> = found.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
+    if !addresses.contains(&peer) {
+        addresses.push(peer);
+    }
+    addresses
+}
+
+/// The TCP ports that a server says it listens on, as far as the account may ask.
+fn ports(connection: &mut Connection) -> redis::RedisResult<Vec<u16>> {
+    let mut ports = Vec::new();
+    let mut add = |text: &str| {
+        if let Ok(port @ 1..) = text.trim().parse()
+            && !ports.contains(&port)
+        {
+            ports.push(port);
+        }
+    };
+    let mut ask = |command: &Cmd| match connection.ask(&command.get_packed_command()) {
+        // Not permitted, or not known: then the other may be.
+        Err(error) if is_answer(&error) => Ok(None),
+        answer => answer.map(Some),
+    };
+    if let Some(info) = ask(redis::cmd("INFO").arg("server"))? {
+        let info: String = redis::from_redis_value(info).unwrap_or_default();
+        info.lines().filter_map(|line| line.strip_prefix("tcp_port:")).for_each(&mut add);
+    }
+    if let Some(settings) = ask(redis::cmd("CONFIG").arg("GET").arg("*port"))? {
+        let settings: Vec<String> = redis::from_redis_value(settings).unwrap_or_default();
+        for pair in settings.chunks(2) {
+            if let [name, port] = pair
+                && ["port", "tls-port"].contains(&name.as_str())
+            {
+                add(port);
+            }
+        }
+    }
+    Ok(ports)
+}
+
+/// Whether the server said so, rather than the connection or the client.
+pub(super) fn is_answer(error: &redis::RedisError) -> bool {
+    matches!(error.kind(), redis::ErrorKind::Server(_) | redis::ErrorKind::Extension)
+}
+
+/// What a failed handshake means and what to do; `None` if it was no handshake. All of it is
+/// waited out: a certificate can be renewed while the agent runs.
+fn in_words_of_tls(text: &str) -> Option<String> {
+    let means = if text.contains("UnknownIssuer") {
+        "its certificate is of an authority that is not trusted: give the authority's with '--redis-ca-file'"
+    } else if text.contains("not valid for name") || text.contains("NotValidForName") {
+        "its certificate is for another name: use a name that stands in it"
+    } else if text.contains("Expired") || text.contains("certificate expired") {
+        "its certificate has expired"
+    } else if text.contains("NotValidYet") || text.contains("not valid yet") {
+        "its certificate is not valid yet: is this machine's clock right?"
+    } else if text.contains("CertificateRequired") {
+        "it asks for a client certificate, which is not supported: set 'tls-auth-clients no' or 'optional' there"
+    } else if text.contains("InvalidContentType") {
+        "it does not speak TLS on this port: write redis:// or name its TLS port"
+    } else if text.contains("peer certificate") || text.contains("fatal alert") || text.contains("peer is incompatible")
+    {
+        "no agreement on TLS"
+    } else {
+        return None;
+    };
+    Some(format!("{means} ({text})"))
+}
+
+/// Whether a server of a Cluster says that a key is not its own. Inside a script, servers before 7 wrap it
+/// in a sentence, and those after have one of their own.
+pub(super) fn is_elsewhere(text: &str) -> bool {
+    text.contains("MOVED ") || text.contains("non local key")
+}
+
+/// An error as the server wrote it, code first; the client's own words for errors of its own.
+pub fn wire_text(error: &redis::RedisError) -> String {
+    match error.code() {
+        Some(code) => format!("{code} {}", error.detail().unwrap_or_default()),
+        None => error.to_string(),
+    }
+}

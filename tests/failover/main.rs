@@ -1,0 +1,16 @@
+//! Where Redis is not one server: the real binary against real Clusters, their nodes killed, failed
+//! over and resharded under load. Nothing may be lost, and who is asked last may be anyone.
+//!
+//! | file | holds tests of |
+//! |---|---|
+//! | `cluster.rs` | a Cluster: each node, a slot that moves, failovers wanted and not |
+
+// The fixtures, in the directory where their own files are.
+#[path = "../daemon"]
+mod daemon {
+    #[allow(dead_code, unused_imports)] // each set of tests uses some of them
+    pub mod support;
+}
+use daemon::support;
+
+mod cluster;
