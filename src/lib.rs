@@ -24,6 +24,7 @@
 //! with the [`poster`], [`policy`] judges, and the [`settler`] tells the queue.
 
 pub mod agent;
+pub mod claiming;
 pub mod clock;
 pub mod commands;
 pub mod config;
@@ -33,6 +34,7 @@ mod headers;
 pub mod journal;
 pub mod lanes;
 pub mod metrics;
+pub mod outbox;
 pub mod peers;
 pub mod policy;
 pub mod poster;

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
 
+use crate::claiming::{Claiming, Next};
 use crate::envelope::{Endpoints, Envelope};
 use crate::journal::Speaker;
 use crate::lanes::Claim;
 use crate::metrics::add;
-use crate::queue::{AgentNumber, Claimed, Error, History, Kept, Place, Queue, RawClaim, Settlement, Waited};
+use crate::queue::{AgentNumber, Claimed, Error, History, Id, Kept, Place, Queue, RawClaim, Settlement, Waited};
 use crate::shared::{Report, Shared};
 use crate::worker::panic_message;
 
@@ -27,7 +28,6 @@ const WATCHING_WAIT: Duration = Duration::from_millis(50);
 const POLL: Duration = Duration::from_millis(50);
 /// A standby looks this often whether it is its turn.
 const STANDBY: Duration = Duration::from_millis(200);
-const AUDIT_EVERY: Duration = Duration::from_secs(60);
 /// What has become due meanwhile (put off by this agent or another) is looked for at least this
 /// often, and four times within the shortest delay that this agent itself gives.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -53,7 +53,7 @@ pub fn run(queue: &mut dyn Queue, shared: &Shared, retry_first: Duration) -> Res
             Err(Error::Unavailable(why)) => {
                 shared.journal.redis_lost(Speaker::Reader, &why);
                 // What Redis has of ours may be older than what we hold: compare as soon as it answers.
-                reader.audited = Instant::now() - AUDIT_EVERY;
+                reader.claiming.doubt(Instant::now());
                 reader.patience.pause(shared);
             }
             Err(fatal) => return Err(fatal),
@@ -96,20 +96,11 @@ impl Patience {
 struct Reader<'a> {
     shared: &'a Shared,
     look_every: Duration,
-    /// Under which claims are numbered.
-    number: Option<AgentNumber>,
-    call: u64,
-    /// The last call's answer has not arrived.
-    again: bool,
-    /// When the last call was first sent.
-    asked: Instant,
+    claiming: Claiming,
     /// Taken from the queue by the wait, not yet claimed.
     popped: Option<Vec<u8>>,
     endpoints: Endpoints,
-    /// Whether the lanes that wait in Redis are known since the number was new or the standby ended.
-    knows_lanes: bool,
     was_standby: bool,
-    audited: Instant,
     /// Whether a refused wait has been spoken of.
     refused: bool,
     patience: Patience,
@@ -120,64 +111,46 @@ impl Reader<'_> {
         Reader {
             shared,
             look_every: (retry_first / 4).clamp(Duration::from_millis(20), LOOK_EVERY),
-            number: None,
-            call: 0,
-            again: false,
-            asked: Instant::now(),
+            claiming: Claiming::new(Instant::now()),
             popped: None,
             endpoints: Endpoints::default(),
-            knows_lanes: false,
             was_standby: false,
-            audited: Instant::now(),
             refused: false,
             patience: Patience::default(),
         }
     }
 
     fn turn(&mut self, queue: &mut dyn Queue) -> Result<(), Error> {
-        let Some(number) = self.shared.number() else {
-            self.shared.wait_for_change(Duration::from_millis(100));
-            return Ok(());
-        };
-        if self.number != Some(number) {
-            self.number = Some(number);
-            (self.call, self.again, self.knows_lanes) = (0, false, false);
+        match self.claiming.next(self.shared.number(), Instant::now()) {
+            Next::Register => self.shared.wait_for_change(Duration::from_millis(100)),
+            Next::Audit(number) => {
+                self.audit(queue, number)?;
+                self.claim(queue)?;
+            }
+            Next::Claim => self.claim(queue)?,
         }
-        if !self.again && self.audited.elapsed() >= AUDIT_EVERY {
-            self.audit(queue, number)?;
-        }
-        let Some(mut bounds) = self.shared.appetite(self.again, Duration::from_millis(200)) else {
+        Ok(())
+    }
+
+    /// Claims as much as the lanes have room for, and hands it to them.
+    fn claim(&mut self, queue: &mut dyn Queue) -> Result<(), Error> {
+        let Some(mut bounds) = self.shared.appetite(self.claiming.is_again(), Duration::from_millis(200)) else {
             return Ok(());
         };
         bounds.popped = self.popped.clone();
         bounds.seen = self.shared.seen();
-        if !self.again {
-            self.call += 1;
-        }
-        let again = std::mem::replace(&mut self.again, true);
-        if !again {
-            self.asked = Instant::now();
-        }
-        let asked = self.asked;
+        let Some(call) = self.claiming.call(Instant::now()) else { return Ok(()) };
         let sent = Instant::now();
-        let claimed = queue.claim(number, self.call, again, &bounds)?;
+        let claimed = queue.claim(call.agent, call.number, call.again, &bounds)?;
         add(&self.shared.metrics.claims, 1);
+        let learns_lanes = self.claiming.answered(&claimed);
         match claimed {
-            Claimed::Gone => {
-                self.again = false;
-                self.number = None;
-                self.shared.report(Report::Gone(number));
-                self.wait_for_another(number);
-                Ok(())
-            }
+            Claimed::Gone => self.shared.report(Report::Gone(call.agent)),
             Claimed::Standby => {
-                self.again = false;
-                self.knows_lanes = false;
                 if !std::mem::replace(&mut self.was_standby, true) {
                     info!("another agent delivers in order; standing by to take over");
                 }
                 self.shared.wait_for_change(STANDBY);
-                Ok(())
             }
             Claimed::Taken { claims, emptied, failures, oversized, due_in, more, at } => {
                 self.shared.note_clock(at, sent);
@@ -187,28 +160,20 @@ impl Reader<'_> {
                 if std::mem::replace(&mut self.was_standby, false) {
                     info!("taking over: this agent delivers now");
                 }
-                if !self.knows_lanes {
-                    // Only after this answer is nobody else's message in flight (in ordered mode),
-                    // and the call is answered again if the look fails.
-                    let lanes = queue.lanes()?;
-                    self.shared.learn(&lanes, asked);
-                    self.knows_lanes = true;
+                if learns_lanes {
+                    self.shared.learn(&queue.lanes()?, call.asked);
                 }
-                self.again = false;
-                for (id, size) in oversized {
-                    add(&self.shared.metrics.dead, 1);
-                    let reason = format!("{size} bytes are more than 64 MiB and than '--in-flight-bytes'");
-                    self.shared.journal.died(id, "an unread endpoint", &reason);
-                }
+                self.claiming.admitted();
+                self.note_oversized(&oversized);
                 let taken = claims.len();
                 add(&self.shared.metrics.claimed, taken as u64);
-                let claims = claims.into_iter().map(|claim| self.decode(claim, number)).collect();
+                let claims = claims.into_iter().map(|claim| self.decode(claim, call.agent)).collect();
                 let now = Instant::now();
                 self.shared.admit(
-                    number,
+                    call.agent,
                     |lanes| {
                         for origin in &emptied {
-                            lanes.emptied(origin, asked);
+                            lanes.emptied(origin, call.asked);
                         }
                         for failed in &failures {
                             lanes.has_failed(failed, now);
@@ -216,8 +181,20 @@ impl Reader<'_> {
                     },
                     claims,
                 );
-                if taken == 0 && !more { self.wait(queue, due_in) } else { Ok(()) }
+                if taken == 0 && !more {
+                    self.wait(queue, due_in)?;
+                }
             }
+        }
+        Ok(())
+    }
+
+    /// What was too large for any agent is dead already.
+    fn note_oversized(&self, oversized: &[(Id, usize)]) {
+        for (id, size) in oversized {
+            add(&self.shared.metrics.dead, 1);
+            let reason = format!("{size} bytes are more than 64 MiB and than '--in-flight-bytes'");
+            self.shared.journal.died(*id, "an unread endpoint", &reason);
         }
     }
 
@@ -264,20 +241,12 @@ impl Reader<'_> {
     /// rolled-back Redis leaves such. No claim is outstanding now.
     fn audit(&mut self, queue: &mut dyn Queue, number: AgentNumber) -> Result<(), Error> {
         let strays = self.shared.not_held(queue.in_flight(number)?);
-        self.audited = Instant::now();
+        self.claiming.audited(Instant::now());
         if !strays.is_empty() {
             let n = queue.give_back(number, &strays)?;
             warn!("{n} messages were recorded as in flight here and were not; they are due again");
         }
         Ok(())
-    }
-
-    /// The settler joins again under another number.
-    fn wait_for_another(&self, number: AgentNumber) {
-        while self.shared.number() == Some(number) && !self.shared.is_stopping() {
-            self.shared.turn(0);
-            self.shared.wait_for_change(Duration::from_millis(100));
-        }
     }
 
     fn decode(&mut self, raw: RawClaim, number: AgentNumber) -> Result<Claim, Settlement> {
@@ -312,25 +281,23 @@ impl Reader<'_> {
         let Some(value) = self.popped.take() else { return };
         let bounds = crate::queue::Bounds::only(value);
         let value = bounds.popped.as_deref().expect("just set");
-        if !self.again {
-            self.call += 1;
-        }
         for _ in 0..3 {
             // If the last claim's answer was lost it may have taken the message: so it is sent again as it was.
-            let claimed = self.number.map(|number| queue.claim(number, self.call, self.again, &bounds));
+            let call = self.claiming.call(Instant::now());
+            let claimed = call.map(|call| queue.claim(call.agent, call.number, call.again, &bounds));
             let done = match claimed {
                 Some(Ok(Claimed::Taken { .. })) => Ok(()),
-                Some(Ok(Claimed::Gone | Claimed::Standby)) | None => {
-                    self.number = None;
+                Some(Ok(gone_or_standby)) => {
+                    self.claiming.answered(&gone_or_standby);
                     queue.put_back(value)
                 }
+                None => queue.put_back(value),
                 Some(Err(error)) => Err(error),
             };
             match done {
                 Ok(()) => return,
                 Err(error) => debug!("handing over what was popped: {error}"),
             }
-            self.again = true;
         }
         warn!("one message popped by '--pop blpop' could not be handed back to Redis and is lost");
     }
@@ -348,7 +315,7 @@ mod tests {
         let number = registered(&mut queue);
         let (shared, _ready, _reports) = Shared::for_tests(Duration::from_secs(15));
         let mut reader = Reader::new(&shared, Duration::from_secs(1));
-        reader.number = number;
+        reader.claiming.next(number, Instant::now());
         reader.popped = Some(b"first".to_vec());
         reader.hand_over_popped(&mut queue);
         (queue, number)

@@ -13,10 +13,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use log::{debug, error, info, warn};
 
+use crate::claiming::taken_over;
 use crate::journal::{Speaker, spell};
 use crate::metrics::add;
+use crate::outbox::Outbox;
 use crate::peers::{Peers, between_beats};
-use crate::queue::{AgentNumber, Error, Fate, Id, LaneChange, Peer, Queue, Settlement};
+use crate::queue::{AgentNumber, Error, Fate, Id, Peer, Queue, Settlement};
 use crate::reader::Patience;
 use crate::shared::{Report, Shared};
 
@@ -43,8 +45,6 @@ const BEAT_OF_THE_STUCK: Duration = Duration::from_secs(1);
 /// An agent that the queue forgets again and again joins again after pauses that grow from this to the longer.
 const REJOIN_MIN: Duration = Duration::from_millis(500);
 const REJOIN_MAX: Duration = Duration::from_secs(10);
-/// Numbers of ours of which it is remembered that others took them over.
-const MOST_TAKEN_OVER: usize = 100;
 
 /// What the settler goes by.
 #[derive(Clone, Debug)]
@@ -96,28 +96,6 @@ pub fn run(queue: &mut dyn Queue, shared: &Shared, reports: &Receiver<Report>, o
     }
 }
 
-#[derive(Default)]
-struct Batch {
-    settlements: Vec<Settlement>,
-    changes: Vec<LaneChange>,
-}
-
-impl Batch {
-    fn is_empty(&self) -> bool {
-        self.settlements.is_empty() && self.changes.is_empty()
-    }
-
-    /// The first of what there is, up to the size of a call. All changes go with
-    /// them only once the settlements before them fit.
-    fn take(&mut self) -> Batch {
-        if self.settlements.len() > BATCH {
-            let rest = self.settlements.split_off(BATCH);
-            return Batch { settlements: std::mem::replace(&mut self.settlements, rest), changes: Vec::new() };
-        }
-        std::mem::take(self)
-    }
-}
-
 /// What is too long for one call: done a call at a time.
 enum Chore {
     /// Taking back what a dead agent had in flight; how much it was so far.
@@ -134,15 +112,8 @@ struct Settler<'a> {
     shared: &'a Shared,
     options: &'a Options,
     number: Option<AgentNumber>,
-    call: u64,
     prepared: bool,
-    backlog: Batch,
-    /// Sent, and not yet confirmed: sent again under the same call number.
-    sent: Option<Batch>,
-    /// The queue says that these are not ours any more; it may have lost them.
-    astray: VecDeque<Settlement>,
-    /// Numbers of ours that others took for dead: what was claimed under them is others' now.
-    taken_over: VecDeque<AgentNumber>,
+    outbox: Outbox,
     chores: VecDeque<Chore>,
     next_beat: Instant,
     next_forget: Instant,
@@ -166,12 +137,8 @@ impl Settler<'_> {
             shared,
             options,
             number: None,
-            call: 0,
             prepared: false,
-            backlog: Batch::default(),
-            sent: None,
-            astray: VecDeque::new(),
-            taken_over: VecDeque::new(),
+            outbox: Outbox::default(),
             chores: VecDeque::new(),
             next_beat: now,
             next_forget: now,
@@ -203,7 +170,7 @@ impl Settler<'_> {
         if !self.leaving && !self.said_stuck {
             self.do_chore(queue)?;
         }
-        if self.leaving && self.sent.is_none() && self.backlog.is_empty() && self.astray.is_empty() {
+        if self.leaving && self.outbox.is_empty() {
             if let Some(number) = self.number {
                 queue.leave(number)?;
             }
@@ -233,7 +200,7 @@ impl Settler<'_> {
     fn listen(&mut self, reports: &Receiver<Report>) {
         let until = match self.number {
             None => self.next_join,
-            Some(_) if !self.backlog.is_empty() || !self.astray.is_empty() || self.leaving => return,
+            Some(_) if self.outbox.has_more() || self.leaving => return,
             Some(_) if !self.chores.is_empty() && !self.said_stuck => Instant::now(),
             Some(_) => self.next_beat,
         };
@@ -243,7 +210,7 @@ impl Settler<'_> {
             Err(RecvTimeoutError::Disconnected) => self.leaving = true,
         }
         thread::sleep(LINGER);
-        while self.backlog.settlements.len() < BATCH
+        while self.outbox.n_waiting() < BATCH
             && let Ok(report) = reports.try_recv()
         {
             self.hear(report);
@@ -252,8 +219,8 @@ impl Settler<'_> {
 
     fn hear(&mut self, report: Report) {
         match report {
-            Report::Settle(settlement) => self.backlog.settlements.push(settlement),
-            Report::Lane(change) => self.backlog.changes.push(change),
+            Report::Settle(settlement) => self.outbox.settle(settlement),
+            Report::Lane(change) => self.outbox.change(change),
             // Joined anew whatever a beat would say: Redis may have been rolled back in between.
             Report::Gone(number) if self.number == Some(number) => self.unregistered(),
             Report::Gone(_) => {}
@@ -268,24 +235,14 @@ impl Settler<'_> {
 
     fn settle(&mut self, queue: &mut dyn Queue) -> Result<(), Error> {
         let Some(number) = self.number else { return Ok(()) };
-        while self.sent.is_some() || !self.backlog.is_empty() {
-            if self.sent.is_none() {
-                self.call += 1;
-            }
-            let batch = self.sent.get_or_insert_with(|| self.backlog.take());
-            let Some(lost) = queue.settle(number, self.call, &batch.settlements, &batch.changes)? else {
+        while let Some((call, batch)) = self.outbox.next(BATCH) {
+            let Some(lost) = queue.settle(number, call, &batch.settlements, &batch.changes)? else {
                 warn!("the queue knows another number of this agent's last call; joining again");
                 self.unregistered();
                 return Ok(());
             };
             add(&self.shared.metrics.settles, 1);
-            let mut batch = self.sent.take().expect("just sent");
-            if !lost.is_empty() {
-                let lost: HashSet<Id> = lost.into_iter().collect();
-                let astray = batch.settlements.extract_if(.., |one| one.kept.is_some() && lost.contains(&one.id));
-                self.astray.extend(astray);
-            }
-            self.shared.confirmed(&batch.settlements);
+            self.shared.confirmed(&self.outbox.confirmed(lost));
             if Instant::now() >= self.next_beat {
                 return Ok(());
             }
@@ -293,56 +250,35 @@ impl Settler<'_> {
         Ok(())
     }
 
-    /// Of what the queue says is not ours any more: what another agent took over is its own; what Redis has
-    /// lost exists only here, and goes back to be settled like anything else. A call's worth at once.
+    /// What Redis has lost and is still held goes back to be settled like anything else. A call's worth at once.
     fn bring_back(&mut self, queue: &mut dyn Queue) -> Result<(), Error> {
         let Some(number) = self.number else { return Ok(()) };
-        let (mut ours, mut bytes) = (Vec::new(), 0);
-        let mut theirs = Vec::new();
-        while ours.len() < AT_ONCE
-            && bytes < RESTORED_BYTES
-            && let Some(one) = self.astray.pop_front()
-        {
-            match &one.kept {
-                Some(kept) if !self.taken_over.contains(&kept.agent) => {
-                    bytes += kept.bytes.len();
-                    ours.push(one);
-                }
-                _ => {
-                    debug!("message {} is not ours any more: another agent took it over", one.id);
-                    theirs.push(one);
-                }
-            }
-        }
-        self.shared.confirmed(&theirs);
-        if ours.is_empty() {
+        let (messages, theirs) = self.outbox.to_restore(AT_ONCE, RESTORED_BYTES);
+        self.let_go(&theirs, "another agent took it over");
+        if messages.is_empty() {
             return Ok(());
         }
-        let messages: Vec<_> = ours.iter().filter_map(|one| Some((one.id, one.kept.as_ref()?.bytes.clone()))).collect();
-        let restored = match queue.restore(number, &messages) {
-            Ok(Some(restored)) => restored.into_iter().collect::<HashSet<Id>>(),
-            failed => {
-                // Which of them are back is told when they are asked for again.
-                ours.into_iter().rev().for_each(|one| self.astray.push_front(one));
-                if failed?.is_none() {
-                    self.unregistered();
-                }
-                return Ok(());
-            }
+        // If it fails, which of them are back is told when they are asked for again.
+        let Some(restored) = queue.restore(number, &messages)? else {
+            self.unregistered();
+            return Ok(());
         };
-        let (back, elsewhere): (Vec<_>, Vec<_>) = ours.into_iter().partition(|one| restored.contains(&one.id));
-        for one in &elsewhere {
-            debug!("message {} is not ours any more: Redis has it in another place", one.id);
-        }
-        self.shared.confirmed(&elsewhere);
-        if !back.is_empty() {
+        let (n_back, elsewhere) = self.outbox.restored(&restored.into_iter().collect());
+        self.let_go(&elsewhere, "Redis has it in another place");
+        if n_back > 0 {
             warn!(
-                "{} messages that Redis has lost were still held here: they are in Redis again, and will be attempted again",
-                back.len()
+                "{n_back} messages that Redis has lost were still held here: they are in Redis again, and will be attempted again"
             );
-            self.backlog.settlements.extend(back);
         }
         Ok(())
+    }
+
+    /// These are not ours any more.
+    fn let_go(&self, settlements: &[Settlement], why: &str) {
+        for one in settlements {
+            debug!("message {} is not ours any more: {why}", one.id);
+        }
+        self.shared.confirmed(settlements);
     }
 
     /// One call of the chore that has waited longest.
@@ -453,29 +389,17 @@ impl Settler<'_> {
         let old = self.shared.number();
         let sent = Instant::now();
         let joined = queue.join(self.options.lease, old, self.shared.seen())?;
-        // If others took the old number for dead, the queue knew all that was claimed under it, and all of it
-        // is theirs: delivered or not. If the queue knows nothing of the number it has lost data: then what it
-        // has must be another copy, and what it has no more exists only here.
-        let recovered = old.filter(|_| joined.old == Fate::Recovered);
-        let known = if recovered.is_none() { self.known_of_held(queue)? } else { HashSet::new() };
-        if let Some(old) = old
-            && joined.old != Fate::Unknown
-        {
-            self.taken_over.push_back(old);
-            if self.taken_over.len() > MOST_TAKEN_OVER {
-                self.taken_over.pop_front();
-            }
-        }
+        let known = if joined.old == Fate::Recovered { HashSet::new() } else { self.known_of_held(queue)? };
+        self.outbox.joined(old, joined.old);
         if old.is_none() {
             // Later steps are seen from one beat to the next.
             self.shared.note_set_back(joined.set_back);
         }
-        self.call = 0;
         self.number = Some(joined.number);
         self.peers.clear();
         self.chores.retain(|chore| !matches!(chore, Chore::Recover(..)));
         self.shared.see(joined.number.0);
-        self.shared.registered(joined.number, sent, |id, agent| Some(agent) == recovered || known.contains(&id));
+        self.shared.registered(joined.number, sent, taken_over(old, joined.old, |id| known.contains(&id)));
         // The first look at the others is at once: a predecessor that died is known after one lease.
         self.next_beat = Instant::now();
         // A queue that forgets us time and again is not asked to remember us without a pause.

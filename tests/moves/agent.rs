@@ -1,14 +1,16 @@
-//! An agent in simulated time: the real lanes and the real judgement, and around
-//! them what reader, workers and settler do, cut into the steps between which
-//! other threads and other agents may act. An answer is one step from the queue
-//! and another into the agent, so everything can happen in between.
+//! An agent in simulated time: the lanes, the claiming, the outbox and the judgements of the product, and
+//! around them the threads' calls of the queue, cut into the steps between which other threads and other
+//! agents may act. An answer is one step from the queue and another into the agent, so everything can happen
+//! in between.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use acapy_deliver::claiming::{Call, Claiming, Next, taken_over};
 use acapy_deliver::envelope::Envelope;
 use acapy_deliver::lanes::{Claim, Effects, Lanes, Limits};
+use acapy_deliver::outbox::{Held, Outbox};
 use acapy_deliver::peers::{Peers, between_beats};
 use acapy_deliver::policy::{self, Attempt, Outcome, Retry};
 use acapy_deliver::queue::{
@@ -19,7 +21,6 @@ use acapy_deliver::queue::{
 use crate::attack::{Net, Rng, Rules};
 use crate::world::{Answer, Move};
 
-const AUDIT_EVERY: Duration = Duration::from_secs(60);
 /// Nothing here is put off for longer.
 const LONGEST: Duration = Duration::from_secs(2 * 3600);
 
@@ -51,17 +52,11 @@ pub trait Ledger {
     fn recovers(&mut self, dead: &Peer, now: Instant) -> Result<(), String>;
 }
 
-#[derive(Default)]
-struct Batch {
-    settlements: Vec<Settlement>,
-    changes: Vec<LaneChange>,
-}
-
 /// What the reader has in hand.
 enum Reading {
     Nothing,
-    Answer(Instant, AgentNumber, Claimed),
-    Known(Instant, AgentNumber, Claimed, Vec<WaitingLane>),
+    Answer(Call, Claimed),
+    Known(Call, Claimed, Vec<WaitingLane>),
     Strays(AgentNumber, Vec<Id>),
 }
 
@@ -89,30 +84,16 @@ pub struct SimAgent {
     shared_number: Option<AgentNumber>,
     beat_sent: Option<Instant>,
     // The reader's.
-    reader_number: Option<AgentNumber>,
-    /// The reader waits until the settler has another number than this.
-    waits_for_another: Option<AgentNumber>,
-    call: u64,
-    again: bool,
-    /// When the last call was first sent.
-    asked: Instant,
-    knows_lanes: bool,
-    audited: Instant,
+    claiming: Claiming,
     reading: Reading,
     // The settler's.
     settler_number: Option<AgentNumber>,
-    settle_call: u64,
-    backlog: Batch,
-    sent: Option<Batch>,
+    outbox: Outbox,
     settling: Settling,
     pub next_beat: Instant,
     lease: Duration,
     /// The highest number seen.
     seen: u64,
-    /// Not ours any more, the queue says.
-    astray: Vec<Settlement>,
-    /// Numbers of ours that others took for dead.
-    taken_over: Vec<AgentNumber>,
     peers: Peers,
     /// Not killed and not stopped.
     pub alive: bool,
@@ -131,25 +112,15 @@ impl SimAgent {
             busy: Vec::new(),
             shared_number: None,
             beat_sent: None,
-            reader_number: None,
-            waits_for_another: None,
-            call: 0,
-            again: false,
-            asked: now,
-            knows_lanes: false,
-            audited: now,
+            claiming: Claiming::new(now),
             reading: Reading::Nothing,
             settler_number: None,
-            settle_call: 0,
-            backlog: Batch::default(),
-            sent: None,
+            outbox: Outbox::default(),
             settling: Settling::Nothing,
             next_beat: now,
             peers: Peers::new(rules.peers.clone()),
             lease: rules.leases[seed as usize % 3],
             seen: 0,
-            astray: Vec::new(),
-            taken_over: Vec::new(),
             alive: true,
             frozen_until: None,
             cut_off_until: None,
@@ -175,27 +146,18 @@ impl SimAgent {
 
     /// What it holds, until the queue has confirmed what became of it.
     pub fn held(&self) -> Vec<Id> {
-        let unsettled = self.backlog.settlements.iter().chain(&self.astray).chain(self.sent());
-        self.lanes.held().into_iter().chain(unsettled.map(|one| one.id)).collect()
+        self.lanes.held().into_iter().chain(self.outbox.unconfirmed().map(|one| one.id)).collect()
     }
 
     /// The same without what the queue may have been told already: that is the queue's to lose.
     pub fn surely_held(&self) -> Vec<Id> {
-        let told: HashSet<Id> = self.sent().map(|one| one.id).collect();
+        let told: HashSet<Id> = self.outbox.sent().map(|one| one.id).collect();
         self.held().into_iter().filter(|id| !told.contains(id)).collect()
-    }
-
-    fn sent(&self) -> impl Iterator<Item = &Settlement> {
-        self.sent.iter().flat_map(|batch| &batch.settlements)
     }
 
     /// Nothing held, nothing unconfirmed.
     pub fn is_idle(&self) -> bool {
-        self.busy.is_empty()
-            && self.ready.is_empty()
-            && self.sent.is_none()
-            && self.astray.is_empty()
-            && self.backlog_is_empty()
+        self.busy.is_empty() && self.ready.is_empty() && self.outbox.is_empty()
     }
 
     /// For a failure's message.
@@ -207,24 +169,16 @@ impl SimAgent {
             Reading::Strays(..) => "strays",
         };
         format!(
-            "agent {:?} alive {} held {:?} ready {} busy {} backlog {} sent {} again {} call {} reader has {reading}, number {:?}, waits for another than {:?}; {:?}",
+            "agent {:?} alive {} held {:?} ready {} busy {} unconfirmed {} reader has {reading}, {:?}; {:?}",
             self.shared_number.map(|n| n.0),
             self.alive,
             self.lanes.held(),
             self.ready.len(),
             self.busy.len(),
-            self.backlog.settlements.len(),
-            self.sent.is_some(),
-            self.again,
-            self.call,
-            self.reader_number.map(|n| n.0),
-            self.waits_for_another.map(|n| n.0),
+            self.outbox.unconfirmed().count(),
+            self.claiming,
             self.lanes.counts(),
         )
-    }
-
-    fn backlog_is_empty(&self) -> bool {
-        self.backlog.settlements.is_empty() && self.backlog.changes.is_empty()
     }
 
     // ---- the reader ----
@@ -236,11 +190,11 @@ impl SimAgent {
             Reading::Nothing => self.claim(net, rng),
             Reading::Strays(number, ids) => {
                 let strays: Vec<Id> = ids.into_iter().filter(|id| !self.lanes.holds(*id)).collect();
-                self.audited = now;
+                self.claiming.audited(now);
                 if !strays.is_empty() {
                     let answer = net.send(Move::GiveBack(number, strays.clone()), rng);
                     if let Err(Stop::Cut) = answer {
-                        self.audited = now - AUDIT_EVERY;
+                        self.claiming.doubt(now);
                     }
                     // Under a number that it has no more, others take them back as well.
                     if answer? != Answer::Count(0) && self.shared_number == Some(number) {
@@ -249,59 +203,47 @@ impl SimAgent {
                 }
                 Ok(())
             }
-            Reading::Answer(_, number, Claimed::Gone) => {
-                self.again = false;
-                self.reader_number = None;
-                self.waits_for_another = Some(number);
-                self.next_beat = now;
+            Reading::Answer(call, claimed) => {
+                let learns_lanes = self.claiming.answered(&claimed);
+                match claimed {
+                    // The settler hears of it, and joins again.
+                    Claimed::Gone => self.next_beat = now,
+                    Claimed::Standby => {}
+                    Claimed::Taken { .. } if learns_lanes => match net.send(Move::Lanes, rng) {
+                        Ok(Answer::Lanes(lanes)) => self.reading = Reading::Known(call, claimed, lanes),
+                        Ok(other) => return Err(Stop::Broken(format!("lanes answer {other:?}"))),
+                        // The call is answered again.
+                        Err(stop) => {
+                            self.claiming.doubt(now);
+                            return Err(stop);
+                        }
+                    },
+                    Claimed::Taken { .. } => return self.admit(call, claimed, now, ledger),
+                }
                 Ok(())
             }
-            Reading::Answer(_, _, Claimed::Standby) => {
-                self.again = false;
-                self.knows_lanes = false;
-                Ok(())
+            Reading::Known(call, claimed, lanes) => {
+                self.lanes.learn(&lanes, call.asked, now);
+                self.admit(call, claimed, now, ledger)
             }
-            Reading::Answer(asked, number, claimed) if !self.knows_lanes => match net.send(Move::Lanes, rng) {
-                Ok(Answer::Lanes(lanes)) => {
-                    self.reading = Reading::Known(asked, number, claimed, lanes);
-                    Ok(())
-                }
-                Ok(other) => Err(Stop::Broken(format!("lanes answer {other:?}"))),
-                // The call is answered again.
-                Err(stop) => {
-                    self.audited = now - AUDIT_EVERY;
-                    Err(stop)
-                }
-            },
-            Reading::Known(asked, number, claimed, lanes) => {
-                self.lanes.learn(&lanes, asked, now);
-                self.knows_lanes = true;
-                self.admit(asked, number, claimed, now, ledger)
-            }
-            Reading::Answer(asked, number, claimed) => self.admit(asked, number, claimed, now, ledger),
         }
     }
 
     fn claim(&mut self, net: &mut Net, rng: &mut Rng) -> Result<(), Stop> {
         let now = net.now;
-        let Some(number) = self.shared_number else { return Ok(()) };
-        if self.waits_for_another == Some(number) {
-            return Ok(());
-        }
-        self.waits_for_another = None;
-        if self.reader_number != Some(number) {
-            self.reader_number = Some(number);
-            (self.call, self.again, self.knows_lanes) = (0, false, false);
-        }
-        if !self.again && now.saturating_duration_since(self.audited) >= AUDIT_EVERY {
-            match net.send(Move::InFlight(number), rng)? {
-                Answer::Ids(ids) => self.reading = Reading::Strays(number, ids),
+        match self.claiming.next(self.shared_number, now) {
+            Next::Register => return Ok(()),
+            Next::Audit(number) => match net.send(Move::InFlight(number), rng)? {
+                Answer::Ids(ids) => {
+                    self.reading = Reading::Strays(number, ids);
+                    return Ok(());
+                }
                 other => return Err(Stop::Broken(format!("in_flight answers {other:?}"))),
-            }
-            return Ok(());
+            },
+            Next::Claim => {}
         }
         let mut effects = Effects::default();
-        let bounds = self.lanes.appetite(self.again, now, &mut effects);
+        let bounds = self.lanes.appetite(self.claiming.is_again(), now, &mut effects);
         self.perform(effects);
         let Some(mut bounds) = bounds else { return Ok(()) };
         // Smaller bounds than the lanes ask for, so that they matter with few messages.
@@ -311,50 +253,37 @@ impl SimAgent {
             bounds.bytes = bounds.bytes.min(*rng.pick(&[1, 100, 300, 1000]));
         }
         bounds.seen = self.seen;
-        if !self.again {
-            self.call += 1;
-        }
-        let again = std::mem::replace(&mut self.again, true);
-        if !again {
-            self.asked = now;
-        }
-        match net.send(Move::Claim { me: number, call: self.call, again, bounds }, rng) {
+        let call = self.claiming.call(now).expect("it is registered");
+        match net.send(Move::Claim { me: call.agent, call: call.number, again: call.again, bounds }, rng) {
             Ok(Answer::Claimed(claimed)) => {
-                self.reading = Reading::Answer(self.asked, number, claimed);
+                self.reading = Reading::Answer(call, claimed);
                 Ok(())
             }
             Ok(other) => Err(Stop::Broken(format!("claim answers {other:?}"))),
             Err(stop) => {
-                self.audited = now - AUDIT_EVERY;
+                self.claiming.doubt(now);
                 Err(stop)
             }
         }
     }
 
-    fn admit(
-        &mut self,
-        asked: Instant,
-        number: AgentNumber,
-        claimed: Claimed,
-        now: Instant,
-        ledger: &mut dyn Ledger,
-    ) -> Result<(), Stop> {
+    fn admit(&mut self, call: Call, claimed: Claimed, now: Instant, ledger: &mut dyn Ledger) -> Result<(), Stop> {
         let Claimed::Taken { claims, emptied, failures, oversized, .. } = claimed else {
             unreachable!("looked at before")
         };
-        self.again = false;
+        self.claiming.admitted();
         let highest = claims.iter().map(|claim| claim.id.0).chain(oversized.iter().map(|(id, _)| id.0)).max();
         self.seen = self.seen.max(highest.unwrap_or(0));
         let mut decoded = Vec::new();
         for claim in claims {
             ledger.claimed(&claim)?;
-            decoded.push(self.decode(claim, number, now, ledger));
+            decoded.push(self.decode(claim, call.agent, now, ledger));
         }
-        if self.shared_number != Some(number) {
+        if self.shared_number != Some(call.agent) {
             return Ok(());
         }
         for origin in &emptied {
-            self.lanes.emptied(origin, asked);
+            self.lanes.emptied(origin, call.asked);
         }
         for failed in &failures {
             self.lanes.has_failed(failed, now);
@@ -393,8 +322,8 @@ impl SimAgent {
     }
 
     fn perform(&mut self, effects: Effects) {
-        self.backlog.settlements.extend(effects.settlements);
-        self.backlog.changes.extend(effects.changes);
+        effects.settlements.into_iter().for_each(|one| self.outbox.settle(one));
+        effects.changes.into_iter().for_each(|one| self.outbox.change(one));
         self.ready.extend(effects.ready);
     }
 
@@ -448,36 +377,29 @@ impl SimAgent {
         let now = net.now;
         match std::mem::replace(&mut self.settling, Settling::Nothing) {
             Settling::Confirmed(lost) => {
-                let mut batch = self.sent.take().expect("just sent");
-                let is_lost = |one: &mut Settlement| one.kept.is_some() && lost.contains(&one.id);
-                if !self.rules.lets_go_of_what_is_lost {
-                    self.astray.extend(batch.settlements.extract_if(.., is_lost));
-                }
-                self.lanes.confirmed(&batch.settlements, now);
+                let lost = if self.rules.lets_go_of_what_is_lost { Vec::new() } else { lost };
+                self.lanes.confirmed(&self.outbox.confirmed(lost), now);
                 Ok(())
             }
             Settling::Joined(Joined { number, old: fate, .. }, old, sent) => {
-                let recovered = old.filter(|_| fate == Fate::Recovered && !self.rules.trusts_its_memory);
+                let fate = match fate {
+                    Fate::Recovered if self.rules.trusts_its_memory => Fate::Unknown,
+                    fate => fate,
+                };
                 let held = self.lanes.held();
                 let Answer::Has(known) = net.send(Move::Has(held.clone()), rng)? else {
                     return Err(Stop::Broken("has answers something else".to_string()));
                 };
-                let others: HashSet<Id> =
+                let known: HashSet<Id> =
                     held.into_iter().zip(known).filter(|(_, known)| *known).map(|(id, _)| id).collect();
-                if fate != Fate::Unknown {
-                    self.taken_over.extend(old);
-                }
+                self.outbox.joined(old, fate);
                 self.seen = self.seen.max(number.0);
-                self.settle_call = 0;
                 self.settler_number = Some(number);
                 self.peers.clear();
                 let mut effects = Effects::default();
                 let drops = self.rules.drops_what_it_holds;
-                let is_theirs = |id: Id, agent| match recovered {
-                    _ if drops => true,
-                    Some(old) => agent == old,
-                    None => others.contains(&id),
-                };
+                let others = taken_over(old, fate, |id| known.contains(&id));
+                let is_theirs = |id: Id, agent| drops || others(id, agent);
                 self.lanes.discard(is_theirs, now, &mut effects);
                 self.shared_number = Some(number);
                 self.perform(effects);
@@ -487,19 +409,17 @@ impl SimAgent {
             }
             Settling::Nothing => {
                 let Some(number) = self.settler_number else { return self.join(net, rng) };
-                if !self.astray.is_empty() {
-                    return self.bring_back(number, net, rng);
+                let (messages, theirs) = self.outbox.to_restore(usize::MAX, usize::MAX);
+                self.lanes.confirmed(&theirs, now);
+                if !messages.is_empty() {
+                    return self.restore(number, messages, net, rng);
                 }
-                if self.sent.is_none() && self.backlog_is_empty() {
-                    return Ok(());
-                }
-                if self.sent.is_none() {
-                    self.settle_call += 1;
-                    self.sent = Some(self.take_batch(rng));
-                }
-                let batch = self.sent.as_ref().expect("just set");
+                // Now and then less than there is, as with more than fits into a call.
+                let at_most =
+                    if rng.chance(0.3) { rng.between(1, self.outbox.n_waiting().max(2) - 1) } else { usize::MAX };
+                let Some((call, batch)) = self.outbox.next(at_most) else { return Ok(()) };
                 let (settlements, changes) = (batch.settlements.clone(), batch.changes.clone());
-                match net.send(Move::Settle { me: number, call: self.settle_call, settlements, changes }, rng)? {
+                match net.send(Move::Settle { me: number, call, settlements, changes }, rng)? {
                     Answer::NotOurs(Some(lost)) => self.settling = Settling::Confirmed(lost),
                     other => return Err(Stop::Broken(format!("settle answers {other:?}"))),
                 }
@@ -508,16 +428,8 @@ impl SimAgent {
         }
     }
 
-    /// What another agent took over is its own; what the queue has lost goes back.
-    fn bring_back(&mut self, number: AgentNumber, net: &mut Net, rng: &mut Rng) -> Result<(), Stop> {
-        let theirs = |one: &mut Settlement| one.kept.as_ref().is_none_or(|kept| self.taken_over.contains(&kept.agent));
-        let theirs: Vec<_> = self.astray.extract_if(.., theirs).collect();
-        self.lanes.confirmed(&theirs, net.now);
-        let kept = |one: &Settlement| Some((one.id, one.kept.as_ref()?.bytes.clone()));
-        let messages: Vec<_> = self.astray.iter().filter_map(kept).collect();
-        if messages.is_empty() {
-            return Ok(());
-        }
+    /// What the queue has lost goes back.
+    fn restore(&mut self, number: AgentNumber, messages: Vec<Held>, net: &mut Net, rng: &mut Rng) -> Result<(), Stop> {
         let Answer::Restored(restored) = net.send(Move::Restore(number, messages), rng)? else {
             return Err(Stop::Broken("restore answers something else".to_string()));
         };
@@ -526,22 +438,9 @@ impl SimAgent {
             self.settler_number = None;
             return Ok(());
         };
-        let back = |one: &mut Settlement| restored.contains(&one.id);
-        self.backlog.settlements.extend(self.astray.extract_if(.., back));
-        let elsewhere = std::mem::take(&mut self.astray);
+        let (_, elsewhere) = self.outbox.restored(&restored.into_iter().collect());
         self.lanes.confirmed(&elsewhere, net.now);
         Ok(())
-    }
-
-    /// As the settler does with more than fits into a call: the first, without changes.
-    fn take_batch(&mut self, rng: &mut Rng) -> Batch {
-        let n = self.backlog.settlements.len();
-        if n > 1 && rng.chance(0.3) {
-            let rest = self.backlog.settlements.split_off(rng.between(1, n - 1));
-            let settlements = std::mem::replace(&mut self.backlog.settlements, rest);
-            return Batch { settlements, changes: Vec::new() };
-        }
-        std::mem::take(&mut self.backlog)
     }
 
     fn join(&mut self, net: &mut Net, rng: &mut Rng) -> Result<(), Stop> {
@@ -615,14 +514,14 @@ impl SimAgent {
             let place = if self.limits.ordered { Place::Waiting(Some(delay)) } else { Place::Retry(delay) };
             let origin = claim.origin.clone();
             let settlement = Settlement { id: claim.id, origin: origin.clone(), place, history, kept: None };
-            self.backlog.settlements.push(settlement);
+            self.outbox.settle(settlement);
             if self.limits.ordered {
-                self.backlog.changes.push(LaneChange::Close { origin, after: delay, failures: 1, slowly: false, why });
+                self.outbox.change(LaneChange::Close { origin, after: delay, failures: 1, slowly: false, why });
             }
         }
         let Some(number) = self.settler_number else { return Ok(()) };
         // A cut ends it: then it is as if it had been killed.
-        while self.sent.is_some() || !self.astray.is_empty() || !self.backlog_is_empty() {
+        while !self.outbox.is_empty() {
             self.settle(net, rng)?;
         }
         net.send(Move::Leave(number), rng)?;
