@@ -223,6 +223,18 @@ pub enum Attempt {
     },
 }
 
+impl Attempt {
+    /// The same, if it is an answer, with what its status does not say.
+    pub(crate) fn with_note(self, words: String) -> Attempt {
+        match self {
+            Attempt::Answered { status, retry_after, .. } => {
+                Attempt::Answered { status, retry_after, note: Some(words) }
+            }
+            other => other,
+        }
+    }
+}
+
 /// The stage at which an attempt failed without an answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Failure {

@@ -27,7 +27,7 @@ use ureq::unversioned::transport::NextTimeout;
 use crate::guard::Guard;
 use crate::policy::Failure;
 use crate::poster::proxy::Proxies;
-use crate::poster::{Trouble, what_we_lack};
+use crate::poster::{Trouble, is_secure, port, what_we_lack};
 
 /// How many addresses ureq takes of one name.
 const MAX_ADDRESSES: usize = 16;
@@ -171,6 +171,16 @@ impl Resolver {
 }
 
 impl Resolver {
+    /// The addresses to connect to for an endpoint; none if that is a proxy's to find out.
+    pub(crate) fn of_endpoint(&self, uri: &Uri, within: Duration) -> Result<ResolvedSocketAddrs, Trouble> {
+        let (host, port, is_tls) = (uri.host().unwrap_or_default(), port(uri), is_secure(uri));
+        if self.proxies.of(uri).is_some() {
+            self.check_unresolved(host, port, is_tls).map_err(Trouble::refused)?;
+            return Ok(no_addresses());
+        }
+        self.addresses(host, port, is_tls, within)
+    }
+
     /// The addresses of a proxy. The operator chose it, so they are not judged.
     pub(crate) fn of_proxy(&self, host: &str, port: u16, within: Duration) -> Result<Vec<SocketAddr>, Trouble> {
         let ips = match literal(host) {
@@ -201,14 +211,7 @@ fn no_addresses() -> ResolvedSocketAddrs {
 
 impl UreqResolver for Resolver {
     fn resolve(&self, uri: &Uri, _config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let host = uri.host().unwrap_or_default();
-        let is_tls = uri.scheme_str() == Some("https");
-        let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
-        if self.proxies.of(uri).is_some() {
-            self.check_unresolved(host, port, is_tls).map_err(Trouble::refused)?;
-            return Ok(no_addresses());
-        }
-        Ok(self.addresses(host, port, is_tls, *timeout.after)?)
+        Ok(self.of_endpoint(uri, *timeout.after)?)
     }
 }
 

@@ -1,9 +1,9 @@
-//! From an endpoint to a connection: an idle one from the pool if it is still
+//! From an endpoint to a connection: for HTTP an idle one from the pool if it is still
 //! quiet, else a new one, through the proxy and TLS as need be.
 //!
 //! It promises one budget of time for all of that, and to tell what this machine
 //! lacked from what the endpoint failed to do. A proxy is asked for a tunnel
-//! (CONNECT) for all that has TLS; plain http it is sent as such, with the whole URL
+//! (CONNECT) for all but plain http; that it is sent as such, with the whole URL
 //! (absolute-form). It leaves to the resolver which addresses there are.
 
 use std::fmt;
@@ -22,10 +22,10 @@ use ureq::{Error, Timeout};
 use super::dial::{self, Answered};
 use super::pool::{Key, Pool};
 use super::proxy::{Proxies, Proxy};
+use super::redirect::{is_secure, port};
 use super::tls::Trust;
-use super::transport::{Carrier, Pooled, Socket, Wire, handshake};
-use super::trouble::{Trouble, what_we_lack};
-use super::{port, shorten};
+use super::transport::{Carrier, Pooled, Secure, Socket, Wire, handshake};
+use super::trouble::{Trouble, shorten, what_we_lack};
 use crate::policy::Failure;
 use crate::resolver::Resolver;
 
@@ -34,63 +34,81 @@ const MAX_PROXY_ANSWER: usize = 16 * 1024;
 
 /// Makes all connections of one poster.
 pub(super) struct Connector {
-    pub(super) pool: Arc<Pool<Wire>>,
     pub(super) tls: Arc<Trust>,
     pub(super) proxies: Arc<Proxies>,
     /// For the names of proxies.
     pub(super) resolver: Resolver,
     pub(super) answered: Answered,
-    /// For the words alone: ureq minds the time.
+    /// For the words alone.
     pub(super) connect_timeout: Duration,
     pub(super) tick: Duration,
 }
 
+/// Where a connection is to lead, and until when it must be made.
+pub(super) struct Goal<'a> {
+    pub(super) uri: &'a Uri,
+    /// Its own; not needed where a proxy is asked.
+    pub(super) addrs: &'a [SocketAddr],
+    pub(super) deadline: Instant,
+    /// What it means when that has passed.
+    pub(super) reason: Timeout,
+}
+
+impl Goal<'_> {
+    fn time_left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+}
+
 impl Connector {
-    fn open(&self, details: &ConnectionDetails, proxy: Option<&Proxy>) -> Result<Wire, Error> {
-        let is_tls = details.needs_tls();
-        let Some(proxy) = proxy else {
-            let authority = details.uri.authority().ok_or(Error::ConnectionFailed)?;
-            let socket = self.dial(authority, &mut details.addrs.to_vec(), details)?;
-            return match is_tls {
-                false => Ok(Wire::plain(socket)),
-                true => self.agree(details, Carrier::socket(socket)),
-            };
-        };
-        let mut addrs = self.resolver.of_proxy(&proxy.host, proxy.port, time_left(details))?;
-        let authority: Authority = proxy.place().parse().map_err(|_| Error::ConnectionFailed)?;
-        let socket = self.dial(&authority, &mut addrs, details)?;
-        match (proxy.is_tls, is_tls) {
-            (false, false) => Ok(Wire::plain(socket)),
-            (false, true) => {
-                let carrier = tunnel(Carrier::socket(socket), proxy, details)?;
-                self.agree(details, carrier)
-            }
-            (true, _) => {
-                let config = self.tls.of_proxies();
-                let place = format!("proxy {}", proxy.place());
-                let name = name(&proxy.host, &place)?;
-                let stream = handshake(Carrier::socket(socket), config, name, time_left(details), &place)?;
-                if !is_tls {
-                    return Ok(Wire::tls(stream));
-                }
-                let carrier = tunnel(Carrier::inside(stream), proxy, details)?;
-                self.agree(details, carrier)
-            }
+    /// For requests that a proxy is to read itself, if they have no TLS.
+    fn open(&self, goal: &Goal, proxy: Option<&Proxy>) -> Result<Wire, Error> {
+        match proxy {
+            _ if is_secure(goal.uri) => self.agree(goal, self.reach(goal, proxy)?).map(Wire::tls),
+            None => self.dial_endpoint(goal).map(Wire::plain),
+            Some(proxy) if proxy.is_tls => self.agree_with_proxy(goal, proxy).map(Wire::tls),
+            Some(proxy) => self.dial_proxy(goal, proxy).map(Wire::plain),
         }
     }
 
-    fn agree(&self, details: &ConnectionDetails, carrier: Carrier) -> Result<Wire, Error> {
-        let host = details.uri.host().unwrap_or_default();
-        let place = format!("{}:{}", host.trim_matches(['[', ']']), details.uri.port_u16().unwrap_or(443));
+    /// What leads to the endpoint itself, and whatever is said is between it and us.
+    fn reach(&self, goal: &Goal, proxy: Option<&Proxy>) -> Result<Carrier, Error> {
+        match proxy {
+            None => self.dial_endpoint(goal).map(Carrier::socket),
+            Some(proxy) if proxy.is_tls => tunnel(Carrier::inside(self.agree_with_proxy(goal, proxy)?), proxy, goal),
+            Some(proxy) => tunnel(Carrier::socket(self.dial_proxy(goal, proxy)?), proxy, goal),
+        }
+    }
+
+    fn dial_endpoint(&self, goal: &Goal) -> Result<Socket, Error> {
+        let authority = goal.uri.authority().ok_or(Error::ConnectionFailed)?;
+        self.dial(authority, &mut goal.addrs.to_vec(), goal)
+    }
+
+    fn dial_proxy(&self, goal: &Goal, proxy: &Proxy) -> Result<Socket, Error> {
+        let mut addrs = self.resolver.of_proxy(&proxy.host, proxy.port, goal.time_left())?;
+        let authority: Authority = proxy.place().parse().map_err(|_| Error::ConnectionFailed)?;
+        self.dial(&authority, &mut addrs, goal)
+    }
+
+    fn agree_with_proxy(&self, goal: &Goal, proxy: &Proxy) -> Result<Secure, Error> {
+        let carrier = Carrier::socket(self.dial_proxy(goal, proxy)?);
+        let place = format!("proxy {}", proxy.place());
+        let name = name(&proxy.host, &place)?;
+        handshake(carrier, self.tls.of_proxies(), name, goal.time_left(), &place)
+    }
+
+    fn agree(&self, goal: &Goal, carrier: Carrier) -> Result<Secure, Error> {
+        let host = goal.uri.host().unwrap_or_default();
+        let place = format!("{}:{}", host.trim_matches(['[', ']']), port(goal.uri));
         let name = name(host, &place)?;
-        let config = self.tls.of_endpoints();
-        handshake(carrier, config, name, time_left(details), &place).map(Wire::tls)
+        handshake(carrier, self.tls.of_endpoints(), name, goal.time_left(), &place)
     }
 
     /// Tries the address that answered last, then the others beside it.
-    fn dial(&self, of: &Authority, addrs: &mut [SocketAddr], details: &ConnectionDetails) -> Result<Socket, Error> {
-        let left = time_left(details);
-        let reason = details.timeout.reason;
+    fn dial(&self, of: &Authority, addrs: &mut [SocketAddr], goal: &Goal) -> Result<Socket, Error> {
+        let left = goal.time_left();
+        let reason = goal.reason;
         if left.is_zero() {
             return Err(Error::Timeout(reason));
         }
@@ -120,12 +138,18 @@ impl Connector {
     }
 }
 
-impl UreqConnector<()> for Connector {
+/// The connector as ureq sees it: idle connections come first.
+pub(super) struct Pooling {
+    pub(super) connector: Arc<Connector>,
+    pub(super) pool: Arc<Pool<Wire>>,
+}
+
+impl UreqConnector<()> for Pooling {
     type Out = Pooled;
 
     fn connect(&self, details: &ConnectionDetails, _chained: Option<()>) -> Result<Option<Pooled>, Error> {
         let key = Key::of(details.uri).ok_or(Error::ConnectionFailed)?;
-        let proxy = self.proxies.of(details.uri);
+        let proxy = self.connector.proxies.of(details.uri);
         let absolute = proxy.filter(|_| !details.needs_tls()).map(|_| before_path(details.uri));
         // A second try has an idle age of nothing: it wants a fresh connection.
         if !details.config.max_idle_age().is_zero() {
@@ -135,7 +159,14 @@ impl UreqConnector<()> for Connector {
                 }
             }
         }
-        let wire = self.open(details, proxy)?;
+        let began = match details.now {
+            UreqInstant::Exact(began) => began,
+            _ => Instant::now(),
+        };
+        // Without a deadline (there always is one here) a day: any instant plus it exists.
+        let deadline = began + (*details.timeout.after).min(Duration::from_secs(24 * 3600));
+        let goal = Goal { uri: details.uri, addrs: &details.addrs, deadline, reason: details.timeout.reason };
+        let wire = self.connector.open(&goal, proxy)?;
         Ok(Some(Pooled::new(wire, (self.pool.clone(), key), false, absolute)))
     }
 }
@@ -153,10 +184,10 @@ fn name(host: &str, place: &str) -> Result<ServerName<'static>, Error> {
 }
 
 /// Has the proxy lead to the endpoint.
-fn tunnel(mut carrier: Carrier, proxy: &Proxy, details: &ConnectionDetails) -> Result<Carrier, Error> {
+fn tunnel(mut carrier: Carrier, proxy: &Proxy, goal: &Goal) -> Result<Carrier, Error> {
     let failed = |words: String| Error::from(Trouble::failed(Failure::Connect, words));
     let place = proxy.place();
-    let target = format!("{}:{}", details.uri.host().unwrap_or_default(), port(details.uri));
+    let target = format!("{}:{}", goal.uri.host().unwrap_or_default(), port(goal.uri));
     let mut head = format!(
         "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: {}\r\nProxy-Connection: Keep-Alive\r\n",
         super::USER_AGENT
@@ -165,7 +196,7 @@ fn tunnel(mut carrier: Carrier, proxy: &Proxy, details: &ConnectionDetails) -> R
         head.push_str(&format!("Proxy-Authorization: {authorization}\r\n"));
     }
     head.push_str("\r\n");
-    carrier.set_deadline(time_left(details), details.timeout.reason);
+    carrier.set_deadline(goal.time_left(), goal.reason);
     let spell = |error: io::Error| match Error::from(error) {
         Error::Io(error) => match what_we_lack(&error) {
             Some(lack) => Trouble::lacking(lack).into(),
@@ -208,9 +239,9 @@ fn tunnel(mut carrier: Carrier, proxy: &Proxy, details: &ConnectionDetails) -> R
     }
 }
 
-impl fmt::Debug for Connector {
+impl fmt::Debug for Pooling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connector").finish_non_exhaustive()
+        f.debug_struct("Pooling").finish_non_exhaustive()
     }
 }
 
@@ -232,12 +263,4 @@ fn spell_dial_error(addr: SocketAddr, error: &io::Error) -> Trouble {
         _ => format!("no connection ({addr}): {error}"),
     };
     Trouble::failed(Failure::Connect, words)
-}
-
-fn time_left(details: &ConnectionDetails) -> Duration {
-    let whole = (*details.timeout.after).min(Duration::from_secs(24 * 3600));
-    match details.now {
-        UreqInstant::Exact(began) => whole.saturating_sub(began.elapsed()),
-        _ => whole,
-    }
 }

@@ -22,7 +22,6 @@ use socket2::SockRef;
 use ureq::unversioned::transport::{Buffers, NextTimeout, Transport};
 use ureq::{Error, Timeout};
 
-use super::RACE;
 use super::exchange::{Exchange, status_of};
 use super::pool::{Key, Pool};
 use super::tls::spell_tls_error;
@@ -37,6 +36,10 @@ const SHORT: Duration = Duration::from_millis(50);
 /// may have said what it thinks of the request after the first of it (413), and
 /// neither read on nor close.
 const STALL: Duration = Duration::from_millis(250);
+
+/// How soon after a request's end a connection that had been idle must have closed
+/// for both to have crossed on the way. Longer than the way to nearly all there is.
+const RACE: Duration = Duration::from_millis(100);
 
 /// A connection as ureq sees it for one request. It is dropped when ureq is done
 /// with it, and only then goes back to the pool, if it may.

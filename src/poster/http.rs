@@ -1,0 +1,299 @@
+//! Delivering over `http` and `https`: one POST.
+//!
+//! It promises that a status that came is never forgotten because of what followed it, and that no
+//! redirect is followed here. It leaves to the poster the time of an attempt and where redirects lead.
+//!
+//! One attempt is one request, with one exception. Servers close connections that
+//! have been idle, and may do so while a request is under way to them: nothing is
+//! wrong then, and a failed attempt would close the lane of all for seconds. But
+//! from here a server that read the request and then closed looks the same, and a
+//! second copy within a second is known to have broken a handshake. So a request
+//! is sent once more at once, on a new connection, only
+//! * on a connection that was used before, from which not one byte came back, and
+//! * if it could not be written whole, so that nobody can have read it whole; or
+//! * if the connection closed within 100 ms (the transport's `RACE`) of the request's end: a close
+//!   that crossed it arrives within one way from there to here, and who had time to
+//!   work on a message takes longer as a rule.
+//!
+//! It is done once in an attempt, counted and logged. Whatever else breaks a
+//! connection is a failed attempt, as on a new connection, and has its backoff.
+//!
+//! HTTP is ureq's (3.5): request lines, headers with the spelling that they were given in, framing,
+//! chunks, parsing answers, the budget of time of each phase. Ours is what it does not do, each of which
+//! `tests/ureq_alone.rs` shows of the release in use:
+//! * the pool: idle connections can be given up without the agent, and cost the same however many they are;
+//! * the transport: a request that met the end of an idle connection is told from one that was read; a
+//!   status counts whatever follows it; an answer is heard while the request is not read; a `100 Continue`
+//!   may have headers; all that is received is bounded;
+//! * the resolver, which ureq asks for every request: it remembers, and judges addresses;
+//! * dialing: an address that leads nowhere costs a quarter of a second, once;
+//! * proxies: one for each scheme, plain http as such, NO_PROXY with networks and suffixes.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant, SystemTime};
+
+use log::debug;
+use ureq::http::{Response, Uri, header};
+use ureq::typestate::WithBody;
+use ureq::{Agent, Body, Error, RequestBuilder, Timeout};
+
+use super::connector::{Connector, Pooling};
+use super::exchange::{MAX_HEADERS, OUTPUT_WINDOW};
+use super::pool::Pool;
+use super::proxy::{Proxies, Proxy};
+use super::redirect::port;
+use super::transport::{Stage, Wire};
+use super::trouble::{Patience, Trouble, failed, shorten};
+use super::{Course, Parcel, Reply, USER_AGENT};
+use crate::metrics::add;
+use crate::policy::{Attempt, Failure, parse_retry_after};
+use crate::resolver::Resolver;
+
+/// How much of an answer's body is read, so that the connection can be used
+/// again. ACA-Py answers with nothing, or with up to a few kB.
+const MAX_BODY: u64 = 64 * 1024;
+
+/// How long it is waited for the rest of a body, once the status is known. It can
+/// spare a new connection and no more, so it is worth less than one: a body that
+/// drips would else keep a worker from others for as long as an attempt may take.
+const BODY_PATIENCE: Duration = Duration::from_millis(250);
+
+/// The names of so many headers keep their spelling: ureq looks for it among all of them, for each of them,
+/// whenever it writes one. Servers take some hundred headers; what is beyond is sent in lower case.
+const SPELT_HEADERS: usize = 100;
+
+/// Sends requests over HTTP; one for all workers.
+pub(super) struct Http {
+    agent: Agent,
+    pool: Arc<Pool<Wire>>,
+    proxies: Arc<Proxies>,
+    patience: Patience,
+    repeated: Arc<AtomicU64>,
+}
+
+impl Http {
+    pub(super) fn new(
+        connector: Arc<Connector>,
+        resolver: Resolver,
+        proxies: Arc<Proxies>,
+        pool: Pool<Wire>,
+        idle_age: Duration,
+        patience: Patience,
+    ) -> Http {
+        let pool = Arc::new(pool);
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            // Redirects are followed by the poster: ureq does not send a body twice.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(USER_AGENT)
+            .accept_encoding("")
+            // The connector's: see the head of `proxy`.
+            .proxy(None)
+            .timeout_resolve(Some(patience.connect))
+            .timeout_connect(Some(patience.connect))
+            .timeout_global(Some(patience.whole))
+            .timeout_recv_body(Some(BODY_PATIENCE))
+            .max_response_header_size(MAX_HEADERS)
+            // ureq's own pool stays empty. The idle age is for our connector,
+            // and has no meaning but that it is not nothing.
+            .max_idle_connections(0)
+            .max_idle_age(idle_age.max(Duration::from_millis(1)))
+            .build();
+        let pooling = Pooling { connector, pool: pool.clone() };
+        let agent = Agent::with_parts(config, pooling, resolver);
+        Http { agent, pool, proxies, patience, repeated: Arc::default() }
+    }
+
+    /// Closes connections that have been idle for too long.
+    pub(super) fn tidy(&self) {
+        self.pool.tidy(Instant::now());
+    }
+
+    /// Closes all idle connections.
+    pub(super) fn close_idle(&self) {
+        self.pool.close_idle();
+    }
+
+    /// How many connections are idle now.
+    pub(super) fn n_idle(&self) -> usize {
+        self.pool.len()
+    }
+
+    /// Counts requests that were sent once more within their attempt.
+    pub(super) fn repeated(&self) -> Arc<AtomicU64> {
+        self.repeated.clone()
+    }
+
+    /// One request, and what it came to.
+    pub(super) fn post(&self, course: &mut Course, parcel: &Parcel) -> Reply {
+        loop {
+            let request = match self.request(course, parcel) {
+                Ok(request) => request,
+                Err(reason) => return Reply::Attempt(Attempt::Refused { reason }),
+            };
+            Stage::forget();
+            let result = match course.is_first {
+                true => request.send(parcel.payload),
+                false => send_again(request, parcel.payload, course),
+            };
+            course.is_first = false;
+            if let Some(attempt) = result.as_ref().err().and_then(answered_unreadably) {
+                return Reply::Attempt(attempt);
+            }
+            let error = match result {
+                Ok(response) => return self.reply(response, &course.uri),
+                Err(error) => error,
+            };
+            return Reply::Attempt(match Trouble::of(error) {
+                Ok(Trouble::Stale) if course.may_repeat && !course.wants_fresh => {
+                    self.note_repeat(&course.uri);
+                    course.may_repeat = false;
+                    course.wants_fresh = true;
+                    continue;
+                }
+                Ok(Trouble::Stale) => failed(Failure::Broken, "connection closed before an answer", &course.uri),
+                Ok(Trouble::Attempt(attempt)) => attempt,
+                Err(error) => self.spell(error, &course.uri),
+            });
+        }
+    }
+
+    fn request(&self, course: &Course, parcel: &Parcel) -> Result<RequestBuilder<WithBody>, String> {
+        let mut request = self.agent.post(&course.uri);
+        for (n, header) in parcel.headers(course.left_origin).enumerate() {
+            let (name, value) = header?;
+            // ureq wants to read this one, and would say so when the connection has been made.
+            if name.eq_ignore_ascii_case("Authorization") && !value.is_ascii() {
+                return Err("value of header authorization is not plain ASCII, which it must be".to_string());
+            }
+            request = if n < SPELT_HEADERS { request.header_raw(name, value) } else { request.header(name, value) };
+        }
+        if let Some(authorization) = self.reads_url(&course.uri).and_then(|proxy| proxy.authorization.as_deref()) {
+            request = request.header(header::PROXY_AUTHORIZATION, authorization);
+        }
+        Ok(request)
+    }
+
+    /// The proxy that reads the request itself, in place of leading to who does.
+    fn reads_url(&self, uri: &Uri) -> Option<&Proxy> {
+        self.proxies.of(uri).filter(|_| uri.scheme_str() == Some("http"))
+    }
+
+    fn reply(&self, response: Response<Body>, uri: &Uri) -> Reply {
+        let status = response.status().as_u16();
+        // From whoever it is that a proxy leads to, it would mean nothing.
+        if let (407, Some(proxy)) = (status, self.reads_url(uri)) {
+            return Reply::Attempt(failed(Failure::Connect, &proxy.wants_credentials(), uri));
+        }
+        let text = |name| response.headers().get(name).map(|value| value.to_str());
+        let location = matches!(status, 307 | 308).then(|| match text(header::LOCATION) {
+            Some(Ok(location)) => Ok(location.to_string()),
+            Some(Err(_)) => Err("redirect to an unreadable location"),
+            None => Err("redirect without a location"),
+        });
+        let retry_after = text(header::RETRY_AFTER)
+            .and_then(|value| value.ok())
+            .and_then(|value| parse_retry_after(value, SystemTime::now()));
+        throw_away(response);
+        let attempt = Attempt::Answered { status, retry_after, note: not_followed(status) };
+        match location {
+            Some(location) => Reply::Redirect { location, attempt },
+            None => Reply::Attempt(attempt),
+        }
+    }
+
+    fn note_repeat(&self, uri: &Uri) {
+        add(&self.repeated, 1);
+        let host = uri.host().unwrap_or_default();
+        debug!(
+            "an idle connection to {host}:{} closed as a request was sent on it: sent once more on a new one",
+            port(uri)
+        );
+    }
+
+    /// What ureq itself says when there is no answer, in our words.
+    fn spell(&self, error: Error, uri: &Uri) -> Attempt {
+        match error {
+            Error::LargeResponseHeader(..) => {
+                let words = format!("answer's headers are over {} kB", MAX_HEADERS / 1024);
+                failed(Failure::Broken, &words, uri)
+            }
+            Error::Protocol(error) => match error.to_string() {
+                // Known by its words alone: the type is not ours to name.
+                words if words == "output too small to write output" => {
+                    Attempt::Refused { reason: format!("a header is over {} kB", OUTPUT_WINDOW / 1024) }
+                }
+                // ureq itself would not send it, so the endpoint has no part in it.
+                words if Stage::reached() == Stage::Unsent => {
+                    Attempt::Refused { reason: format!("the request cannot be sent: {}", shorten(&words)) }
+                }
+                words => failed(Failure::Broken, &format!("answer is not valid HTTP: {}", shorten(&words)), uri),
+            },
+            Error::BadUri(words) => {
+                Attempt::Refused { reason: format!("endpoint cannot be posted to: {}", shorten(&words)) }
+            }
+            Error::Http(error) => Attempt::Refused { reason: format!("endpoint cannot be posted to: {error}") },
+            error => self.patience.spell(error, uri),
+        }
+    }
+}
+
+/// Within what is left of the attempt's time.
+fn send_again(request: RequestBuilder<WithBody>, payload: &[u8], course: &Course) -> Result<Response<Body>, Error> {
+    let left = course.deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(Error::Timeout(Timeout::Global));
+    }
+    let mut config = request.config().timeout_global(Some(left));
+    if course.wants_fresh {
+        config = config.max_idle_age(Duration::ZERO);
+    }
+    config.build().send(payload)
+}
+
+/// An answer whose status came whole and whose headers cannot be read: too many,
+/// malformed, of two lengths. The recipient has said what it did with the message;
+/// to send it again for what followed would only make copies. The connection is gone.
+fn answered_unreadably(error: &Error) -> Option<Attempt> {
+    let words = match error {
+        Error::Protocol(error) => error.to_string(),
+        Error::LargeResponseHeader(..) => format!("they are over {} kB", MAX_HEADERS / 1024),
+        Error::Other(inner) => match inner.downcast_ref() {
+            Some(Trouble::Attempt(Attempt::Failed { failure: Failure::Broken, error })) => error.clone(),
+            _ => return None,
+        },
+        _ => return None,
+    };
+    let Stage::Sent(Some(status)) = Stage::reached() else { return None };
+    let note = format!("the answer's headers cannot be read: {}", shorten(&words));
+    Some(Attempt::Answered { status, retry_after: None, note: Some(note) })
+}
+
+/// Reads the body to its end if that is near, in bytes and in time, so that the
+/// connection can be used again; otherwise the connection is closed. How the body ends (too
+/// late, broken off, not at all) changes nothing: the recipient has said what it
+/// did with the message, and sending it again because the rest of its words
+/// did not arrive would only make copies.
+fn throw_away(response: Response<Body>) {
+    let body = response.into_body();
+    // With nothing to read the connection has gone back to the pool already.
+    if body.content_length().is_some_and(|length| length > MAX_BODY || length == 0) {
+        return;
+    }
+    let mut reader = body.into_reader();
+    let mut scratch = [0; 1024];
+    let mut total = 0;
+    while total <= MAX_BODY {
+        match reader.read(&mut scratch) {
+            Ok(0) | Err(_) => return,
+            Ok(amount) => total += amount as u64,
+        }
+    }
+}
+
+fn not_followed(status: u16) -> Option<String> {
+    matches!(status, 300..=303 | 305 | 306).then(|| "only redirects 307 and 308 are followed".to_string())
+}
