@@ -26,6 +26,12 @@ pub(crate) fn belongs_to_connection(name: &[u8]) -> bool {
         || name.get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
 }
 
+/// Whether a header says something about a WebSocket, which whoever opens it alone knows.
+pub(crate) fn belongs_to_handshake(name: &str) -> bool {
+    const PREFIX: &str = "Sec-WebSocket-";
+    name.get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
+}
+
 /// Whether the header's value may let somebody in, or tell whose message it is. By the look of
 /// the name, which everybody invents anew, and so it would rather hide too much.
 pub(crate) fn is_credential(name: &str) -> bool {
@@ -81,6 +87,20 @@ mod tests {
         }
         for name in ["Content-Type", "Content-Length", "X-Plain", "Accept", "X-Request-Id", "Date", ""] {
             assert!(!is_credential(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_handshake_has_headers_of_its_own() {
+        for (name, expected) in [
+            ("Sec-WebSocket-Key", true),
+            ("sec-websocket-extensions", true),
+            ("SEC-WEBSOCKET-PROTOCOL", true),
+            ("Sec-WebSocket", false),
+            ("Sec-Fetch-Mode", false),
+            ("X-Sec-WebSocket-Key", false),
+        ] {
+            assert_eq!(belongs_to_handshake(name), expected, "{name}");
         }
     }
 

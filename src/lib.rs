@@ -29,6 +29,7 @@ pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod envelope;
+mod frames;
 pub mod guard;
 mod headers;
 pub mod journal;

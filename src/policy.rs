@@ -3,7 +3,7 @@
 //! and no source of randomness: those are arguments.
 //!
 //! It promises that every attempt has exactly one outcome, that only a 2xx
-//! answer delivers, and that reasons of death stay few in kind, so that dead
+//! answer delivers, or over WebSocket a close without complaint after the whole message, and that reasons of death stay few in kind, so that dead
 //! letters can be counted by them. It leaves to the lanes what a fault closes,
 //! and to the queue how old a message is.
 
@@ -20,7 +20,11 @@ pub const MESSAGE_BACKOFF_MAX: Duration = Duration::from_secs(3600);
 /// Answers after which the same message will never do, so that another attempt
 /// only costs the recipient: what HTTP says of them, and what ACA-Py's
 /// recipients were seen to answer to bodies they will never take.
-const FINAL_STATUSES: [u16; 11] = [400, 405, 410, 411, 413, 414, 415, 422, 431, 501, 505];
+const FINAL_STATUSES: [u16; 12] = [400, 405, 410, 411, 413, 414, 415, 422, 426, 431, 501, 505];
+
+/// Codes of a WebSocket's close that speak of the message: it broke the protocol, is of the wrong kind, holds
+/// what it may not, is too big, or wants an extension that was not offered.
+const FINAL_CODES: [u16; 6] = [1002, 1003, 1007, 1008, 1009, 1010];
 
 /// Answers that speak of the endpoint's state and not of the message.
 const THROTTLED_STATUSES: [u16; 4] = [429, 502, 503, 504];
@@ -94,7 +98,11 @@ pub fn gave_up(after: Duration, last_error: &str) -> String {
 
 fn judge_attempt(attempt: &Attempt, retry: &Retry) -> Outcome {
     match attempt {
-        Attempt::Answered { status, retry_after, note } => judge_status(*status, *retry_after, note.as_deref(), retry),
+        Attempt::Answered { status: 200..=299, .. } => Outcome::Delivered,
+        Attempt::Answered { status, retry_after, note } | Attempt::Unopened { status, retry_after, note } => {
+            judge_status(*status, *retry_after, note.as_deref(), retry)
+        }
+        Attempt::Closed { code, reason, sent } => judge_close(*code, reason, *sent),
         Attempt::Failed { failure, error } => {
             let fault = match failure {
                 Failure::Resolve | Failure::Denied | Failure::Connect | Failure::Tls => Fault::Unreachable,
@@ -110,17 +118,54 @@ fn judge_attempt(attempt: &Attempt, retry: &Retry) -> Outcome {
     }
 }
 
+/// Of a status that delivered nothing: one of 2xx that answers a handshake has opened no WebSocket.
 fn judge_status(status: u16, retry_after: Option<Duration>, note: Option<&str>, retry: &Retry) -> Outcome {
     let later = |fault| Outcome::Later { fault, retry_after, error: spell_status(status, note) };
     let dead = || Outcome::Dead { reason: spell_status(status, note), fault: Some(Fault::Message) };
     match status {
-        // Before the lists: what has arrived must not be sent again, nor called dead.
-        200..=299 => Outcome::Delivered,
         _ if retry.final_statuses.contains(&status) => dead(),
         _ if retry.retryable_statuses.contains(&status) => later(Fault::Message),
         _ if THROTTLED_STATUSES.contains(&status) => later(Fault::Throttled),
         _ if FINAL_STATUSES.contains(&status) => dead(),
         _ => later(Fault::Message),
+    }
+}
+
+/// Of a WebSocket that was closed. Frames are read in their order, so who says nothing against a message
+/// that was sent whole has taken it. Who goes away may have read it or not.
+fn judge_close(code: Option<u16>, reason: &str, sent: bool) -> Outcome {
+    let words = spell_close(code, reason);
+    let later = |fault, words: String| Outcome::Later { fault, retry_after: None, error: words };
+    match code {
+        None | Some(1000) if sent => Outcome::Delivered,
+        None | Some(1000) => later(Fault::NoAnswer, format!("{words} before the whole message was sent")),
+        Some(code) if FINAL_CODES.contains(&code) => Outcome::Dead { reason: words, fault: Some(Fault::Message) },
+        Some(_) if sent => later(Fault::Throttled, format!("{words}: the message may have arrived")),
+        Some(_) => later(Fault::Throttled, words),
+    }
+}
+
+/// For people: `closed with 1009 (too big): at most 4 MB`.
+fn spell_close(code: Option<u16>, reason: &str) -> String {
+    let Some(code) = code else { return "closed without a code".to_string() };
+    let name = match code {
+        1000 => " (normal)",
+        1001 => " (going away)",
+        1002 => " (protocol error)",
+        1003 => " (unsupported data)",
+        1007 => " (invalid data)",
+        1008 => " (policy violation)",
+        1009 => " (too big)",
+        1010 => " (extension missing)",
+        1011 => " (internal error)",
+        1012 => " (restarting)",
+        1013 => " (try again later)",
+        1014 => " (bad gateway)",
+        _ => "",
+    };
+    match reason {
+        "" => format!("closed with {code}{name}"),
+        reason => format!("closed with {code}{name}: {reason}"),
     }
 }
 
@@ -184,7 +229,7 @@ pub fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     Some(wait.clamp(Duration::from_secs(1), MESSAGE_BACKOFF_MAX))
 }
 
-/// What one POST came to.
+/// What one attempt came to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Attempt {
     /// The recipient answered.
@@ -195,6 +240,24 @@ pub enum Attempt {
         retry_after: Option<Duration>,
         /// What the status alone does not say, e.g. why a redirect was not followed.
         note: Option<String>,
+    },
+    /// The handshake of a WebSocket was answered otherwise than by opening one.
+    Unopened {
+        /// The HTTP status.
+        status: u16,
+        /// As of an answer.
+        retry_after: Option<Duration>,
+        /// As of an answer.
+        note: Option<String>,
+    },
+    /// The recipient closed the WebSocket.
+    Closed {
+        /// Its close frame's, if that has one.
+        code: Option<u16>,
+        /// Its close frame's, printable and bounded.
+        reason: String,
+        /// Whether the whole message and our close frame were sent before.
+        sent: bool,
     },
     /// No answer: what went wrong, and the words for it.
     Failed {
@@ -230,6 +293,9 @@ impl Attempt {
             Attempt::Answered { status, retry_after, .. } => {
                 Attempt::Answered { status, retry_after, note: Some(words) }
             }
+            Attempt::Unopened { status, retry_after, .. } => {
+                Attempt::Unopened { status, retry_after, note: Some(words) }
+            }
             other => other,
         }
     }
@@ -250,14 +316,14 @@ pub enum Failure {
     Tls,
     /// Not finished in time.
     Timeout,
-    /// The connection broke, or what came was not HTTP.
+    /// The connection broke, or what came was not HTTP, or no WebSocket.
     Broken,
 }
 
 /// What is to become of the message.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
-    /// A 2xx answer.
+    /// A 2xx answer, or a close without complaint.
     Delivered,
     /// To be attempted again.
     Later {
@@ -284,7 +350,8 @@ pub enum Fault {
     Unreachable,
     /// The request got no answer: the endpoint is down, or this path of it is bad.
     NoAnswer,
-    /// The answer was 429, 502, 503 or 504: the endpoint is busy or down, or this path of it is bad.
+    /// The answer was 429, 502, 503 or 504, or a WebSocket was closed for such a reason: the endpoint is busy
+    /// or down, or this path of it is bad.
     Throttled,
     /// The message is at fault: it gets a backoff of its own.
     Message,
@@ -346,6 +413,7 @@ mod tests {
         check(414, dead("414 URI Too Long"));
         check(415, dead("415 Unsupported Media Type"));
         check(422, dead("422 Unprocessable Entity"));
+        check(426, dead("426 Upgrade Required"));
         check(431, dead("431 Request Header Fields Too Large"));
         check(501, dead("501 Not Implemented"));
         check(505, dead("505 HTTP Version Not Supported"));
@@ -356,6 +424,70 @@ mod tests {
         for status in 0..=u16::MAX {
             let outcome = judge(&answered(status), &History::default(), &Retry::default());
             assert_eq!(outcome == Outcome::Delivered, (200..300).contains(&status), "status {status}");
+        }
+    }
+
+    #[test]
+    fn a_handshake_is_judged_as_a_status_is_but_never_delivers() {
+        for status in 0..=u16::MAX {
+            let unopened = Attempt::Unopened { status, retry_after: None, note: None };
+            let outcome = judge(&unopened, &History::default(), &Retry::default());
+            match status {
+                200..=299 => assert_eq!(outcome, later(Fault::Message, &spell_status(status, None))),
+                _ => assert_eq!(outcome, judge(&answered(status), &History::default(), &Retry::default())),
+            }
+        }
+        let retry = Retry { final_statuses: vec![200, 404], retryable_statuses: vec![426], ..Retry::default() };
+        for (status, expected) in
+            [(200, dead("200 OK")), (404, dead("404 Not Found")), (426, later(Fault::Message, "426 Upgrade Required"))]
+        {
+            let unopened = Attempt::Unopened { status, retry_after: None, note: None };
+            assert_eq!(judge(&unopened, &History::default(), &retry), expected);
+        }
+    }
+
+    #[test]
+    fn closes_are_judged_as_the_table_says() {
+        let check = |code, reason: &str, sent, expected| {
+            let attempt = Attempt::Closed { code, reason: reason.to_string(), sent };
+            assert_eq!(judge(&attempt, &History::default(), &Retry::default()), expected, "{code:?} {sent}");
+        };
+        let maybe = ": the message may have arrived";
+        check(None, "", true, Outcome::Delivered);
+        check(Some(1000), "", true, Outcome::Delivered);
+        check(Some(1000), "thanks", true, Outcome::Delivered);
+        let early = "closed without a code before the whole message was sent";
+        check(None, "", false, later(Fault::NoAnswer, early));
+        let early = "closed with 1000 (normal): no before the whole message was sent";
+        check(Some(1000), "no", false, later(Fault::NoAnswer, early));
+        for sent in [true, false] {
+            check(Some(1002), "", sent, dead("closed with 1002 (protocol error)"));
+            check(Some(1003), "", sent, dead("closed with 1003 (unsupported data)"));
+            check(Some(1007), "", sent, dead("closed with 1007 (invalid data)"));
+            check(Some(1008), "not you", sent, dead("closed with 1008 (policy violation): not you"));
+            check(Some(1009), "4 MB", sent, dead("closed with 1009 (too big): 4 MB"));
+            check(Some(1010), "", sent, dead("closed with 1010 (extension missing)"));
+        }
+        for (code, words) in [
+            (1001, "closed with 1001 (going away)"),
+            (1011, "closed with 1011 (internal error)"),
+            (1012, "closed with 1012 (restarting)"),
+            (1013, "closed with 1013 (try again later)"),
+            (1014, "closed with 1014 (bad gateway)"),
+            (1005, "closed with 1005"),
+            (1006, "closed with 1006"),
+            (3000, "closed with 3000"),
+            (4999, "closed with 4999"),
+            (0, "closed with 0"),
+        ] {
+            check(Some(code), "", true, later(Fault::Throttled, &format!("{words}{maybe}")));
+            check(Some(code), "", false, later(Fault::Throttled, words));
+        }
+        // Every code has an outcome, and no other delivers.
+        for code in 0..=u16::MAX {
+            let attempt = Attempt::Closed { code: Some(code), reason: String::new(), sent: true };
+            let outcome = judge(&attempt, &History::default(), &Retry::default());
+            assert_eq!(outcome == Outcome::Delivered, code == 1000, "{code}");
         }
     }
 

@@ -18,6 +18,7 @@ mod redirect;
 mod tls;
 mod transport;
 mod trouble;
+mod websocket;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -40,6 +41,7 @@ use pool::Pool;
 use proxy::Proxies;
 use tls::{Sources, Trust};
 use trouble::Patience;
+use websocket::WebSocket;
 
 pub(crate) use redirect::{is_secure, port};
 pub(crate) use trouble::{Trouble, what_we_lack};
@@ -105,6 +107,7 @@ impl Default for Options {
 /// Posts messages; one for all workers.
 pub struct Poster {
     http: Http,
+    websocket: WebSocket,
     resolver: Resolver,
     timeout: Duration,
     id_header: Option<String>,
@@ -185,6 +188,7 @@ impl Poster {
             tick: options.timeout.min(options.connect_timeout) / 16,
         });
         Ok(Poster {
+            websocket: WebSocket { connector: connector.clone(), resolver: resolver.clone(), patience },
             http: Http::new(connector, resolver.clone(), proxies, pool, options.idle_age, patience),
             resolver,
             timeout: options.timeout,
@@ -229,7 +233,11 @@ impl Poster {
         };
         let mut n_redirects = 0;
         loop {
-            match self.http.post(&mut course, &parcel) {
+            let reply = match redirect::is_websocket(&course.uri) {
+                false => self.http.post(&mut course, &parcel),
+                true => self.websocket.post(&course, &parcel),
+            };
+            match reply {
                 Reply::Attempt(Attempt::Lacking { .. }) if !course.wants_fresh => {
                     self.http.close_idle();
                     course.wants_fresh = true;

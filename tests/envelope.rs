@@ -429,7 +429,8 @@ impl Fixture {
             return Some(why.to_string());
         }
         let scheme = self.endpoint().split(':').next().unwrap();
-        (!scheme.starts_with("http")).then(|| format!("endpoint of scheme {scheme}, only http and https are supported"))
+        (!scheme.starts_with("http") && !scheme.starts_with("ws"))
+            .then(|| format!("endpoint of scheme {scheme}, only http, https, ws and wss are supported"))
     }
 }
 

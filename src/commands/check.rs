@@ -22,7 +22,7 @@ use crate::envelope::Envelope;
 use crate::guard::Guard;
 use crate::journal::spell;
 use crate::poster::proxy::Proxies;
-use crate::poster::{self, Poster};
+use crate::poster::{self, Poster, is_secure, port};
 use crate::queue::adopt::Schedule;
 use crate::queue::operator::{Operator, Overview, read};
 use crate::queue::redis_list::{Keys, Pop, RedisList};
@@ -584,9 +584,8 @@ fn check_endpoint(
         Err(malformed) => return report.mend(WHAT, malformed),
     };
     let (uri, shown) = (envelope.uri(), envelope.endpoint_for_people());
-    let is_tls = uri.scheme_str() == Some("https");
+    let (is_tls, port) = (is_secure(uri), port(uri));
     let host = uri.host().unwrap_or_default();
-    let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
     if let Some(proxy) = Proxies::from_environment().ok().as_ref().and_then(|proxies| proxies.of(uri)) {
         let place = proxy.place();
         return report.note(WHAT, format!("{shown} is reached through the proxy {place} of the environment, which resolves and judges it; not tried"));

@@ -90,12 +90,15 @@ impl Target {
             error => format!("endpoint {} is not a URL: {error}", quoted()),
         })?;
         match url.scheme() {
-            "http" | "https" => {}
+            "http" | "https" | "ws" | "wss" => {}
             "didcomm" if url.path() == "transport/queue" => {
                 return Err(format!("endpoint didcomm:transport/queue: {FETCHES}"));
             }
             scheme => {
-                return Err(format!("endpoint of scheme {}, only http and https are supported", bounded(scheme)));
+                return Err(format!(
+                    "endpoint of scheme {}, only http, https, ws and wss are supported",
+                    bounded(scheme)
+                ));
             }
         }
         // With fewer or more the standard looks for the host in what follows.
@@ -103,12 +106,12 @@ impl Target {
         if !after_scheme.starts_with("://") || after_scheme[3..].starts_with('/') {
             return Err(format!("endpoint {} has not two slashes before its host, as http://host/ has", quoted()));
         }
-        let host = url.host_str().expect("http URLs have a host");
+        let host = url.host_str().expect("such URLs have a host");
         if host.len() > MAX_HOST {
             let n = host.len();
             return Err(format!("host of {n} bytes in the endpoint, {MAX_HOST} are possible"));
         }
-        let port = url.port_or_known_default().expect("http has a default port");
+        let port = url.port_or_known_default().expect("such schemes have a default port");
         let origin = format!("{}://{host}:{port}", url.scheme());
 
         let mut authorization = None;
@@ -116,8 +119,8 @@ impl Target {
             if !has_authorization {
                 authorization = Some(basic(url.username(), url.password().unwrap_or("")));
             }
-            url.set_username("").expect("http URLs have an authority");
-            url.set_password(None).expect("http URLs have an authority");
+            url.set_username("").expect("such URLs have an authority");
+            url.set_password(None).expect("such URLs have an authority");
         }
         url.set_fragment(None);
         // `Url` allows a few characters in hosts that `Uri` does not.

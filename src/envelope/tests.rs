@@ -83,6 +83,10 @@ fn endpoints_become_what_http_can_request() {
     check_endpoint("HTTP://Host.Example:80/A?b=c#d", Ok("http://host.example/A?b=c http://host.example:80"));
     check_endpoint("https://h/", Ok("https://h/ https://h:443"));
     check_endpoint("https://h:80", Ok("https://h:80/ https://h:80"));
+    check_endpoint("ws://h/ws", Ok("ws://h/ws ws://h:80"));
+    check_endpoint("WSS://H:443/ws?x#top", Ok("wss://h/ws?x wss://h:443"));
+    check_endpoint("wss://h:80", Ok("wss://h:80/ wss://h:80"));
+    check_endpoint("ws://user@h/", Ok("ws://h/ ws://h:80\nAuthorization: Basic dXNlcjo="));
     check_endpoint("http://h/b\u{e4}", Ok("http://h/b%C3%A4 http://h:80"));
     check_endpoint(
         "http://m\u{fc}nchen.example",
@@ -125,7 +129,7 @@ fn user_and_password_become_a_header_and_are_never_shown() {
 
     check_endpoint("http://user:secret@h:port/", Err("endpoint \"***@h:port/\" is not a URL: invalid port number"));
     check_endpoint("http://user:sec/ret@h:1/", Err("endpoint \"***@h:1/\" is not a URL: invalid port number"));
-    check_endpoint("user:secret@h", Err("endpoint of scheme user, only http and https are supported"));
+    check_endpoint("user:secret@h", Err("endpoint of scheme user, only http, https, ws and wss are supported"));
 }
 
 #[test]
@@ -134,7 +138,7 @@ fn what_cannot_be_requested_is_explained() {
     check_endpoint("", Err(&format!("endpoint is empty: {fetches}")));
     check_endpoint(" \n", Err(&format!("endpoint is empty: {fetches}")));
     check_endpoint("didcomm:transport/queue", Err(&format!("endpoint didcomm:transport/queue: {fetches}")));
-    check_endpoint("didcomm:else", Err("endpoint of scheme didcomm, only http and https are supported"));
+    check_endpoint("didcomm:else", Err("endpoint of scheme didcomm, only http, https, ws and wss are supported"));
     check_endpoint("h/path", Err("endpoint \"h/path\" is not an absolute URL, as http://host/ is"));
     check_endpoint("http://", Err("endpoint \"http://\" is not a URL: empty host"));
     check_endpoint(
@@ -142,10 +146,10 @@ fn what_cannot_be_requested_is_explained() {
         Err("endpoint \"http://a\\n\\u{1b}[31m b\" holds a control character (U+000A), which no URL has"),
     );
     check_endpoint("http://1.2.3.4.5/", Err("endpoint \"http://1.2.3.4.5/\" is not a URL: invalid IPv4 address"));
-    check_endpoint("ws://h/ws", Err("endpoint of scheme ws, only http and https are supported"));
-    check_endpoint("WSS://h/ws", Err("endpoint of scheme wss, only http and https are supported"));
-    check_endpoint("did:sov:abc", Err("endpoint of scheme did, only http and https are supported"));
-    check_endpoint("h:8020", Err("endpoint of scheme h, only http and https are supported"));
+    check_endpoint("ws:/h/", Err("endpoint \"ws:/h/\" has not two slashes before its host, as http://host/ has"));
+    check_endpoint("ftp://h/ws", Err("endpoint of scheme ftp, only http, https, ws and wss are supported"));
+    check_endpoint("did:sov:abc", Err("endpoint of scheme did, only http, https, ws and wss are supported"));
+    check_endpoint("h:8020", Err("endpoint of scheme h, only http, https, ws and wss are supported"));
     check_endpoint("http://a{b}/", Err("endpoint \"http://a{b}/\" cannot be requested: invalid uri character"));
     check_endpoint(&format!("http://{}/", "a".repeat(255)), Err("host of 255 bytes in the endpoint, 254 are possible"));
     check_endpoint(&format!("http://h/{}", "a".repeat(9000)), Err("endpoint of 9009 bytes, 8192 are allowed"));

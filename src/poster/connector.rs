@@ -24,7 +24,7 @@ use super::pool::{Key, Pool};
 use super::proxy::{Proxies, Proxy};
 use super::redirect::{is_secure, port};
 use super::tls::Trust;
-use super::transport::{Carrier, Pooled, Secure, Socket, Wire, handshake};
+use super::transport::{Carrier, Pooled, Secure, Socket, Stream, Wire, handshake};
 use super::trouble::{Trouble, shorten, what_we_lack};
 use crate::policy::Failure;
 use crate::resolver::Resolver;
@@ -68,6 +68,15 @@ impl Connector {
             None => self.dial_endpoint(goal).map(Wire::plain),
             Some(proxy) if proxy.is_tls => self.agree_with_proxy(goal, proxy).map(Wire::tls),
             Some(proxy) => self.dial_proxy(goal, proxy).map(Wire::plain),
+        }
+    }
+
+    /// For what is no request of HTTP.
+    pub(super) fn lead(&self, goal: &Goal) -> Result<Stream, Error> {
+        let carrier = self.reach(goal, self.proxies.of(goal.uri))?;
+        match is_secure(goal.uri) {
+            true => self.agree(goal, carrier).map(Stream::tls),
+            false => Ok(Stream::Plain(carrier)),
         }
     }
 

@@ -25,7 +25,7 @@ const MAX_INPUT: usize = MAX_HEADERS + 8 * 1024;
 
 /// All that may be received for one request: headers, body (of which 64 kB are
 /// read) and what chunks and interim answers add. A flood ends here.
-const MAX_RECEIVED: usize = 512 * 1024;
+pub(super) const MAX_RECEIVED: usize = 512 * 1024;
 
 /// How much output is held back for what follows it: headers wait for the body,
 /// so that both leave in one write and one packet.
@@ -139,7 +139,8 @@ impl Exchange {
     }
 }
 
-fn is_interim(input: &[u8]) -> bool {
+/// Whether this begins an answer that another follows.
+pub(super) fn is_interim(input: &[u8]) -> bool {
     matches!(input, [b'H', b'T', b'T', b'P', b'/', b'1', b'.', _, b' ', b'1', tens, ones, ..] if [*tens, *ones] != *b"01")
 }
 

@@ -43,7 +43,7 @@ use super::connector::{Connector, Pooling};
 use super::exchange::{MAX_HEADERS, OUTPUT_WINDOW};
 use super::pool::Pool;
 use super::proxy::{Proxies, Proxy};
-use super::redirect::port;
+use super::redirect::{not_followed, port};
 use super::transport::{Stage, Wire};
 use super::trouble::{Patience, Trouble, failed, shorten};
 use super::{Course, Parcel, Reply, USER_AGENT};
@@ -292,8 +292,4 @@ fn throw_away(response: Response<Body>) {
             Ok(amount) => total += amount as u64,
         }
     }
-}
-
-fn not_followed(status: u16) -> Option<String> {
-    matches!(status, 300..=303 | 305 | 306).then(|| "only redirects 307 and 308 are followed".to_string())
 }

@@ -59,6 +59,11 @@ pub(super) fn next(uri: &Uri, location: &str) -> Result<Uri, String> {
     next.as_str().parse().map_err(|_| "redirect to an unreadable location".to_string())
 }
 
+/// What is said of the other redirects.
+pub(super) fn not_followed(status: u16) -> Option<String> {
+    matches!(status, 300..=303 | 305 | 306).then(|| "only redirects 307 and 308 are followed".to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

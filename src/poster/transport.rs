@@ -1,4 +1,5 @@
-//! The bytes between ureq and a socket: plain, through TLS, or through a proxy.
+//! The bytes between ureq and a socket: plain, through TLS, or through a proxy; and the same for who
+//! does not speak HTTP.
 //!
 //! It promises that every read and write ends by its deadline (within a
 //! sixteenth of the smaller timeout), that an answer's headers and all other
@@ -430,6 +431,94 @@ impl Tls {
     }
 }
 
+/// Bytes either way by one deadline, for who knows by himself what they mean.
+pub(super) enum Stream {
+    Plain(Carrier),
+    Tls(Box<Secure>),
+}
+
+impl Stream {
+    pub(super) fn tls(stream: Secure) -> Stream {
+        Stream::Tls(Box::new(stream))
+    }
+
+    fn carrier(&mut self) -> &mut Carrier {
+        match self {
+            Stream::Plain(carrier) => carrier,
+            Stream::Tls(stream) => &mut stream.sock,
+        }
+    }
+
+    pub(super) fn set_deadline(&mut self, within: Duration, why: Timeout) {
+        self.carrier().set_deadline(within, why);
+    }
+
+    /// Whether the other side took no more while there was more to write.
+    pub(super) fn is_cut(&mut self) -> bool {
+        self.carrier().is_cut()
+    }
+
+    /// What comes next; nothing is the end.
+    pub(super) fn receive(&mut self, buf: &mut [u8]) -> Result<usize, Error> {
+        Ok(match self {
+            Stream::Plain(carrier) => carrier.read(buf)?,
+            Stream::Tls(stream) => stream.read(buf)?,
+        })
+    }
+
+    /// What has come already, if there is anything. What goes wrong here is seen again when it is waited for.
+    pub(super) fn look(&mut self, buf: &mut [u8]) -> usize {
+        if !self.carrier().has_input() {
+            return 0;
+        }
+        match self {
+            Stream::Plain(carrier) => carrier.read(buf).unwrap_or(0),
+            Stream::Tls(stream) => match stream.conn.read_tls(&mut stream.sock) {
+                Ok(_) if stream.conn.process_new_packets().is_ok_and(|state| state.plaintext_bytes_to_read() > 0) => {
+                    stream.conn.reader().read(buf).unwrap_or(0)
+                }
+                _ => 0,
+            },
+        }
+    }
+
+    /// Sends all of it, and hands on what comes while the other side takes nothing; if it is told that this
+    /// was enough, it stops. Whether it did.
+    pub(super) fn send(&mut self, mut bytes: &[u8], hear: &mut dyn FnMut(&[u8]) -> bool) -> Result<bool, Error> {
+        loop {
+            match self.send_some(&mut bytes) {
+                Ok(()) if bytes.is_empty() => return Ok(false),
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let mut heard = [0; 1024];
+                    let amount = self.look(&mut heard);
+                    if amount > 0 && hear(&heard[..amount]) {
+                        return Ok(true);
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn send_some(&mut self, bytes: &mut &[u8]) -> io::Result<()> {
+        match self {
+            Stream::Plain(carrier) => {
+                let amount = Slice(carrier).write(bytes)?;
+                *bytes = &bytes[amount..];
+            }
+            Stream::Tls(stream) => {
+                let amount = stream.conn.writer().write(bytes)?;
+                *bytes = &bytes[amount..];
+                while stream.conn.wants_write() {
+                    stream.conn.write_tls(&mut Slice(&mut stream.sock))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What rustls has decrypted already, or has a part of, is not in the socket any more.
 fn is_quiet(stream: &mut Secure) -> bool {
     stream.sock.is_quiet()
@@ -485,6 +574,11 @@ impl Carrier {
             Way::Socket { socket, .. } => socket.deaf,
             Way::Inside(stream) => stream.sock.is_cut(),
         }
+    }
+
+    /// Whether something can be read at once; of what is inside TLS it is not looked for.
+    fn has_input(&self) -> bool {
+        matches!(&self.way, Way::Socket { socket, .. } if socket.has_input())
     }
 
     fn is_quiet(&mut self) -> bool {

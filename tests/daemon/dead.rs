@@ -65,7 +65,7 @@ fn undecodable_messages_are_dead_untouched_while_the_good_around_them_arrive() {
 fn endpoints_that_cannot_be_posted_to_are_dead_and_the_reason_says_why() {
     let redis = Redis::start();
     let cases = [
-        ("ws://127.0.0.1/", "ws"),
+        ("irc://127.0.0.1/", "irc"),
         ("ftp://127.0.0.1/", "ftp"),
         ("didcomm:transport/queue", "didcomm"),
         ("not a url", "url"),
@@ -95,8 +95,8 @@ fn what_is_no_deliverers_business_is_dead_at_once_and_an_operator_understands_wh
         (envelope("didcomm:transport/queue", b"{}"), fetches),
         (json_with("", &[], b"{}"), "endpoint is empty"),
         (envelope("", b"{}"), "endpoint is empty"),
-        (json_with("ws://127.0.0.1/", &[], b"{}"), "scheme ws, only http and https"),
-        (json_with("mailto:a@b.example", &[], b"{}"), "scheme mailto, only http and https"),
+        (json_with("ftp://127.0.0.1/", &[], b"{}"), "scheme ftp, only http, https, ws and wss"),
+        (json_with("mailto:a@b.example", &[], b"{}"), "scheme mailto, only http, https, ws and wss"),
         (br#"{"service": {"url": "http://127.0.0.1:1/"}, "payload": "!!!!"}"#.to_vec(), "payload is not base64"),
         (br#"{"service": {"url": "http://127.0.0.1:1/"}, "payload": "e30="#.to_vec(), "truncated"),
         ([&b"{\"x\": "[..], &b"[".repeat(1_000_000)].concat(), "truncated"),

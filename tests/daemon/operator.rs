@@ -677,7 +677,7 @@ fn check_tries_a_recipient_without_sending_it_anything() {
     assert_checked(&redis.url(), &meta, 1, "mend", &["endpoint", "link-local"]);
     let own = format!("http://{}/", redis.address());
     assert_checked(&redis.url(), &["--endpoint", &own], 1, "mend", &["endpoint", "own Redis"]);
-    assert_checked(&redis.url(), &["--endpoint", "ws://a/"], 1, "mend", &["endpoint", "ws"]);
+    assert_checked(&redis.url(), &["--endpoint", "ftp://a/"], 1, "mend", &["endpoint", "ftp"]);
     assert_checked(
         &redis.url(),
         &["--endpoint", "http://no-such-host.invalid/"],

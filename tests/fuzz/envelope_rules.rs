@@ -47,8 +47,8 @@ fn accepted_can_be_sent(envelope: &Envelope, raw: &[u8]) {
     let origin = envelope.origin();
     let host = uri.host().expect("an absolute URI");
     let scheme = uri.scheme_str().expect("an absolute URI");
-    assert!(scheme == "http" || scheme == "https", "{uri}");
-    let port = uri.port_u16().unwrap_or(if scheme == "http" { 80 } else { 443 });
+    assert!(["http", "https", "ws", "wss"].contains(&scheme), "{uri}");
+    let port = uri.port_u16().unwrap_or(if scheme.ends_with('s') && scheme != "ws" { 443 } else { 80 });
     assert_eq!(origin, format!("{scheme}://{host}:{port}"), "the origin is that of the URI");
     assert_eq!(origin, origin.to_lowercase());
     assert!(!origin.contains(['\n', '@', ' ']) && host.len() <= MAX_HOST, "{origin:?}");

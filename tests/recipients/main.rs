@@ -1,6 +1,9 @@
 //! Recipients as they may be: slow, broken, hostile. Each costs one attempt,
 //! bounded in time and memory, and is put into the right words. Real sockets and
-//! real TLS; the servers are written by hand, byte by byte.
+//! real TLS; the servers are written by hand, byte by byte. Those of HTTP are here, and beside them
+//! those of WebSocket.
+
+mod websocket;
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -125,7 +128,7 @@ fn reset(stream: TcpStream) {
 }
 
 /// Writes the same again and again until the other side has had enough; returns how much it took.
-fn flood(stream: &mut TcpStream, bytes: &[u8]) -> usize {
+fn flood(stream: &mut (impl Write + ?Sized), bytes: &[u8]) -> usize {
     let block = bytes.repeat(8192_usize.div_ceil(bytes.len()));
     let mut total = 0;
     while total < 1 << 30 {
