@@ -115,7 +115,8 @@ pub struct Config {
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisAddress {
     /// `redis://`, `rediss://`, `unix://` or `redis+unix://`, with one server or, of a Cluster, some of
-    /// its nodes with commas between them; may hold a password, so show
+    /// its nodes with commas between them; `redis+sentinel://` or `rediss+sentinel://` with some
+    /// Sentinels and the name of the master; may hold a password, so show
     /// [`RedisAddress::shown`] instead.
     pub url: String,
     /// The prefix of ACA-Py 0.7: without `queue`, the key is `PREFIX.outbound_transport`; `acapy`.
@@ -529,7 +530,7 @@ pub fn redacted(text: &str) -> String {
     };
     let mut shown = String::from(scheme);
     for (n, part) in rest.split_inclusive(['?', '&']).enumerate() {
-        let secret = n > 0 && ["pass=", "password="].iter().any(|name| part.starts_with(name));
+        let secret = n > 0 && ["pass=", "password=", "sentinel-password="].iter().any(|name| part.starts_with(name));
         match part.find('=') {
             Some(equals) if secret => {
                 shown.push_str(&part[..=equals]);
@@ -769,13 +770,14 @@ fn check_redis(redis: &RedisAddress) -> Result<(), Error> {
         ));
     }
     // A user's name alone goes with a password from a file.
-    let has_password = |url: QueueUrl| url.login.password().is_some() || redis.url.contains("pass=");
+    let has_password = |url: QueueUrl| url.access.login.password().is_some() || redis.url.contains("pass=");
     if redis.password()?.is_some() && QueueUrl::parse(&redis.url).is_ok_and(has_password) {
         return Err(Error(
             "a password is in both '--outbound-queue' and '--redis-password-file'; leave it in one".to_owned(),
         ));
     }
-    if redis.ca_file.is_some() && !redis.url.starts_with("rediss:") {
+    let has_tls = |url: QueueUrl| url.access.has_tls || url.sentinels.is_some_and(|sentinels| sentinels.access.has_tls);
+    if redis.ca_file.is_some() && !QueueUrl::parse(&redis.url).is_ok_and(has_tls) {
         return Err(Error("'--redis-ca-file' needs a queue URL that begins with rediss://".to_owned()));
     }
     Ok(())

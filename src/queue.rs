@@ -18,6 +18,7 @@ pub mod memory;
 pub mod names;
 pub mod operator;
 pub mod redis_list;
+pub mod sentinel;
 pub mod server;
 pub mod stream;
 

@@ -27,7 +27,7 @@ use crate::queue::adopt::Schedule;
 use crate::queue::operator::{Operator, Overview, read};
 use crate::queue::redis_list::{Keys, Pop, RedisList};
 use crate::queue::server::Server;
-use crate::queue::{self, advice};
+use crate::queue::{self, advice, sentinel};
 
 /// Clocks further apart than this make times hard to compare.
 const CLOCKS_APART: Duration = Duration::from_secs(10);
@@ -194,6 +194,7 @@ fn check_redis(
         false => report.note("Redis", format!("{words}, which is slow: put the agent near its Redis"))?,
     }
     check_encryption(config, report)?;
+    check_sentinels(&Server::from(address), report)?;
 
     let info = match operator.query(&redis::cmd("INFO")) {
         Ok(value) => Info(read::<String>(value).unwrap_or_default()),
@@ -267,7 +268,7 @@ fn check_encryption(config: &Config, report: &mut Report) -> Result<(), Error> {
             .to_socket_addrs()
             .is_ok_and(|mut addresses| addresses.all(|address| address.ip().is_loopback())),
     });
-    match url.has_tls {
+    match url.access.has_tls {
         true => report.ok(
             "TLS",
             match &config.redis.ca_file {
@@ -280,6 +281,27 @@ fn check_encryption(config: &Config, report: &mut Report) -> Result<(), Error> {
             report.note("TLS", "not used: messages and password cross the network as they are; rediss:// encrypts them")
         }
     }
+}
+
+/// Each of them is asked, for any may be needed one day.
+fn check_sentinels(server: &Server, report: &mut Report) -> Result<(), Error> {
+    let answers = sentinel::ask_each(server);
+    let masters: Vec<&String> = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok()).collect();
+    for (name, answer) in &answers {
+        match answer {
+            Ok(master) if masters.iter().all(|other| *other == master) => {
+                report.ok("Sentinel", format!("{name} says that the master is at {master}"))?
+            }
+            Ok(master) => {
+                report.mend("Sentinel", format!("{name} says that the master is at {master}; others differ"))?
+            }
+            Err(why) => report.mend("Sentinel", why)?,
+        }
+    }
+    if answers.len() == 1 {
+        report.note("Sentinel", "only one is named in the queue URL: without it, the master is not found")?;
+    }
+    Ok(())
 }
 
 fn check_server(config: &Config, info: &Info, server: &advice::Server, report: &mut Report) -> Result<(), Error> {
@@ -694,7 +716,7 @@ fn agree_on_tls(
 /// The account's name, for a rule that can be pasted.
 fn user(config: &Config) -> String {
     let url = QueueUrl::parse(&config.redis.url).ok();
-    url.as_ref().and_then(|url| url.login.username()).unwrap_or("default").to_string()
+    url.as_ref().and_then(|url| url.access.login.username()).unwrap_or("default").to_string()
 }
 
 fn micro(duration: Duration) -> String {

@@ -124,7 +124,8 @@ REDIS_SERVER_URL, and TOPIC_PREFIX (the queue's key is TOPIC_PREFIX_outbound, or
 acapy_outbound without it).
   -oq, --outbound-queue URL  where ACA-Py pushes to: redis://[user:password@]host:6379,
                              rediss://… (TLS) or unix:///run/redis.sock; of a Cluster
-                             any node, or some: redis://host-1:6379,host-2:6379
+                             any node, or some: redis://host-1:6379,host-2:6379; with
+                             Sentinels redis+sentinel://host-1:26379,host-2:26379/NAME
                              [REDIS_SERVER_URL]      ACAPY_OUTBOUND_TRANSPORT_QUEUE
   --queue NAME               the queue's whole key: acapy_outbound, unless the plugin is
                              told otherwise (acapy_outbound_topic)

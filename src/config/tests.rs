@@ -324,6 +324,10 @@ fn redaction_hides_what_may_be_a_password_and_nothing_else() {
         ("redis://[::1]:6379", "redis://[::1]:6379"),
         ("redis://a:1,b,[::1]:2/0", "redis://a:1,b,[::1]:2/0"),
         ("redis://u:pw@a:1,b:2", "redis://u:***@a:1,b:2"),
+        (
+            "redis+sentinel://a:1,b/m?sentinel-password=pw&sentinel-user=u",
+            "redis+sentinel://a:1,b/m?sentinel-password=***&sentinel-user=u",
+        ),
         ("redis://a:1,user:p,w", "redis://a:1,user:***"),
         ("redis://[::1]", "redis://[::1]"),
         ("unix:///run/s?db=1&pass=pw&user=u", "unix:///run/s?db=1&pass=***&user=u"),

@@ -34,6 +34,7 @@ end
 -- The answer to this very call was lost: the same batch again.
 local last = redis.call('HGET', CALLS, me)
 if last and string.match(last, '^%d+') == call then
+  open_for_writing() -- a master that was demoted meanwhile answers nothing
   for id, source in string.gmatch(last, ' (%d+)(%a)') do
     local owner = is_id(id) and redis.call('ZSCORE', INFLIGHT, id)
     local body = owner and tonumber(owner) == tonumber(me) and redis.call('HGET', MESSAGES, id)

@@ -10,10 +10,12 @@ use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use log::debug;
 use redis::{Cmd, Value};
 
 use super::Error;
 use super::locate::locate;
+use super::sentinel::Watch;
 use super::server::{Open, PATIENCE, Server, is_answer, is_elsewhere, wire_text};
 
 /// A connection that was not used for this long may have been closed by Redis (`timeout`) or by
@@ -43,6 +45,8 @@ pub struct Link {
     /// On a Cluster, the key that tells which node it must lead to.
     key: String,
     open: Option<Open>,
+    /// Whether Sentinels say that it must lead elsewhere by now.
+    watch: Watch,
     /// The name of the server that it led to last, for messages.
     name: String,
     /// Tells it from others where the address policy is told.
@@ -57,7 +61,7 @@ impl Link {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let (key, name) = (key.to_string(), server.name());
-        Link { server, key, open: None, name, number, used: Instant::now() }
+        Link { server, key, open: None, watch: Watch::new(), name, number, used: Instant::now() }
     }
 
     /// Runs a command. After any failure but an answer of the server the connection
@@ -141,6 +145,7 @@ impl Link {
 
     /// Sends once, and hears one answer.
     fn exchange(&mut self, packed: &[u8], patience: Duration) -> Result<Value, Failure> {
+        self.leave_if_demoted();
         let connection = self.connection().map_err(Failure::Ours)?;
         let answer = connection
             .set_read_timeout(patience)
@@ -164,6 +169,17 @@ impl Link {
             self.give_up();
         }
         answer.map_err(Failure::Redis)
+    }
+
+    /// A master that others have taken the place of may not know it, and answer as before.
+    fn leave_if_demoted(&mut self) {
+        if let Some(open) = &self.open
+            && self.server.has_sentinels()
+            && let Some(other) = self.watch.has_other(&self.server, &open.node)
+        {
+            debug!("{} is no master any more, by a Sentinel: it is at {other}", open.name);
+            self.give_up();
+        }
     }
 
     fn give_up(&mut self) {

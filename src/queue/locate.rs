@@ -4,11 +4,13 @@
 //! more need be known than what its nodes say of a key that is not theirs (`MOVED`), since all keys
 //! of a queue share one slot.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use redis::RedisError;
+use redis::{RedisError, Value};
 
 use super::Error;
+use super::sentinel;
 use super::server::{Open, PATIENCE, Server, is_answer, is_elsewhere, wire_text};
 use super::stream::Connection;
 use crate::config::queue_url::{Node, QueueUrl};
@@ -23,14 +25,14 @@ const SHORTEST_SHARE: Duration = Duration::from_secs(1);
 pub(super) fn locate(server: &Server, key: &str) -> Result<Open, Error> {
     let url = server.read_url()?;
     let share = (PATIENCE / u32::try_from(url.nodes.len()).unwrap_or(u32::MAX)).max(SHORTEST_SHARE);
-    let deadline = Instant::now() + PATIENCE * 2;
+    let search = Search { server, url: &url, key, share, deadline: Instant::now() + PATIENCE * 2 };
     let mut answers = Vec::new();
     for node in &url.nodes {
-        match led_from(server, &url, node, key, share, deadline) {
+        match search.from(node) {
             Err(Error::Unavailable(why)) => answers.push(why),
             answer => return answer,
         }
-        if Instant::now() >= deadline {
+        if search.is_over() {
             break;
         }
     }
@@ -49,47 +51,94 @@ pub fn connect(server: &Server, key: &str) -> Result<Connection, Error> {
     locate(server, key).map(|open| open.connection)
 }
 
-/// Begins with one server, and goes where it says.
-fn led_from(
-    server: &Server,
-    url: &QueueUrl,
-    node: &Node,
-    key: &str,
+struct Search<'a> {
+    server: &'a Server,
+    url: &'a QueueUrl,
+    key: &'a str,
+    /// For each step.
     share: Duration,
     deadline: Instant,
-) -> Result<Open, Error> {
-    let (mut node, mut addresses, mut way) = (node.clone(), Vec::new(), String::new());
-    let on_the_way = |way: &str, error: Error| match error {
-        Error::Unavailable(why) => Error::Unavailable(format!("{way}{why}")),
-        Error::Fatal(why) => Error::Fatal(format!("{way}{why}")),
-    };
-    for _ in 0..=MOST_MOVES {
-        let mut open = server.open(url, &node, share).map_err(|error| on_the_way(&way, error))?;
-        addresses.append(&mut open.addresses);
-        match whose(&mut open.connection, key) {
-            Ok(()) => {
-                open.addresses = addresses;
-                return Ok(open);
-            }
-            Err(error) if is_answer(&error) && is_elsewhere(&wire_text(&error)) => {
-                let text = wire_text(&error);
-                let Some(next) = moved_to(&text, &open.node) else {
-                    let why = format!(
-                        "{} does not say where the queue is ({text}); set 'cluster-announce-hostname' or 'cluster-announce-ip' there",
-                        open.name
-                    );
-                    return Err(on_the_way(&way, Error::Unavailable(why)));
-                };
-                way = format!("{way}{} says that the queue is at {next}; ", open.name);
-                node = next;
-            }
-            Err(error) => return Err(on_the_way(&way, server.explain(&open.name, error))),
+}
+
+impl Search<'_> {
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+
+    /// Begins with one server, and goes where it says.
+    fn from(&self, node: &Node) -> Result<Open, Error> {
+        let mut way = Way::default();
+        let mut node = node.clone();
+        if let Some(sentinels) = &self.url.sentinels {
+            let mut open = self.server.open(&sentinels.access, &node, self.share)?;
+            node = sentinel::ask(self.server, sentinels, &mut open)?;
+            way.leads(&mut open, &format!("says that the master is at {node}"));
         }
-        if Instant::now() >= deadline {
-            break;
+        for _ in 0..=MOST_MOVES {
+            let opened = self.server.open(&self.url.access, &node, self.share);
+            let mut open = opened.map_err(|error| way.told(error))?;
+            let moved = match whose(&mut open.connection, self.key) {
+                Ok(()) => {
+                    self.check_role(&mut open).map_err(|error| way.told(error))?;
+                    open.addresses.append(&mut way.addresses);
+                    return Ok(open);
+                }
+                Err(error) if is_answer(&error) && is_elsewhere(&wire_text(&error)) => wire_text(&error),
+                Err(error) => return Err(way.told(self.server.explain(&open.name, error))),
+            };
+            let Some(next) = moved_to(&moved, &open.node) else {
+                let why = format!(
+                    "{} does not say where the queue is ({moved}); set 'cluster-announce-hostname' or \
+                     'cluster-announce-ip' there",
+                    open.name
+                );
+                return Err(way.told(Error::Unavailable(why)));
+            };
+            way.leads(&mut open, &format!("says that the queue is at {next}"));
+            node = next;
+            if self.is_over() {
+                break;
+            }
+        }
+        Err(way.told(Error::Unavailable("and so on: this leads nowhere".to_string())))
+    }
+
+    /// Where there are several servers, a replica is not the one. A node of a Cluster has said so already.
+    fn check_role(&self, open: &mut Open) -> Result<(), Error> {
+        if self.url.nodes.len() == 1 && self.url.sentinels.is_none() {
+            return Ok(());
+        }
+        match open.connection.ask(&redis::cmd("ROLE").get_packed_command()) {
+            Ok(Value::Array(answer)) if matches!(answer.first(), Some(Value::BulkString(role)) if role != b"master") => {
+                Err(Error::Unavailable(format!("{} is no master", open.name)))
+            }
+            // The account may not ask so: then what it may not write it will be told.
+            Err(error) if !is_answer(&error) => Err(self.server.explain(&open.name, error)),
+            _ => Ok(()),
         }
     }
-    Err(Error::Unavailable(format!("{way}this leads nowhere")))
+}
+
+/// What has led to a server.
+#[derive(Default)]
+struct Way {
+    addresses: Vec<SocketAddr>,
+    said: String,
+}
+
+impl Way {
+    fn leads(&mut self, open: &mut Open, says: &str) {
+        self.addresses.append(&mut open.addresses);
+        self.said += &format!("{} {says}; ", open.name);
+    }
+
+    /// An error on the way.
+    fn told(&self, error: Error) -> Error {
+        match error {
+            Error::Unavailable(why) => Error::Unavailable(format!("{}{why}", self.said)),
+            Error::Fatal(why) => Error::Fatal(format!("{}{why}", self.said)),
+        }
+    }
 }
 
 /// Whether the server has the key: it says so of any command, so of one that changes nothing.

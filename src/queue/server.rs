@@ -17,7 +17,7 @@ use super::Error;
 use super::names::Names;
 use super::stream::Connection;
 use crate::config::RedisAddress;
-use crate::config::queue_url::{Node, QueueUrl};
+use crate::config::queue_url::{Access, Node, QueueUrl};
 use crate::guard::{Own, is_of_this_machine};
 use crate::roots::{Kept, add_file};
 
@@ -92,6 +92,12 @@ impl Server {
         QueueUrl::parse(&self.url).map_or("the queue URL".to_string(), |url| url.name())
     }
 
+    /// Whether Sentinels say where it is.
+    pub(super) fn has_sentinels(&self) -> bool {
+        let scheme = self.url.split("://").next().unwrap_or_default();
+        scheme.rsplit('+').next().is_some_and(|last| last.eq_ignore_ascii_case("sentinel"))
+    }
+
     /// What the URL says, with the password as the file has it now.
     pub(super) fn read_url(&self) -> Result<QueueUrl, Error> {
         let mut url = QueueUrl::parse(&self.url)
@@ -104,7 +110,7 @@ impl Server {
             if password.is_empty() {
                 return Err(unusable(format!("{} is empty", path.display())));
             }
-            url.login = url.login.set_password(password);
+            url.access.login = url.access.login.set_password(password);
         }
         Ok(url)
     }
@@ -123,12 +129,12 @@ impl Server {
     }
 
     /// Opens a connection to one server, and logs in. `patience` is for each of its steps.
-    pub(super) fn open(&self, url: &QueueUrl, node: &Node, patience: Duration) -> Result<Open, Error> {
-        let name = url.name_of(node);
+    pub(super) fn open(&self, access: &Access, node: &Node, patience: Duration) -> Result<Open, Error> {
+        let name = access.name_of(node);
         let explain = |error: std::io::Error| self.explain(&name, error.into());
         let (connection, addresses) = match node {
             Node::Tcp(host, port) => {
-                let config = url.has_tls.then(|| self.tls_config()).transpose()?;
+                let config = access.has_tls.then(|| self.tls_config()).transpose()?;
                 let found = self.names.addresses(host, patience);
                 let found = found.map_err(|why| Error::Unavailable(format!("{name}: {why}")))?;
                 let opened = match config {
@@ -141,7 +147,7 @@ impl Server {
             Node::Unix(path) => (Connection::unix(path, patience).map_err(explain)?, Vec::new()),
         };
         let mut open = Open { connection, name, node: node.clone(), addresses };
-        let logged_in = open.connection.set_up(&url.login);
+        let logged_in = open.connection.set_up(&access.login);
         logged_in.map_err(|error| self.explain_log_in(&open.name, error))?;
         Ok(open)
     }

@@ -9,6 +9,7 @@
 mod agent;
 mod cluster;
 mod redis_server;
+mod sentinels;
 mod sink;
 pub mod wire;
 
@@ -23,6 +24,8 @@ pub use agent::{Agent, run_to_end};
 #[allow(unused_imports)] // only some tests need one
 pub use cluster::Cluster;
 pub use redis_server::{Counts, Held, Redis};
+#[allow(unused_imports)] // as above
+pub use sentinels::Sentinels;
 pub use sink::{Answer, Request, Sink};
 
 /// Waits until the condition holds, looking every few milliseconds; panics with `what` after `timeout`.

@@ -3,6 +3,7 @@
 //!
 //! | file | holds tests of |
 //! |---|---|
+//! | `sentinel.rs` | Sentinels: failovers with the old master well, frozen, or sure that it still is one |
 //! | `cluster.rs` | a Cluster: each node, a slot that moves, failovers wanted and not |
 
 // The fixtures, in the directory where their own files are.
@@ -14,3 +15,4 @@ mod daemon {
 use daemon::support;
 
 mod cluster;
+mod sentinel;

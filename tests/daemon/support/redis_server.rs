@@ -136,6 +136,7 @@ impl Redis {
             "logfile redis.log".into(),
             // What the others of a Cluster see of its connections is 127.0.0.1.
             format!("cluster-announce-ip {address}"),
+            format!("replica-announce-ip {address}"),
         ];
         let lines = lines.iter().map(String::as_str).chain(configuration.iter().copied());
         let lines = lines.collect::<Vec<_>>().join("\n");
@@ -245,6 +246,12 @@ impl Redis {
     /// `127.x.y.z:port`.
     pub fn address(&self) -> String {
         format!("{}:{}", self.address, self.port)
+    }
+
+    /// `127.x.y.z`.
+    #[allow(dead_code)] // As above.
+    pub fn host(&self) -> String {
+        self.address.to_string()
     }
 
     /// Its unix socket.
@@ -495,7 +502,7 @@ fn split_waiting(member: &str) -> (&str, &str) {
 /// A port that is free on an address that only this fixture uses. Below those that the system
 /// gives out, so that no sink has it: the agent refuses to deliver to its own Redis, and takes
 /// every loopback address with that port for it.
-fn free_port(address: Ipv4Addr) -> u16 {
+pub fn free_port(address: Ipv4Addr) -> u16 {
     let ports = 20_000..30_000;
     let free = |port: &u16| TcpListener::bind((address, *port)).is_ok();
     ports.into_iter().find(free).expect("some port of a loopback address is free")

@@ -1,0 +1,90 @@
+//! Sentinels: the master is found by them, at the start and after each failover.
+
+use crate::support::wire::numbered;
+use crate::support::{Agent, Answer, SOON, Sentinels, Sink, eventually, eventually_eq, ms, run_to_end};
+
+#[test]
+fn the_master_is_found_and_again_after_a_failover() {
+    let sentinels = Sentinels::start();
+    let url = sentinels.url();
+    let sink = Sink::new(|_| Answer::ok());
+    let mut agent = Agent::start_at(&url, &["--lease", "5s"]);
+    sentinels.servers[0].push_all(numbered(&sink.url(), 20));
+    eventually_eq("all arrive", SOON, 20, || sink.copies().len());
+    sentinels.servers[0].wait_empty(SOON);
+    // The old master is well, and follows the new one as soon as the Sentinels tell it to.
+    sentinels.fail_over();
+    eventually("another is master", ms(60_000), || sentinels.master().is_some_and(|now| now != 0));
+    let master = &sentinels.servers[sentinels.master().unwrap()];
+    let (text, endpoint) = ("hello", sink.url());
+    let enqueued = run_to_end(&["enqueue", "-oq", &url, "--endpoint", &endpoint, "--text", text]);
+    assert!(enqueued.status.success(), "{enqueued:?}");
+    eventually_eq("it arrives", SOON, 21, || sink.copies().len());
+    master.wait_empty(SOON);
+    let check = run_to_end(&["check", "-oq", &url]);
+    let text = String::from_utf8_lossy(&check.stdout).into_owned();
+    assert!(check.status.success() && text.matches("ok    Sentinel").count() == 3, "{text}");
+    assert_eq!(sink.n_delivered(), 21);
+    agent.term();
+    assert_eq!(agent.wait_exit(SOON), Some(0));
+    let lost = agent.complaints().iter().filter(|line| line.contains("Redis cannot be used")).count();
+    assert!(lost <= 2, "{}", agent.log());
+}
+
+#[test]
+fn a_master_that_is_cut_off_and_comes_back_gets_no_claim_and_loses_no_settlement() {
+    let sentinels = Sentinels::start();
+    let sink = Sink::new(|_| Answer::ok().after(ms(5)));
+    let old = &sentinels.servers[0];
+    old.push_all(numbered(&sink.url(), 300));
+    let replicated: usize = redis::cmd("WAIT").arg(&["2", "5000"]).query(&mut old.client()).unwrap();
+    assert_eq!(replicated, 2);
+    let mut agent = Agent::start_at(&sentinels.url(), &["--workers", "8", "--lease", "5s", "--in-flight", "64"]);
+    eventually("it is in the middle", SOON, || sink.copies().len() > 50);
+    // To all others it is away; it takes itself for the master still when it thaws.
+    old.freeze();
+    eventually("another is master", ms(60_000), || sentinels.master().is_some_and(|now| now != 0));
+    let new = sentinels.master().unwrap();
+    eventually_eq("all arrive", ms(60_000), 300, || sink.copies().len());
+    sentinels.servers[new].wait_empty(ms(60_000));
+    old.thaw();
+    eventually("the old one follows the new", ms(60_000), || {
+        old.info("replication", "role").is_ok_and(|role| role == "slave")
+            && old.info("replication", "master_link_status").is_ok_and(|link| link == "up")
+    });
+    sentinels.servers[new].push_all(numbered(&sink.url(), 320).into_iter().skip(300));
+    eventually_eq("all arrive", ms(60_000), 320, || sink.copies().len());
+    sentinels.servers[new].wait_empty(SOON);
+    assert!(agent.is_running());
+    // What the old one had confirmed and the new one had not yet heard of may come again, and no more.
+    let again = sink.copies().values().filter(|n| **n > 1).count();
+    assert!(again <= 64, "{again} arrived more than once");
+}
+
+#[test]
+fn a_master_that_takes_itself_for_one_still_is_left_when_the_sentinels_know_another() {
+    let sentinels = Sentinels::start();
+    let sink = Sink::new(|_| Answer::ok());
+    let agent = Agent::start_at(&sentinels.url(), &["--lease", "5s"]);
+    let old = &sentinels.servers[0];
+    eventually("it is at the first", SOON, || old.agents().len() == 1);
+    // As if it were cut off from the Sentinels and the replicas, and from nobody else: its commands by
+    // which it is told to follow are refused.
+    redis::cmd("ACL").arg(&["SETUSER", "default", "-replicaof", "-slaveof"]).exec(&mut old.client()).unwrap();
+    sentinels.fail_over();
+    eventually("another is master", ms(60_000), || sentinels.master().is_some_and(|now| now != 0));
+    let new = &sentinels.servers[sentinels.master().unwrap()];
+    eventually("the agent is at the new one", ms(30_000), || {
+        let names: redis::RedisResult<String> = redis::cmd("CLIENT").arg("LIST").query(&mut new.client());
+        names.is_ok_and(|names| {
+            names.lines().filter(|line| line.contains("cmd=llen") || line.contains("cmd=evalsha")).count() >= 1
+        })
+    });
+    assert_eq!(old.info("replication", "role").unwrap(), "master");
+    // The old one would still take it; nobody looks there.
+    old.push_all(numbered(&sink.url(), 1));
+    new.push_all(numbered(&sink.url(), 5).into_iter().skip(1));
+    eventually_eq("those at the new one arrive", SOON, 4, || sink.copies().len());
+    assert_eq!(old.counts().queue, 1);
+    drop(agent);
+}
