@@ -24,6 +24,7 @@ use crate::journal::spell;
 use crate::poster::proxy::Proxies;
 use crate::poster::{self, Poster, is_secure, port};
 use crate::queue::adopt::Schedule;
+use crate::queue::advice::Persistence;
 use crate::queue::operator::{Operator, Overview, read};
 use crate::queue::redis_list::{Keys, Pop, RedisList};
 use crate::queue::server::Server;
@@ -196,11 +197,8 @@ fn check_redis(
     check_encryption(config, report)?;
     check_sentinels(&Server::from(address), report)?;
 
-    let info = match operator.query(&redis::cmd("INFO")) {
-        Ok(value) => Info(read::<String>(value).unwrap_or_default()),
-        Err(queue::Error::Fatal(why)) if why.contains("NOPERM") => Info(String::new()),
-        Err(error) => return Ok(Err(error)),
-    };
+    let info = ask!(operator.query_if_let(&redis::cmd("INFO")));
+    let info = Info(info.and_then(|info| read(info).ok()).unwrap_or_default());
     let mut list = RedisList::new(Server::from(address), &address.key(), Pop::Peek, config.ordered);
     let server = ask!(advice::Server::ask(&mut list));
     check_server(config, &info, &server, report)?;
@@ -309,7 +307,7 @@ fn check_server(config: &Config, info: &Info, server: &advice::Server, report: &
         let account = user(config);
         report.note(
             "server",
-            format!("INFO is not permitted: version, persistence and memory cannot be seen; 'ACL SETUSER {account} +info' permits it"),
+            format!("INFO is refused: version, persistence and memory cannot be seen; 'ACL SETUSER {account} +info' permits it"),
         )?;
         return Ok(());
     }
@@ -317,9 +315,12 @@ fn check_server(config: &Config, info: &Info, server: &advice::Server, report: &
         "valkey" => format!("Valkey {}", info.field("valkey_version")),
         _ => format!("Redis {}", info.field("redis_version")),
     };
-    match server.version >= (5, 0, 0) {
-        true => report.ok("version", name)?,
-        false => report.mend("version", format!("{name} is too old: 5.0 or newer is needed"))?,
+    match server.version {
+        Some(version) if version < (5, 0, 0) => {
+            report.mend("version", format!("{name} is too old: 5.0 or newer is needed"))?
+        }
+        Some(_) => report.ok("version", name)?,
+        None => report.note("version", "INFO does not tell: 5.0 or newer is needed")?,
     }
     if info.field("role") == "slave" {
         let (host, port) = (info.field("master_host"), info.field("master_port"));
@@ -333,25 +334,42 @@ fn check_server(config: &Config, info: &Info, server: &advice::Server, report: &
             )?;
         }
     }
-    let advice = server.advice();
-    let is_about_memory = |line: &&String| line.contains("maxmemory");
-    match advice.iter().find(|line| !is_about_memory(line)) {
-        Some(line) => report.mend("persistence", line)?,
-        None => report.ok("persistence", "the append-only file is on")?,
+    match server.persistence() {
+        Persistence::Kept => report.ok("persistence", "the append-only file is on")?,
+        Persistence::Lacking(line) => report.mend("persistence", line)?,
+        Persistence::Unseen(line) => report.note("persistence", line)?,
     }
-    match advice.iter().find(is_about_memory) {
-        Some(line) => report.mend("memory", line)?,
-        None if server.maxmemory == 0 => report.ok("memory", "Redis has no limit of its own (maxmemory 0)")?,
-        None => {
+    match (server.evicts(), server.maxmemory) {
+        (Some(line), _) => report.mend("memory", line)?,
+        (None, None) => {
+            report.note("memory", "INFO does not tell how much there is, nor whether messages are evicted")?
+        }
+        (None, Some(0)) => report.ok("memory", "Redis has no limit of its own (maxmemory 0)")?,
+        (None, Some(most)) => {
             let used: u64 = info.field("used_memory").parse().unwrap_or(0);
-            let percent = used.saturating_mul(100) / server.maxmemory;
-            let words = format!("{percent}% of maxmemory {} bytes in use, nothing is evicted", server.maxmemory);
+            let percent = used.saturating_mul(100) / most;
+            let words = format!("{percent}% of maxmemory {most} bytes in use, nothing is evicted");
             match percent < 90 {
                 true => report.ok("memory", words)?,
                 false => report
                     .mend("memory", format!("{words}: ACA-Py's pushes fail when it is full; raise 'maxmemory'"))?,
             }
         }
+    }
+    match (server.replicas, server.min_replicas) {
+        (None | Some(0), _) => {}
+        (Some(_), Some(0)) => report.note(
+            "replicas",
+            "a failover loses what no replica has yet, and a master that is cut off takes pushes that are lost: \
+             'min-replicas-to-write 1' (with 'min-replicas-max-lag 10') bounds both",
+        )?,
+        (Some(n), Some(least)) => {
+            report.ok("replicas", format!("{n}; without {least} it takes no pushes (min-replicas-to-write)"))?
+        }
+        (Some(n), None) => report.note(
+            "replicas",
+            format!("{n}; whether pushes need one of them (min-replicas-to-write) cannot be seen: CONFIG is refused"),
+        )?,
     }
     if server.is_cluster {
         report.ok("cluster", "the queue's slot, in which all its keys are, is followed from node to node")?;

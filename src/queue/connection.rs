@@ -16,7 +16,7 @@ use redis::{Cmd, Value};
 use super::Error;
 use super::locate::locate;
 use super::sentinel::Watch;
-use super::server::{Open, PATIENCE, Server, is_answer, is_elsewhere, wire_text};
+use super::server::{Open, PATIENCE, Server, is_answer, is_elsewhere, is_refusal, wire_text};
 
 /// A connection that was not used for this long may have been closed by Redis (`timeout`) or by
 /// what stands before it.
@@ -69,6 +69,14 @@ impl Link {
     /// The command may be sent twice, see [`Link::run`].
     pub fn query(&mut self, command: &redis::Cmd) -> Result<Value, Error> {
         self.query_raw(command).map_err(|failure| self.explain(failure))
+    }
+
+    /// The same for a command that not every server or account may do: `None` if it is refused.
+    pub fn query_if_let(&mut self, command: &redis::Cmd) -> Result<Option<Value>, Error> {
+        match self.query_raw(command) {
+            Err(Failure::Redis(error)) if is_refusal(&error) => Ok(None),
+            answer => answer.map(Some).map_err(|failure| self.explain(failure)),
+        }
     }
 
     /// Runs a command that may block for `at_most` on purpose. It is sent once.

@@ -206,6 +206,15 @@ impl Operator {
         self.link.query(command)
     }
 
+    /// Runs a command that not every server or account may do: `None` if it is refused.
+    ///
+    /// # Errors
+    ///
+    /// If Redis cannot be asked.
+    pub fn query_if_let(&mut self, command: &redis::Cmd) -> Result<Option<Value>, Error> {
+        self.link.query_if_let(command)
+    }
+
     /// Runs a command on a key that is none of the queue's: on a Cluster it may be on another node.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use redis::Value;
 
 use super::advice;
 use super::connection::{Arguments, Failure, Link, Move};
-use super::server::{Server, wire_text};
+use super::server::{Server, is_refusal, wire_text};
 use super::{
     Adopted, AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, HIGHEST_NUMBER, History, Id, Joined,
     LaneChange, Peer, Place, Queue, RawClaim, Settlement, Source, Waited, WaitingLane,
@@ -380,8 +380,8 @@ impl RedisList {
             }
             Err(Failure::Ours(error)) => Err(error),
             Err(Failure::Redis(error)) => {
-                let text = wire_text(&error);
-                if text.contains("NOPERM") || text.contains("unknown") {
+                if is_refusal(&error) {
+                    // Of CLIENT REPLY; if it was of the rest, that will be heard.
                     self.unheard = Unheard::Unusable;
                     return Ok(None);
                 }

@@ -334,6 +334,29 @@ fn in_words_of_tls(text: &str) -> Option<String> {
     Some(format!("{means} ({text})"))
 }
 
+/// Whether the server said that it will not do this: it does not know or permit the command. Not one that says
+/// of itself that it cannot do anything now, or nothing for us.
+pub(super) fn is_refusal(error: &redis::RedisError) -> bool {
+    let of_itself = [
+        "READONLY",
+        "LOADING",
+        "MASTERDOWN",
+        "UNBLOCKED",
+        "CLUSTERDOWN",
+        "NOREPLICAS",
+        "TRYAGAIN",
+        "ASK ",
+        "BUSY",
+        "MISCONF",
+        "OOM ",
+        "NOAUTH",
+        "WRONGPASS",
+        "WRONGTYPE",
+    ];
+    let text = wire_text(error);
+    is_answer(error) && !is_elsewhere(&text) && !of_itself.iter().any(|code| text.contains(code))
+}
+
 /// Whether a server of a Cluster says that a key is not its own. Inside a script, servers before 7 wrap it
 /// in a sentence, and those after have one of their own.
 pub(super) fn is_elsewhere(text: &str) -> bool {

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 
-use crate::support::wire::{envelope_with, json_with};
+use crate::support::wire::{envelope, envelope_with, json_with};
 use crate::support::{Agent, Answer, Redis, SOON, Sink, eventually, ms, run_to_end};
 
 fn stdout(output: &Output) -> String {
@@ -592,6 +592,29 @@ fn check_says_how_to_mend_each_thing() {
     assert_checked(&redis.url(), &[], 0, "ok", &["agents", "none"]);
     let _agent = Agent::start(&redis, &[]);
     assert_checked(&redis.url(), &[], 0, "ok", &["agents", "1 agent at work", &redis.agents()[0]]);
+}
+
+#[test]
+fn where_a_provider_refuses_to_tell_that_is_said_and_nothing_claimed() {
+    let refuses = |command: &str| format!("rename-command {command} \"\"");
+    let (config, client, info) = (refuses("CONFIG"), refuses("CLIENT"), refuses("INFO"));
+    let redis = Redis::with(&["appendonly no", &config, &client]);
+    assert_checked(&redis.url(), &[], 0, "note", &["persistence", "CONFIG is refused", "ask who runs it"]);
+    let sink = Sink::new(|_| Answer::ok());
+    let agent = Agent::start(&redis, &[]);
+    agent.wait_log("CONFIG is refused");
+    for n in 1..=3 {
+        redis.push(&envelope(&sink.url(), b"x"));
+        eventually("it arrives", SOON, || sink.n_delivered() == n);
+    }
+    assert!(!agent.log().contains("no persistence") && agent.complaints().len() == 1, "{}", agent.log());
+
+    let redis = Redis::with(&[&config, &client, &info]);
+    assert_checked(&redis.url(), &[], 0, "note", &["server", "INFO is refused", "persistence"]);
+    let agent = Agent::start(&redis, &[]);
+    agent.wait_log("INFO does not tell of persistence");
+    redis.push(&envelope(&sink.url(), b"x"));
+    eventually("it arrives", SOON, || sink.n_delivered() == 4);
 }
 
 #[test]

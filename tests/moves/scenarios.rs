@@ -1661,3 +1661,19 @@ fn a_full_redis_refuses_the_wait_and_says_so() {
     let waits = [queue.wait(ms(20)).unwrap(), queue.wait(ms(20)).unwrap()];
     assert!(waits.contains(&Waited::Refused), "{waits:?}");
 }
+
+#[test]
+fn a_claim_whose_answer_was_lost_is_answered_by_a_master_alone() {
+    let redis = Redis::with(&["appendonly no"]);
+    let mut queue = list(&redis, "acapy", Pop::Peek, false);
+    redis.push(b"one");
+    let me = queue.join(LEASE, None, 0).unwrap().number;
+    let claim = |queue: &mut RedisList, again| queue.claim(me, 1, again, &bounds());
+    assert!(matches!(claim(&mut queue, false), Ok(Claimed::Taken { claims, .. }) if claims.len() == 1));
+    // A replica of nobody: it keeps its data, and answers who reads.
+    let role = |of: &[&str]| redis::cmd("REPLICAOF").arg(of).exec(&mut redis.client()).unwrap();
+    role(&["127.0.0.1", "1"]);
+    assert!(matches!(claim(&mut queue, true), Err(Error::Unavailable(why)) if why.contains("replica")));
+    role(&["NO", "ONE"]);
+    assert!(matches!(claim(&mut queue, true), Ok(Claimed::Taken { claims, .. }) if claims.len() == 1));
+}
