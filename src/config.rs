@@ -129,6 +129,10 @@ pub struct RedisAddress {
     pub password_file: Option<PathBuf>,
     /// A PEM file of roots to trust instead of all others; only with `rediss://`.
     pub ca_file: Option<PathBuf>,
+    /// PEM files of the certificate that is shown to Redis and of its key; only with TLS.
+    pub client_certificate: Option<(PathBuf, PathBuf)>,
+    /// The name that Redis's certificate must have, whatever it is reached by; only with TLS.
+    pub server_name: Option<String>,
     /// Which roots TLS trusts, towards Redis as towards recipients; both.
     pub roots: Roots,
 }
@@ -447,6 +451,8 @@ impl RedisAddress {
             taken: Taken::default(),
             password_file: None,
             ca_file: None,
+            client_certificate: None,
+            server_name: None,
             roots: Roots::default(),
         }
     }
@@ -490,6 +496,8 @@ impl fmt::Debug for RedisAddress {
             .field("taken", &self.taken)
             .field("password_file", &self.password_file)
             .field("ca_file", &self.ca_file)
+            .field("client_certificate", &self.client_certificate)
+            .field("server_name", &self.server_name)
             .field("roots", &self.roots)
             .finish()
     }
@@ -628,18 +636,7 @@ fn read_config(reader: &mut Reader) -> Result<Config, Error> {
     config.allow_net = reader.list("--allow-net", nets)?;
     config.deny_net = reader.list("--deny-net", nets)?;
     config.ca_file = reader.value("--ca-file", certificate_file)?;
-    let client_cert_file = reader.value("--client-cert-file", certificate_file)?;
-    let client_key_file = reader.value("--client-key-file", not_empty)?.map(PathBuf::from);
-    config.client_certificate = match (client_cert_file, client_key_file) {
-        (Some(certificate), Some(key)) => Some((certificate, key)),
-        (None, None) => None,
-        (Some(_), None) => {
-            return Err(Error("'--client-cert-file' needs the key: give '--client-key-file'".to_owned()));
-        }
-        (None, Some(_)) => {
-            return Err(Error("'--client-key-file' needs the certificate: give '--client-cert-file'".to_owned()));
-        }
-    };
+    config.client_certificate = read_certificate(reader, "--client-cert-file", "--client-key-file")?;
     config.status_addr = reader.value("--status-addr", host_and_port)?;
     config.status_endpoint = read_status_endpoint(reader)?;
     config.id_header = reader.value("--id-header", id_header)?;
@@ -712,6 +709,8 @@ fn read_redis(reader: &mut Reader) -> Result<RedisAddress, Error> {
     reader.value("--outbound-queue-class", queue_class)?;
     redis.password_file = reader.value("--redis-password-file", not_empty)?.map(PathBuf::from);
     redis.ca_file = reader.value("--redis-ca-file", certificate_file)?;
+    redis.client_certificate = read_certificate(reader, "--redis-cert-file", "--redis-key-file")?;
+    redis.server_name = reader.value("--redis-server-name", server_name)?;
     let roots = [("both", Roots::Both), ("bundled", Roots::Bundled), ("system", Roots::System)];
     redis.roots = reader.value("--roots", |text| one_of(text, &roots))?.unwrap_or_default();
     match (queue, prefix) {
@@ -746,6 +745,22 @@ fn read_redis(reader: &mut Reader) -> Result<RedisAddress, Error> {
     Ok(redis)
 }
 
+/// A certificate and its key, which go together.
+fn read_certificate(
+    reader: &mut Reader,
+    certificate: &'static str,
+    key: &'static str,
+) -> Result<Option<(PathBuf, PathBuf)>, Error> {
+    let certificate_file = reader.value(certificate, certificate_file)?;
+    let key_file = reader.value(key, not_empty)?.map(PathBuf::from);
+    match (certificate_file, key_file) {
+        (Some(certificate), Some(key)) => Ok(Some((certificate, key))),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(Error(format!("'{certificate}' needs the key: give '{key}'"))),
+        (None, Some(_)) => Err(Error(format!("'{key}' needs the certificate: give '{certificate}'"))),
+    }
+}
+
 /// Where all three variables of the plugin's deliverer are set, as there.
 fn read_status_endpoint(reader: &Reader) -> Result<Option<StatusEndpoint>, Error> {
     let [host, port, key] = STATUS_ENDPOINT;
@@ -777,8 +792,15 @@ fn check_redis(redis: &RedisAddress) -> Result<(), Error> {
         ));
     }
     let has_tls = |url: QueueUrl| url.access.has_tls || url.sentinels.is_some_and(|sentinels| sentinels.access.has_tls);
-    if redis.ca_file.is_some() && !QueueUrl::parse(&redis.url).is_ok_and(has_tls) {
-        return Err(Error("'--redis-ca-file' needs a queue URL that begins with rediss://".to_owned()));
+    let of_tls = [
+        ("--redis-ca-file", redis.ca_file.is_some()),
+        ("--redis-cert-file", redis.client_certificate.is_some()),
+        ("--redis-server-name", redis.server_name.is_some()),
+    ];
+    if let Some((option, _)) = of_tls.iter().find(|(_, is_given)| *is_given)
+        && !QueueUrl::parse(&redis.url).is_ok_and(has_tls)
+    {
+        return Err(Error(format!("'{option}' needs a queue URL that begins with rediss://")));
     }
     Ok(())
 }
@@ -1122,6 +1144,13 @@ fn certificate_file(text: &str) -> Result<PathBuf, String> {
         return Err("holds no certificate in PEM form".to_owned());
     }
     Ok(PathBuf::from(text))
+}
+
+fn server_name(text: &str) -> Result<String, String> {
+    match rustls::pki_types::ServerName::try_from(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err("is neither a name nor an address that a certificate can be for".to_owned()),
+    }
 }
 
 fn host_and_port(text: &str) -> Result<String, String> {

@@ -7,13 +7,13 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 /// How long roots are used before they are read again.
 pub const READ_EVERY: Duration = Duration::from_secs(3600);
@@ -122,7 +122,35 @@ pub fn add_file(store: &mut RootCertStore, path: &Path) -> Result<usize, String>
     Ok(n_added)
 }
 
-pub(crate) fn spell_pem_error(error: &pem::Error) -> String {
+/// A certificate with those that lead to its root, and its key: who we are. The error names which of the
+/// two options, certificate first, cannot be followed.
+pub(crate) fn read_identity(files: &(PathBuf, PathBuf), options: [&str; 2]) -> Result<Identity, String> {
+    let (certificate_file, key_file) = files;
+    let cannot = |why| format!("option '{}': {}: {why}", options[0], certificate_file.display());
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(certificate_file).and_then(Iterator::collect);
+    let chain = chain.map_err(|error| cannot(spell_pem_error(&error)))?;
+    if chain.is_empty() {
+        return Err(cannot("holds no PEM certificate".to_string()));
+    }
+    let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| {
+        let why = match error {
+            pem::Error::NoItemsFound => "holds no PEM private key".to_string(),
+            error => spell_pem_error(&error),
+        };
+        format!("option '{}': {}: {why}", options[1], key_file.display())
+    })?;
+    Ok((chain, key))
+}
+
+/// What is shown to who asks who we are.
+pub(crate) type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// Said where certificate and key are of different pairs.
+pub(crate) fn unfit(options: [&str; 2], error: &rustls::Error) -> String {
+    format!("options '{}' and '{}': the two do not fit together: {error}", options[0], options[1])
+}
+
+fn spell_pem_error(error: &pem::Error) -> String {
     match error {
         pem::Error::Io(error) => error.to_string(),
         error => format!("is not PEM: {error:?}"),

@@ -2,12 +2,11 @@
 //! unix sockets. A real redis-server, with certificates made here.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 use std::{fs, thread};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+use rcgen::{CertificateParams, date_time_ymd};
 
 // The fixtures, in the directory where their own files are.
 #[path = "daemon"]
@@ -16,63 +15,7 @@ mod daemon {
     pub mod support;
 }
 
-use daemon::support::{Agent, Answer, Redis, SOON, Sink, TempDir, eventually, run_to_end, wire};
-
-/// An authority of one test, with its certificate in a file.
-struct Authority {
-    dir: TempDir,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn new() -> Authority {
-        let dir = TempDir::new("authority");
-        let mut params = CertificateParams::new([]).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        fs::write(dir.path().join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
-        Authority { dir, issuer: Issuer::new(params, key) }
-    }
-
-    /// Its own certificate.
-    fn file(&self) -> String {
-        self.dir.path().join("ca.pem").display().to_string()
-    }
-
-    /// A certificate for these names and its key, in files.
-    fn certify(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> (PathBuf, PathBuf) {
-        let mut params = CertificateParams::new(names.iter().map(|name| name.to_string()).collect::<Vec<_>>()).unwrap();
-        change(&mut params);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let (file, key_file) = (self.dir.path().join("server.pem"), self.dir.path().join("server.key"));
-        fs::write(&file, certificate.pem()).unwrap();
-        fs::write(&key_file, key.serialize_pem()).unwrap();
-        (file, key_file)
-    }
-
-    /// Has a Redis speak TLS on a port of its own, with this certificate; its address.
-    fn serve_tls(&self, redis: &Redis, (certificate, key): (PathBuf, PathBuf), clients: &str) -> String {
-        let host: IpAddr = redis.address().split(':').next().unwrap().parse().unwrap();
-        let port = TcpListener::bind((host, 0)).unwrap().local_addr().unwrap().port();
-        let text = |path: &Path| path.display().to_string();
-        let settings = [
-            ("tls-auth-clients", clients.to_string()),
-            ("tls-ca-cert-file", self.file()),
-            ("tls-key-file", text(&key)),
-            ("tls-cert-file", text(&certificate)),
-            ("tls-port", port.to_string()),
-        ];
-        // In one step: a certificate without its key is refused.
-        let mut command = redis::cmd("CONFIG");
-        command.arg("SET");
-        for (name, value) in settings {
-            command.arg(name).arg(value);
-        }
-        command.exec(&mut redis.client()).expect("this redis-server was built with TLS");
-        format!("{host}:{port}")
-    }
-}
+use daemon::support::{Agent, Answer, Authority, Redis, SOON, Sink, TempDir, eventually, run_to_end, wire};
 
 fn host(redis: &Redis) -> String {
     redis.address().split(':').next().unwrap().to_string()
@@ -84,7 +27,7 @@ fn a_message_goes_through_a_redis_that_speaks_tls() {
     let authority = Authority::new();
     let address = authority.serve_tls(&redis, authority.certify(&[&host(&redis)], |_| {}), "no");
     let sink = Sink::new(|_| Answer::ok());
-    let password = authority.dir.path().join("password");
+    let password = authority.path().join("password");
     fs::write(&password, "secret\n").unwrap();
     let (url, ca, password) = (format!("rediss://agent@{address}"), authority.file(), password.display().to_string());
     let identity = ["-oq", &url, "--redis-ca-file", &ca, "--redis-password-file", &password];
@@ -177,7 +120,52 @@ fn an_expired_certificate_is_named() {
 
 #[test]
 fn a_redis_that_wants_a_client_certificate_is_told_apart() {
-    check_trouble(&["own"], |_| {}, "yes", true, &["client certificate", "tls-auth-clients"]);
+    check_trouble(&["own"], |_| {}, "yes", true, &["client certificate", "--redis-cert-file", "tls-auth-clients"]);
+}
+
+#[test]
+fn a_client_certificate_is_shown_and_read_anew_at_each_connection() {
+    let redis = Redis::start();
+    let (authority, strangers) = (Authority::new(), Authority::new());
+    // Its certificate has a name that nothing leads to.
+    let address = authority.serve_tls(&redis, authority.certify(&["redis.example"], |_| {}), "yes");
+    // In files of its own; at first they are of an authority that this Redis does not know.
+    let own = TempDir::new("client");
+    let (certificate, key) = (own.path().join("client.pem"), own.path().join("client.key"));
+    let issue = |authority: &Authority| {
+        let (new_certificate, new_key) = authority.certify(&["client"], |_| {});
+        fs::copy(new_certificate, &certificate).unwrap();
+        fs::copy(new_key, &key).unwrap();
+    };
+    issue(&strangers);
+    let (ca, certificate_file, key_file) =
+        (authority.file(), certificate.display().to_string(), key.display().to_string());
+    let options = [
+        "--redis-ca-file",
+        &ca,
+        "--redis-cert-file",
+        &certificate_file,
+        "--redis-key-file",
+        &key_file,
+        "--redis-server-name",
+        "redis.example",
+    ];
+    let sink = Sink::new(|_| Answer::ok());
+    let mut agent = Agent::start_at(&format!("rediss://{address}"), &options);
+    agent.wait_log("Redis cannot be used");
+    issue(&authority);
+    agent.wait_log("Redis can be used again");
+    redis.push(&wire::envelope(&sink.url(), b"x"));
+    redis.wait_empty(SOON);
+    // One half of another pair, as in the midst of a change: that is waited out.
+    let whole = fs::read(&key).unwrap();
+    fs::copy(strangers.certify(&["client"], |_| {}).1, &key).unwrap();
+    redis::cmd("CLIENT").arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"]).exec(&mut redis.client()).unwrap();
+    agent.wait_log("do not fit together");
+    fs::write(&key, whole).unwrap();
+    redis.push(&wire::envelope(&sink.url(), b"y"));
+    redis.wait_empty(SOON);
+    assert!(agent.is_running() && sink.n_delivered() == 2, "{}", agent.log());
 }
 
 #[test]
@@ -217,6 +205,50 @@ fn a_password_changed_in_its_file_takes_effect_without_a_restart() {
     redis.push_all(wire::numbered(&sink.url(), 10));
     redis.wait_empty(SOON);
     assert!(agent.is_running(), "{}", agent.log());
+}
+
+#[test]
+fn connections_log_in_anew_before_a_password_that_was_changed_in_its_file_expires() {
+    let redis = Redis::with(&["user agent on >first ~* &* +@all"]);
+    let dir = TempDir::new("password");
+    let file = dir.path().join("password");
+    fs::write(&file, "first").unwrap();
+    let url = format!("redis://agent@{}", redis.address());
+    let options = ["--redis-password-file", &file.display().to_string(), "--lease", "3s"];
+    let agent = Agent::start_at(&url, &options);
+    eventually("it is registered", SOON, || redis.agents().len() == 1);
+    let mut client = redis.client();
+    let stats = |client: &mut redis::Connection| -> String {
+        let all: String = redis::cmd("INFO").arg("commandstats").query(client).unwrap();
+        let auth = all.lines().find(|line| line.starts_with("cmdstat_auth:")).unwrap_or_default();
+        auth.split(',').filter(|part| !part.contains("usec")).collect::<Vec<_>>().join(",")
+    };
+    let connections = |redis: &Redis| {
+        let list: String = redis::cmd("CLIENT").arg("LIST").query(&mut redis.client()).unwrap();
+        let ids = list.lines().filter(|line| line.contains("user=agent"));
+        ids.map(|line| line.split(' ').next().unwrap().to_string()).collect::<BTreeSet<_>>()
+    };
+    eventually("both threads are connected", SOON, || connections(&redis).len() == 2);
+    let before = connections(&redis);
+    redis::cmd("CONFIG").arg("RESETSTAT").exec(&mut client).unwrap();
+    // First the file, and then Redis: it is refused, and tried on.
+    fs::write(&file, "second\n").unwrap();
+    agent.wait_log("refuses the password that is now in '--redis-password-file'");
+    redis::cmd("ACL").arg(&["SETUSER", "agent", ">second"]).exec(&mut client).unwrap();
+    let accepted = |stats: &str| {
+        let number = |name: &str| -> u32 {
+            let part = stats.split([',', ':']).find_map(|part| part.strip_prefix(name));
+            part.and_then(|n| n.parse().ok()).unwrap_or(0)
+        };
+        number("calls=") - number("failed_calls=")
+    };
+    eventually("both log in anew", SOON, || accepted(&stats(&mut client)) >= 2);
+    redis::cmd("ACL").arg(&["SETUSER", "agent", "<first"]).exec(&mut client).unwrap();
+    let sink = Sink::new(|_| Answer::ok());
+    redis.push_all(wire::numbered(&sink.url(), 10));
+    redis.wait_empty(SOON);
+    assert_eq!(connections(&redis), before);
+    assert!(agent.complaints().iter().all(|line| line.contains("refuses the password")), "{}", agent.log());
 }
 
 #[test]
@@ -448,7 +480,7 @@ fn the_roots_of_the_system_are_those_that_the_environment_names_for_redis_too() 
     assert!(said.contains(" bundled, 1 of the system (1 of them not bundled)"), "{said}");
     let said = run("system", "SSL_CERT_FILE", &authority.file());
     assert!(answers(&said) && said.contains("roots         0 bundled, 1 of the system"), "{said}");
-    let directory = authority.dir.path().join("roots");
+    let directory = authority.path().join("roots");
     fs::create_dir(&directory).unwrap();
     fs::copy(authority.file(), directory.join("own.pem")).unwrap();
     let said = run("system", "SSL_CERT_DIR", &directory.display().to_string());

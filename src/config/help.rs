@@ -140,6 +140,11 @@ acapy_outbound without it).
                              [none]                  ACAPY_DELIVER_REDIS_PASSWORD_FILE
   --redis-ca-file PEM        roots to trust for rediss://, instead of all others
                              [none]                  ACAPY_DELIVER_REDIS_CA_FILE
+  --redis-cert-file PEM      the certificate to show to Redis, with those between it and
+                             its root                ACAPY_DELIVER_REDIS_CERT_FILE
+  --redis-key-file PEM       its key                 ACAPY_DELIVER_REDIS_KEY_FILE
+  --redis-server-name NAME   the name that its certificate must have
+                             [the host's]            ACAPY_DELIVER_REDIS_SERVER_NAME
   --roots both|bundled|system
                              which roots TLS trusts: those in this program, those of the
                              system (SSL_CERT_FILE, SSL_CERT_DIR), or both

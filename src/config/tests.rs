@@ -101,6 +101,9 @@ fn every_option_of_run_sets_its_field_from_the_command_line_and_from_the_environ
         "--outbound-queue",
         "--ca-file",
         "--redis-ca-file",
+        "--redis-cert-file",
+        "--redis-key-file",
+        "--redis-server-name",
         "--redis-password-file",
         "--allow-net",
         "--client-cert-file",
@@ -357,6 +360,9 @@ fn a_password_comes_from_the_url_or_from_a_file_but_not_from_both() {
     refused(&format!("-oq redis://h --redis-password-file {file}"), &[], &["empty"]);
     std::fs::write(&path, "-----BEGIN CERTIFICATE-----\n").unwrap();
     refused(&format!("-oq redis://h --redis-ca-file {file}"), &[], &["'--redis-ca-file'", "rediss://"]);
+    refused("-oq redis://h --redis-server-name h", &[], &["'--redis-server-name'", "rediss://"]);
+    refused("-oq rediss://h --redis-server-name a/b", &[], &["'--redis-server-name'", "neither a name"]);
+    refused(&format!("-oq rediss://h --redis-cert-file {file}"), &[], &["'--redis-cert-file'", "'--redis-key-file'"]);
     refused_option(&format!("--client-cert-file {file}"), &["'--client-cert-file'", "'--client-key-file'"]);
     refused_option(&format!("--client-key-file {file}"), &["'--client-key-file'", "'--client-cert-file'"]);
     let both = format!("-oq redis://h --client-cert-file {file} --client-key-file {file}");

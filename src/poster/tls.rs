@@ -4,11 +4,12 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{AlertDescription, CertificateError, ClientConfig, PeerIncompatible, RootCertStore};
 
-use crate::roots::{Loaded, Roots, spell_pem_error};
+use crate::roots::{Identity, Loaded, Roots, read_identity, unfit};
+
+/// Where certificate and key are given.
+const OPTIONS: [&str; 2] = ["--client-cert-file", "--client-key-file"];
 
 /// Where all of it is read from.
 #[derive(Clone, Debug, Default)]
@@ -30,7 +31,7 @@ pub(super) struct Trust {
 /// What the settings were made of, to see whether anything has changed.
 struct Seen {
     store: Arc<RootCertStore>,
-    client: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    client: Option<Identity>,
 }
 
 impl Trust {
@@ -72,26 +73,7 @@ impl Trust {
 impl Seen {
     fn read(sources: &Sources) -> Result<(Seen, Loaded), String> {
         let loaded = sources.roots.load(sources.ca_file.as_deref())?;
-        let client = match &sources.client {
-            None => None,
-            Some((certificate_file, key_file)) => {
-                let cannot = |why| format!("option '--client-cert-file': {}: {why}", certificate_file.display());
-                let chain: Result<Vec<_>, _> =
-                    CertificateDer::pem_file_iter(certificate_file).and_then(Iterator::collect);
-                let chain = chain.map_err(|error| cannot(spell_pem_error(&error)))?;
-                if chain.is_empty() {
-                    return Err(cannot("holds no PEM certificate".to_string()));
-                }
-                let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| {
-                    let why = match error {
-                        rustls::pki_types::pem::Error::NoItemsFound => "holds no PEM private key".to_string(),
-                        error => spell_pem_error(&error),
-                    };
-                    format!("option '--client-key-file': {}: {why}", key_file.display())
-                })?;
-                Some((chain, key))
-            }
-        };
+        let client = sources.client.as_ref().map(|files| read_identity(files, OPTIONS)).transpose()?;
         Ok((Seen { store: loaded.store.clone(), client }, loaded))
     }
 
@@ -105,9 +87,8 @@ impl Seen {
         };
         let nobody = Arc::new(builder()?.with_no_client_auth());
         let Some((chain, key)) = &self.client else { return Ok((nobody.clone(), nobody)) };
-        let client = builder()?.with_client_auth_cert(chain.clone(), key.clone_key()).map_err(|error| {
-            format!("options '--client-cert-file' and '--client-key-file': the two do not fit together: {error}")
-        })?;
+        let client = builder()?.with_client_auth_cert(chain.clone(), key.clone_key());
+        let client = client.map_err(|error| unfit(OPTIONS, &error))?;
         Ok((Arc::new(client), nobody))
     }
 }

@@ -10,7 +10,7 @@ use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use log::debug;
+use log::{debug, warn};
 use redis::{Cmd, Value};
 
 use super::Error;
@@ -21,6 +21,8 @@ use super::server::{Open, PATIENCE, Server, is_answer, is_elsewhere, is_refusal,
 /// A connection that was not used for this long may have been closed by Redis (`timeout`) or by
 /// what stands before it.
 const IDLE: Duration = Duration::from_secs(1);
+/// While a connection is used, the password's file is read so often.
+const READ_PASSWORD_EVERY: Duration = Duration::from_secs(1);
 
 /// A move: its text and the SHA-1 under which a server may know it already.
 #[derive(Debug)]
@@ -47,6 +49,9 @@ pub struct Link {
     open: Option<Open>,
     /// Whether Sentinels say that it must lead elsewhere by now.
     watch: Watch,
+    /// When the password's file was read last, and which password was refused since.
+    read_password: Instant,
+    refused: Option<String>,
     /// The name of the server that it led to last, for messages.
     name: String,
     /// Tells it from others where the address policy is told.
@@ -61,7 +66,8 @@ impl Link {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let (key, name) = (key.to_string(), server.name());
-        Link { server, key, open: None, watch: Watch::new(), name, number, used: Instant::now() }
+        let (now, watch) = (Instant::now(), Watch::new());
+        Link { server, key, open: None, watch, read_password: now, refused: None, name, number, used: now }
     }
 
     /// Runs a command. After any failure but an answer of the server the connection
@@ -154,6 +160,7 @@ impl Link {
     /// Sends once, and hears one answer.
     fn exchange(&mut self, packed: &[u8], patience: Duration) -> Result<Value, Failure> {
         self.leave_if_demoted();
+        self.renew_password();
         let connection = self.connection().map_err(Failure::Ours)?;
         let answer = connection
             .set_read_timeout(patience)
@@ -177,6 +184,38 @@ impl Link {
             self.give_up();
         }
         answer.map_err(Failure::Redis)
+    }
+
+    /// Passwords that expire are changed in their file in time; the connection would end with the old one.
+    fn renew_password(&mut self) {
+        let Some(open) = &mut self.open else { return };
+        if self.server.password_file.is_none() || self.read_password.elapsed() < READ_PASSWORD_EVERY {
+            return;
+        }
+        self.read_password = Instant::now();
+        // One that cannot be read may be in the midst of a change.
+        let Ok(password) = self.server.password() else { return };
+        if open.password == password {
+            return;
+        }
+        let Ok(url) = self.server.read_url() else { return };
+        match open.connection.log_in(&url.access.login) {
+            Ok(()) => {
+                debug!("logged in to {} anew, as the password in its file has changed", open.name);
+                open.password = password;
+            }
+            Err(error) if is_answer(&error) => {
+                if self.refused != password {
+                    warn!(
+                        "{} refuses the password that is now in '--redis-password-file'; this connection stays logged \
+                         in with the one before, and tries on",
+                        open.name
+                    );
+                }
+                self.refused = password;
+            }
+            Err(_) => self.give_up(),
+        }
     }
 
     /// A master that others have taken the place of may not know it, and answer as before.

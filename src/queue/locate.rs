@@ -134,8 +134,15 @@ impl Way {
 
     /// An error on the way.
     fn told(&self, error: Error) -> Error {
+        let hint = |why: &str| match why.contains("is for another name") && !self.said.is_empty() {
+            true => {
+                "; for a Cluster to say names in place of addresses, set 'cluster-announce-hostname' on each node and \
+                 'cluster-preferred-endpoint-type hostname'"
+            }
+            false => "",
+        };
         match error {
-            Error::Unavailable(why) => Error::Unavailable(format!("{}{why}", self.said)),
+            Error::Unavailable(why) => Error::Unavailable(format!("{}{why}{}", self.said, hint(&why))),
             Error::Fatal(why) => Error::Fatal(format!("{}{why}", self.said)),
         }
     }

@@ -19,7 +19,10 @@ use super::stream::Connection;
 use crate::config::RedisAddress;
 use crate::config::queue_url::{Access, Node, QueueUrl};
 use crate::guard::{Own, is_of_this_machine};
-use crate::roots::{Kept, add_file};
+use crate::roots::{Kept, add_file, read_identity, unfit};
+
+/// Where certificate and key are given.
+const IDENTITY: [&str; 2] = ["--redis-cert-file", "--redis-key-file"];
 
 /// How long a name may take to look up, a connection to open, and an answer to come beyond the
 /// time a wait was asked for.
@@ -35,6 +38,10 @@ pub struct Server {
     /// PEM certificates that `rediss://` trusts instead of all others: whoever has an authority of
     /// their own for it means that nobody else can vouch for their Redis.
     pub ca_file: Option<PathBuf>,
+    /// PEM files of the certificate that is shown to it and of its key, read anew at every connection.
+    pub client_certificate: Option<(PathBuf, PathBuf)>,
+    /// The name that its certificate must have, whatever it is reached by.
+    pub server_name: Option<String>,
     /// Shared by its clones: what it trusts otherwise.
     pub roots: Kept,
     /// Told where each connection leads.
@@ -72,6 +79,8 @@ pub(super) struct Open {
     pub(super) node: Node,
     /// Where it leads, and what led to it.
     pub(super) addresses: Vec<SocketAddr>,
+    /// With which it is logged in.
+    pub(super) password: Option<String>,
 }
 
 impl From<&RedisAddress> for Server {
@@ -80,6 +89,8 @@ impl From<&RedisAddress> for Server {
             url: address.url.clone(),
             password_file: address.password_file.clone(),
             ca_file: address.ca_file.clone(),
+            client_certificate: address.client_certificate.clone(),
+            server_name: address.server_name.clone(),
             roots: Kept::new(address.roots),
             ..Server::default()
         }
@@ -102,17 +113,25 @@ impl Server {
     pub(super) fn read_url(&self) -> Result<QueueUrl, Error> {
         let mut url = QueueUrl::parse(&self.url)
             .map_err(|why| Error::Fatal(format!("option '--outbound-queue': the queue URL {why}")))?;
-        if let Some(path) = &self.password_file {
-            let unusable = |why: String| self.unless_served(format!("option '--redis-password-file': {why}"));
-            let text = fs::read_to_string(path)
-                .map_err(|error| unusable(format!("cannot read {}: {error}", path.display())))?;
-            let password = text.trim_end_matches(['\r', '\n']);
-            if password.is_empty() {
-                return Err(unusable(format!("{} is empty", path.display())));
-            }
+        let unusable = |why: String| self.unless_served(format!("option '--redis-password-file': {why}"));
+        if let Some(password) = self.password().map_err(unusable)? {
             url.access.login = url.access.login.set_password(password);
         }
         Ok(url)
+    }
+
+    /// The password as its file has it now, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be read.
+    pub(super) fn password(&self) -> Result<Option<String>, String> {
+        let Some(path) = &self.password_file else { return Ok(None) };
+        let text = fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        match text.trim_end_matches(['\r', '\n']) {
+            "" => Err(format!("{} is empty", path.display())),
+            password => Ok(Some(password.to_string())),
+        }
     }
 
     /// What ends an agent that never got into Redis is waited out by one that did: passwords are
@@ -138,7 +157,10 @@ impl Server {
                 let found = self.names.addresses(host, patience);
                 let found = found.map_err(|why| Error::Unavailable(format!("{name}: {why}")))?;
                 let opened = match config {
-                    Some(config) => Connection::tls(host, &found, *port, config, patience),
+                    Some(config) => {
+                        let name = self.server_name.as_deref().unwrap_or(host);
+                        Connection::tls(name, &found, *port, config, patience)
+                    }
                     None => Connection::tcp(&found, *port, patience),
                 };
                 let (connection, peer) = opened.map_err(explain)?;
@@ -146,7 +168,8 @@ impl Server {
             }
             Node::Unix(path) => (Connection::unix(path, patience).map_err(explain)?, Vec::new()),
         };
-        let mut open = Open { connection, name, node: node.clone(), addresses };
+        let password = access.login.password().map(str::to_string);
+        let mut open = Open { connection, name, node: node.clone(), addresses, password };
         let logged_in = open.connection.set_up(&access.login);
         logged_in.map_err(|error| self.explain_log_in(&open.name, error))?;
         Ok(open)
@@ -185,8 +208,15 @@ impl Server {
         let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| Error::Fatal(format!("TLS cannot be used: {error}")))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots);
+        let config = match &self.client_certificate {
+            None => config.with_no_client_auth(),
+            Some(files) => {
+                let (chain, key) = read_identity(files, IDENTITY).map_err(|why| self.unless_served(why))?;
+                let config = config.with_client_auth_cert(chain, key);
+                config.map_err(|error| self.unless_served(unfit(IDENTITY, &error)))?
+            }
+        };
         Ok(Arc::new(config))
     }
 
@@ -316,13 +346,14 @@ fn in_words_of_tls(text: &str) -> Option<String> {
     let means = if text.contains("UnknownIssuer") {
         "its certificate is of an authority that is not trusted: give the authority's with '--redis-ca-file'"
     } else if text.contains("not valid for name") || text.contains("NotValidForName") {
-        "its certificate is for another name: use a name that stands in it"
+        "its certificate is for another name: use a name that stands in it, or say which with '--redis-server-name'"
     } else if text.contains("Expired") || text.contains("certificate expired") {
         "its certificate has expired"
     } else if text.contains("NotValidYet") || text.contains("not valid yet") {
         "its certificate is not valid yet: is this machine's clock right?"
     } else if text.contains("CertificateRequired") {
-        "it asks for a client certificate, which is not supported: set 'tls-auth-clients no' or 'optional' there"
+        "it asks for a client certificate: give one with '--redis-cert-file' and '--redis-key-file', or set \
+         'tls-auth-clients no' or 'optional' there"
     } else if text.contains("InvalidContentType") {
         "it does not speak TLS on this port: write redis:// or name its TLS port"
     } else if text.contains("peer certificate") || text.contains("fatal alert") || text.contains("peer is incompatible")

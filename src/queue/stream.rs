@@ -91,19 +91,19 @@ impl Connection {
         Ok((Connection::on(Stream::Tcp(Steady(stream)), patience)?, address))
     }
 
-    /// The same with TLS. The handshake is made at the first use.
+    /// The same with TLS, where the certificate must be for `name`. The handshake is made at the first use.
     ///
     /// # Errors
     ///
     /// The same, or that no certificate can bear this name.
     pub fn tls(
-        host: &str,
+        name: &str,
         addresses: &[IpAddr],
         port: u16,
         config: Arc<ClientConfig>,
         patience: Duration,
     ) -> io::Result<(Connection, SocketAddr)> {
-        let name = ServerName::try_from(host.to_string()).map_err(io::Error::other)?;
+        let name = ServerName::try_from(name.to_string()).map_err(io::Error::other)?;
         let client = ClientConnection::new(config, name).map_err(io::Error::other)?;
         let (stream, address) = connect(addresses, port, patience)?;
         let stream = Stream::Tls(Box::new(StreamOwned::new(client, Steady(stream))));
@@ -136,6 +136,20 @@ impl Connection {
     ///
     /// What the server answers.
     pub fn set_up(&mut self, settings: &redis::RedisConnectionInfo) -> RedisResult<()> {
+        self.log_in(settings)?;
+        if settings.db() != 0 {
+            self.ask(&redis::cmd("SELECT").arg(settings.db()).get_packed_command())?;
+            self.database = settings.db();
+        }
+        Ok(())
+    }
+
+    /// Logs in, for the first time or anew, if the settings have a password. Refused, it stays as it was.
+    ///
+    /// # Errors
+    ///
+    /// What the server answers.
+    pub fn log_in(&mut self, settings: &redis::RedisConnectionInfo) -> RedisResult<()> {
         if let Some(password) = settings.password() {
             let auth = |username: Option<&str>| redis::cmd("AUTH").arg(username).arg(password).get_packed_command();
             match self.ask(&auth(settings.username())) {
@@ -143,10 +157,6 @@ impl Connection {
                 Err(error) if error.to_string().contains("wrong number of arguments") => self.ask(&auth(None))?,
                 answer => answer?,
             };
-        }
-        if settings.db() != 0 {
-            self.ask(&redis::cmd("SELECT").arg(settings.db()).get_packed_command())?;
-            self.database = settings.db();
         }
         Ok(())
     }

@@ -7,6 +7,7 @@
 //! requests, the counts in Redis. They leave to the tests what is right and wrong.
 
 mod agent;
+mod authority;
 mod cluster;
 mod redis_server;
 mod sentinels;
@@ -21,6 +22,8 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 pub use agent::{Agent, run_to_end};
+#[allow(unused_imports)] // as below
+pub use authority::Authority;
 #[allow(unused_imports)] // only some tests need one
 pub use cluster::Cluster;
 pub use redis_server::{Counts, Held, Redis};

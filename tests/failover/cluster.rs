@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::support::wire::{envelope, numbered};
-use crate::support::{Agent, Answer, Cluster, SOON, Sink, eventually, eventually_eq, ms, run_to_end};
+use crate::support::{Agent, Answer, Authority, Cluster, SOON, Sink, eventually, eventually_eq, ms, run_to_end};
 
 #[test]
 fn from_whatever_node_the_queue_is_found() {
@@ -126,11 +126,42 @@ fn a_slot_that_moves_to_another_master_and_back_under_load_loses_and_repeats_not
     assert_said_at_most(&agent, 4);
 }
 
+/// With passwords and certificates throughout: these have a name that nothing leads to.
 #[test]
 fn failovers_wanted_and_not_lose_nothing() {
-    let mut cluster = Cluster::start();
+    let authority = Authority::new();
+    let (certificate, key) = authority.certify(&["redis.example"], |_| {});
+    let (ca, certificate, key) = (authority.file(), certificate.display().to_string(), key.display().to_string());
+    let password = authority.path().join("password");
+    std::fs::write(&password, "secret\n").unwrap();
+    let lines = [
+        "requirepass secret",
+        "masterauth secret",
+        "tls-port 19000",
+        "tls-cluster yes",
+        "tls-replication yes",
+        &format!("tls-ca-cert-file {ca}"),
+        &format!("tls-cert-file {certificate}"),
+        &format!("tls-key-file {key}"),
+    ];
+    let mut cluster = Cluster::with(&lines);
     let sink = Sink::new(|_| Answer::ok().after(ms(5)));
-    let mut agent = cluster.agent(&cluster.url(), &["--workers", "8", "--lease", "5s"]);
+    let options = [
+        "--redis-ca-file",
+        &ca,
+        "--redis-cert-file",
+        &certificate,
+        "--redis-key-file",
+        &key,
+        "--redis-password-file",
+        &password.display().to_string(),
+    ];
+    // Without the name it is said what to do.
+    let mut agent = cluster.agent(&cluster.url(), &options);
+    agent.wait_log("--redis-server-name");
+    agent.kill9();
+    let named = [&options[..], &["--redis-server-name", "redis.example", "--workers", "8", "--lease", "5s"]].concat();
+    let mut agent = cluster.agent(&cluster.url(), &named);
     under_load(&mut cluster, &sink, |cluster| {
         for how in [&["FAILOVER"][..], &["FAILOVER", "TAKEOVER"], &[]] {
             cluster.wait_whole();

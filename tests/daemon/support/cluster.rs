@@ -16,6 +16,8 @@ const SLOTS: [RangeInclusive<u16>; 3] = [0..=4095, 4096..=8191, 8192..=16383];
 
 pub struct Cluster {
     nodes: Vec<Redis>,
+    /// By which they know each other, if they speak TLS.
+    tls_port: Option<String>,
 }
 
 impl Cluster {
@@ -33,8 +35,11 @@ impl Cluster {
             let slots: Vec<String> = slots.map(|slot| slot.to_string()).collect();
             redis::cmd("CLUSTER").arg("ADDSLOTS").arg(slots).exec(&mut node.client()).unwrap();
         }
+        let tls_port = configuration.iter().find_map(|line| line.strip_prefix("tls-port ")).map(str::to_string);
+        let joined = Cluster { nodes, tls_port };
+        let nodes = &joined.nodes;
         for node in &nodes[1..] {
-            let (host, port) = host_and_port(node);
+            let (host, port) = joined.place(node);
             cluster(&nodes[0], &["MEET", &host, &port]);
         }
         let knows_all = |node: &Redis| {
@@ -50,9 +55,15 @@ impl Cluster {
                 redis::cmd("CLUSTER").arg(&follow).exec(&mut replica.client()).is_ok()
             });
         }
-        let cluster = Cluster { nodes };
-        cluster.wait_whole();
-        cluster
+        joined.wait_whole();
+        joined
+    }
+
+    /// Host and port by which the others know a node.
+    fn place(&self, node: &Redis) -> (String, String) {
+        let address = node.address();
+        let (host, port) = address.split_once(':').unwrap();
+        (host.to_string(), self.tls_port.clone().unwrap_or_else(|| port.to_string()))
     }
 
     /// Waits until all nodes that run agree that all is well, and all replicas follow.
@@ -90,10 +101,12 @@ impl Cluster {
         &self.nodes
     }
 
-    /// All of its nodes.
+    /// All of its nodes, without a password.
     pub fn url(&self) -> String {
-        let addresses: Vec<String> = self.nodes.iter().map(Redis::address).collect();
-        format!("redis://{}", addresses.join(","))
+        let addresses: Vec<String> =
+            self.nodes.iter().map(|node| self.place(node)).map(|(h, p)| h + ":" + &p).collect();
+        let scheme = if self.tls_port.is_some() { "rediss" } else { "redis" };
+        format!("{scheme}://{}", addresses.join(","))
     }
 
     /// An agent on its queue that knows this URL.
@@ -128,8 +141,7 @@ impl Cluster {
     /// A replica of that node.
     #[track_caller]
     pub fn replica_of(&self, master: usize) -> usize {
-        let (_, port) = host_and_port(&self.nodes[master]);
-        let (host, _) = host_and_port(&self.nodes[master]);
+        let (host, port) = self.place(&self.nodes[master]);
         let mut found = None;
         eventually("it has a replica that follows", ms(60_000), || {
             found = self.nodes.iter().position(|node| {
@@ -175,7 +187,7 @@ impl Cluster {
         let slot = SLOT.to_string();
         cluster(new, &["SETSLOT", &slot, "IMPORTING", &old_id]);
         cluster(old, &["SETSLOT", &slot, "MIGRATING", &new_id]);
-        let (host, port) = host_and_port(new);
+        let (host, port) = self.place(new);
         loop {
             let command = redis::cmd("CLUSTER").arg(&["GETKEYSINSLOT", &slot, "1"]).to_owned();
             let keys: Vec<String> = command.query(&mut old.client()).unwrap();
@@ -205,10 +217,4 @@ fn owner_in(nodes: &str) -> Option<String> {
         };
         words.skip(7).any(has).then(|| id.to_string())
     })
-}
-
-fn host_and_port(node: &Redis) -> (String, String) {
-    let address = node.address();
-    let (host, port) = address.split_once(':').unwrap();
-    (host.to_string(), port.to_string())
 }
