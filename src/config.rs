@@ -223,8 +223,10 @@ pub enum Payload {
 pub struct Listen {
     /// `HOST:PORT`; `127.0.0.1:8030`. Port 0 takes a free one.
     pub address: String,
-    /// The status of every answer; 200.
+    /// The status of every answer; 200. A WebSocket opens with one of 2xx.
     pub status: u16,
+    /// The code that every WebSocket is closed with; 1000.
+    pub close: u16,
     /// How long to wait before each answer; none.
     pub delay: Duration,
     /// One line a request.
@@ -833,6 +835,7 @@ fn read_enqueue(reader: &mut Reader) -> Result<Command, Error> {
 
 fn read_listen(reader: &mut Reader) -> Result<Command, Error> {
     let status = reader.value("--status", |text| number(text, 200, 599))?;
+    let close = reader.value("--close", |text| number(text, 1000, 4999))?;
     let delay = reader.value("--delay", |text| duration_within(text, Duration::ZERO, HOUR))?;
     let count = reader.value("--count", |text| number(text, 1, u64::MAX))?;
     let quiet = reader.flag("--quiet")?;
@@ -844,6 +847,7 @@ fn read_listen(reader: &mut Reader) -> Result<Command, Error> {
     Ok(Command::Listen(Listen {
         address,
         status: status.unwrap_or(200),
+        close: close.unwrap_or(1000),
         delay: delay.unwrap_or_default(),
         quiet,
         count,

@@ -43,7 +43,7 @@ use tls::{Sources, Trust};
 use trouble::Patience;
 use websocket::WebSocket;
 
-pub(crate) use redirect::{is_secure, port};
+pub(crate) use redirect::{is_secure, is_websocket, port};
 pub(crate) use trouble::{Trouble, what_we_lack};
 
 const USER_AGENT: &str = concat!("acapy-deliver/", env!("CARGO_PKG_VERSION"));
@@ -156,6 +156,12 @@ struct Course {
     may_repeat: bool,
 }
 
+impl Course {
+    fn new(uri: &Uri, deadline: Instant) -> Course {
+        Course { uri: uri.clone(), deadline, left_origin: false, is_first: true, wants_fresh: false, may_repeat: true }
+    }
+}
+
 /// What one request came to.
 enum Reply {
     Attempt(Attempt),
@@ -223,14 +229,7 @@ impl Poster {
         let deadline = Instant::now() + self.timeout;
         let id = self.id_header.as_deref().zip(id.map(str::as_bytes));
         let parcel = Parcel { headers: headers.collect(), id, payload };
-        let mut course = Course {
-            uri: uri.clone(),
-            deadline,
-            left_origin: false,
-            is_first: true,
-            wants_fresh: false,
-            may_repeat: true,
-        };
+        let mut course = Course::new(uri, deadline);
         let mut n_redirects = 0;
         loop {
             let reply = match redirect::is_websocket(&course.uri) {
@@ -264,6 +263,16 @@ impl Poster {
                 }
             }
         }
+    }
+
+    /// Opens a WebSocket as for a message, and sends none.
+    ///
+    /// # Errors
+    ///
+    /// What came instead.
+    pub fn try_websocket(&self, uri: &Uri) -> Result<(), Attempt> {
+        let parcel = Parcel { headers: Vec::new(), id: None, payload: &[] };
+        self.websocket.try_opening(&Course::new(uri, Instant::now() + self.timeout), &parcel)
     }
 
     /// Closes connections that have been idle for too long, which posting does by

@@ -2,7 +2,7 @@
 //! a line each: `ok`, `note` (to know), or `mend` (to change, and how). It changes
 //! nothing unless told to by `--repair --yes`: whether a command is permitted is seen from calls that are complete
 //! enough for Redis to judge the account, and too wrong to be carried out. A
-//! recipient is connected to and nothing is sent to it.
+//! recipient is connected to and sent no message.
 
 mod odd;
 
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use redis::Value;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
+use ureq::http::Uri;
 
 use super::{Error, Exit, ago, at_ms, n_of, utc, visible};
 use crate::config::queue_url::{Node, QueueUrl};
@@ -21,14 +22,15 @@ use crate::config::{self, Check, Config, Repair};
 use crate::envelope::Envelope;
 use crate::guard::Guard;
 use crate::journal::spell;
+use crate::policy::{self, Attempt, Outcome};
 use crate::poster::proxy::Proxies;
-use crate::poster::{self, Poster, is_secure, port};
+use crate::poster::{self, Poster, is_secure, is_websocket, port};
 use crate::queue::adopt::Schedule;
 use crate::queue::advice::Persistence;
 use crate::queue::operator::{Operator, Overview, read};
 use crate::queue::redis_list::{Keys, Pop, RedisList};
 use crate::queue::server::Server;
-use crate::queue::{self, advice, sentinel};
+use crate::queue::{self, History, advice, sentinel};
 
 /// Clocks further apart than this make times hard to compare.
 const CLOCKS_APART: Duration = Duration::from_secs(10);
@@ -44,12 +46,12 @@ const N_PINGS: usize = 9;
 pub fn run(options: &Check) -> Result<Exit, Error> {
     let mut report = Report::default();
     let config = &options.config;
-    let (guard, tls) = check_options(config, &mut report)?;
+    let (guard, poster) = check_options(config, &mut report)?;
     if let Err(error) = check_redis(config, guard.as_ref(), options.repair, &mut report)? {
         report.mend("Redis", error)?;
     }
     if let Some(endpoint) = &options.endpoint {
-        check_endpoint(config, guard.as_ref(), tls, endpoint, &mut report)?;
+        check_endpoint(config, guard.as_ref(), poster.as_ref(), endpoint, &mut report)?;
     }
     Ok(if report.n_to_mend == 0 { Exit::Done } else { Exit::Nothing })
 }
@@ -82,8 +84,8 @@ impl Report {
     }
 }
 
-/// What only an agent would find out when it starts; its address policy and settings of TLS.
-fn check_options(config: &Config, report: &mut Report) -> Result<(Option<Guard>, Option<Arc<ClientConfig>>), Error> {
+/// What only an agent would find out when it starts; its address policy, and what it would post with.
+fn check_options(config: &Config, report: &mut Report) -> Result<(Option<Guard>, Option<Poster>), Error> {
     let guard = match Guard::new(&config.allow_net, &config.deny_net, &[]) {
         Ok(guard) => guard.https_only(config.https_only).proxy_resolves(config.proxy_resolves),
         Err(why) => {
@@ -105,6 +107,8 @@ fn check_options(config: &Config, report: &mut Report) -> Result<(Option<Guard>,
         }
     }
     let options = poster::Options {
+        connect_timeout: config.connect_timeout,
+        timeout: config.timeout,
         roots: config.redis.roots,
         ca_file: config.ca_file.clone(),
         client_certificate: config.client_certificate.clone(),
@@ -113,7 +117,7 @@ fn check_options(config: &Config, report: &mut Report) -> Result<(Option<Guard>,
         proxies,
         ..poster::Options::default()
     };
-    let mut tls = None;
+    let mut usable = None;
     match Poster::new(options) {
         Ok(poster) => {
             report.ok("options", "can be used")?;
@@ -122,7 +126,7 @@ fn check_options(config: &Config, report: &mut Report) -> Result<(Option<Guard>,
             if let Some(trouble) = trouble {
                 report.note("roots", trouble)?;
             }
-            tls = Some(poster.tls_settings());
+            usable = Some(poster);
         }
         Err(why) => report.mend("options", why)?,
     }
@@ -154,7 +158,7 @@ fn check_options(config: &Config, report: &mut Report) -> Result<(Option<Guard>,
             guard.own().add(address, "status server");
         }
     }
-    Ok((Some(guard), tls))
+    Ok((Some(guard), usable))
 }
 
 /// The inner error is why Redis could not be asked any further.
@@ -609,12 +613,12 @@ fn check_counts(overview: &Overview, keys: &Keys, report: &mut Report) -> Result
     }
 }
 
-/// Resolves, is allowed, and takes a connection (with TLS for https). No request is made: a
-/// recipient may take any request for a message.
+/// Resolves, is allowed, and takes a connection (with TLS for https and wss), and for ws and wss a handshake.
+/// No request is made of http: a recipient may take any for a message.
 fn check_endpoint(
     config: &Config,
     guard: Option<&Guard>,
-    tls: Option<Arc<ClientConfig>>,
+    poster: Option<&Poster>,
     endpoint: &str,
     report: &mut Report,
 ) -> Result<(), Error> {
@@ -682,20 +686,44 @@ fn check_endpoint(
         Err(why) => return report.mend(WHAT, why),
     };
     let took = began.elapsed();
+    let nothing_sent = if is_websocket(uri) { "" } else { "; nothing was sent" };
     if !is_tls {
-        return report.ok(WHAT, format!("takes a connection, in {}; nothing was sent", micro(took)));
+        report.ok(WHAT, format!("takes a connection, in {}{nothing_sent}", micro(took)))?;
     }
     // Without settings it has been said why.
-    let Some(tls) = tls else { return Ok(()) };
-    match agree_on_tls(config, tls, bare, stream) {
-        Ok(version) => report.ok(
-            WHAT,
-            format!(
-                "takes a connection, in {}, and agrees on {version} with a good certificate; nothing was sent",
-                micro(took)
-            ),
-        ),
-        Err(why) => report.mend(WHAT, format!("TLS: {why}")),
+    let Some(poster) = poster else { return Ok(()) };
+    if is_tls {
+        match agree_on_tls(config, poster.tls_settings(), bare, stream) {
+            Ok(version) => report.ok(
+                WHAT,
+                format!(
+                    "takes a connection, in {}, and agrees on {version} with a good certificate{nothing_sent}",
+                    micro(took)
+                ),
+            )?,
+            Err(why) => return report.mend(WHAT, format!("TLS: {why}")),
+        }
+    }
+    match is_websocket(uri) {
+        true => check_handshake(poster, uri, report),
+        false => Ok(()),
+    }
+}
+
+/// Opens a WebSocket, and sends nothing.
+fn check_handshake(poster: &Poster, uri: &Uri, report: &mut Report) -> Result<(), Error> {
+    const WHAT: &str = "endpoint";
+    let Err(attempt) = poster.try_websocket(uri) else {
+        return report.ok(WHAT, "opens a WebSocket; no message was sent");
+    };
+    match policy::judge(&attempt, &History::default(), &policy::Retry::default()) {
+        Outcome::Later { error, .. } if matches!(attempt, Attempt::Unopened { status: 307 | 308, .. }) => {
+            report.note(WHAT, format!("answers the handshake of a WebSocket with {error}; it is not followed here"))
+        }
+        Outcome::Later { error: why, .. } | Outcome::Dead { reason: why, .. } => {
+            report.mend(WHAT, format!("opens no WebSocket: {why}"))
+        }
+        Outcome::Delivered => Ok(()),
     }
 }
 

@@ -2,7 +2,9 @@
 //! it arrives. One thread a connection, at most `CONNECTIONS` of them; a body is counted,
 //! not kept, but for its first bytes. It speaks enough HTTP/1.1 to be fast and strict:
 //! keep-alive, lengths, chunks, `Expect: 100-continue`; whatever is framed in two ways or
-//! none is refused. It ends after `--count` requests, or by a signal.
+//! none is refused. WebSocket is in a file of its own. It ends after `--count` requests, or by a signal.
+
+mod websocket;
 
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
@@ -102,6 +104,16 @@ fn serve(stream: TcpStream, peer: SocketAddr, recipient: &Recipient) -> io::Resu
     let mut connection = Connection { stream, buffer: Vec::with_capacity(4096), used: 0, deadline: Instant::now() };
     loop {
         match connection.request() {
+            Ok(Some(request)) if websocket::key(&request).is_some() && recipient.opens_websockets() => {
+                match websocket::serve(&mut connection, request, peer, recipient) {
+                    Ok(()) => return Ok(()),
+                    Err(Unreadable::Gone(error)) => return Err(error),
+                    Err(Unreadable::Refused(code, why)) => {
+                        recipient.refuse(code, peer, why);
+                        return Ok(());
+                    }
+                }
+            }
             Ok(Some(request)) => {
                 let keep_alive = request.keep_alive;
                 if !recipient.take(&request, peer, &mut connection)? || !keep_alive {
@@ -111,7 +123,7 @@ fn serve(stream: TcpStream, peer: SocketAddr, recipient: &Recipient) -> io::Resu
             Ok(None) => return Ok(()),
             Err(Unreadable::Gone(error)) => return Err(error),
             Err(Unreadable::Refused(status, why)) => {
-                recipient.show(&format!("{} refused with {status} from {peer}: {why}\n", utc(SystemTime::now())));
+                recipient.refuse(status, peer, why);
                 return connection.refuse(status);
             }
         }
@@ -121,29 +133,44 @@ fn serve(stream: TcpStream, peer: SocketAddr, recipient: &Recipient) -> io::Resu
 impl Recipient {
     /// Shows and answers; false if it was one more than `--count`.
     fn take(&self, request: &Request, peer: SocketAddr, connection: &mut Connection) -> io::Result<bool> {
-        let number = self.taken.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.options.count.is_some_and(|count| number > count) {
-            return Ok(false);
-        }
-        self.show(&self.text_of(number, request, peer));
+        let Some(number) = self.number() else { return Ok(false) };
+        self.show(&self.text_of(number, request, peer, &format!("answered {}", self.options.status)));
         if !self.options.delay.is_zero() {
             thread::sleep(self.options.delay);
         }
         let written = connection.stream.write_all(answer(self.options.status, request.keep_alive).as_bytes());
-        if Some(self.answered.fetch_add(1, Ordering::Relaxed) + 1) == self.options.count {
-            let _ = self.end.try_send(Ok(Exit::Done));
-        }
+        self.done();
         written.map(|()| true)
     }
 
-    fn text_of(&self, number: u64, request: &Request, peer: SocketAddr) -> String {
+    /// Of one that has arrived; `None` if it is one more than `--count`.
+    fn number(&self) -> Option<u64> {
+        let number = self.taken.fetch_add(1, Ordering::Relaxed) + 1;
+        self.options.count.is_none_or(|count| number <= count).then_some(number)
+    }
+
+    /// One has been answered.
+    fn done(&self) {
+        if Some(self.answered.fetch_add(1, Ordering::Relaxed) + 1) == self.options.count {
+            let _ = self.end.try_send(Ok(Exit::Done));
+        }
+    }
+
+    fn opens_websockets(&self) -> bool {
+        (200..=299).contains(&self.options.status)
+    }
+
+    fn refuse(&self, status: u16, peer: SocketAddr, why: &str) {
+        self.show(&format!("{} refused with {status} from {peer}: {why}\n", utc(SystemTime::now())));
+    }
+
+    fn text_of(&self, number: u64, request: &Request, peer: SocketAddr, answer: &str) -> String {
         let mut text = format!(
-            "{} #{number} {} {} {} bytes from {peer}, answered {}\n",
+            "{} #{number} {} {} {} bytes from {peer}, {answer}\n",
             utc(SystemTime::now()),
             request.method,
             visible(&request.path),
             request.body.total,
-            self.options.status
         );
         if self.options.quiet {
             return text;
@@ -240,7 +267,7 @@ struct Connection {
 impl Connection {
     /// The next request; `None` if the connection ended before one began.
     fn request(&mut self) -> Result<Option<Request>, Unreadable> {
-        self.deadline = Instant::now() + IDLE + REQUEST;
+        self.begin();
         if self.unused().is_empty() && !self.read_more()? {
             return Ok(None);
         }
@@ -253,6 +280,11 @@ impl Connection {
             Framing::Chunks => self.chunks(&mut request.body)?,
         }
         Ok(Some(request))
+    }
+
+    /// The time of something that is to arrive begins.
+    fn begin(&mut self) {
+        self.deadline = Instant::now() + IDLE + REQUEST;
     }
 
     fn head(&mut self) -> Result<(Request, Framing, bool), Unreadable> {

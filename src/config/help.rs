@@ -176,12 +176,14 @@ input for - or when nothing is said.
 const LISTEN: &str = "\
 acapy-deliver listen [options] [HOST:PORT]
 
-Is a recipient for trying things out: answers every request and shows it. Listens
-on 127.0.0.1:8030 unless told otherwise; port 0 takes a free one. The first line
-of output says where it listens.
+Is a recipient for trying things out: answers every request and shows it, and takes
+WebSockets at the same port and shows their messages. Listens on 127.0.0.1:8030
+unless told otherwise; port 0 takes a free one. The first line of output says where.
 
-  --status N                 answer with this status, 200 to 599
+  --status N                 answer with this status, 200 to 599 (2xx opens WebSockets)
                              [200]                   ACAPY_DELIVER_STATUS
+  --close CODE               close WebSockets with this code, 1000 to 4999
+                             [1000]                  ACAPY_DELIVER_CLOSE
   --delay TIME               wait so long before each answer, as in 200ms or 5s
                              [0s]                    ACAPY_DELIVER_DELAY
   --quiet                    one line a request, without headers and payload

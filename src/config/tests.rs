@@ -456,13 +456,14 @@ fn enqueue_takes_its_payload_from_one_place() {
 
 #[test]
 fn listen_and_status_and_check_have_their_options() {
-    let listen = |address: &str, status, delay, quiet, count| {
+    let listen = |address: &str, (status, close), delay, quiet, count| {
         let delay = Duration::from_millis(delay);
-        Ok(Command::Listen(Listen { address: address.into(), status, delay, quiet, count }))
+        Ok(Command::Listen(Listen { address: address.into(), status, close, delay, quiet, count }))
     };
-    assert_eq!(parsed("listen", &[]), listen("127.0.0.1:8030", 200, 0, false, None));
-    let line = "listen localhost:0 --status 503 --delay 200ms --quiet --count 3";
-    assert_eq!(parsed(line, &[]), listen("localhost:0", 503, 200, true, Some(3)));
+    assert_eq!(parsed("listen", &[]), listen("127.0.0.1:8030", (200, 1000), 0, false, None));
+    let line = "listen localhost:0 --status 503 --close 1009 --delay 200ms --quiet --count 3";
+    assert_eq!(parsed(line, &[]), listen("localhost:0", (503, 1009), 200, true, Some(3)));
+    refused("listen --close 200", &[], &["'--close'", "1000 to 4999"]);
     refused("listen 8030", &[], &["'8030'", "127.0.0.1"]);
     refused("listen --status 100", &[], &["'--status'", "200 to 599"]);
 

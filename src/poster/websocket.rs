@@ -62,27 +62,12 @@ impl WebSocket {
 
     fn try_post(&self, course: &Course, parcel: &Parcel) -> Result<Reply, Attempt> {
         let uri = &course.uri;
-        let key = BASE64_STANDARD.encode(random::<16>());
-        let request = request(uri, parcel, course.left_origin, &key).map_err(|reason| Attempt::Refused { reason })?;
-        let mut stream = self.open(course).map_err(|error| self.spell(error, uri))?;
-        let answer = ask(&mut stream, &request).map_err(|error| self.spell(error, uri))?;
-        let head = read_head(&answer, uri)?;
-        if head.status != 101 {
-            let attempt = Attempt::Unopened {
-                status: head.status,
-                retry_after: head.retry_after,
-                note: not_followed(head.status),
-            };
-            return Ok(match head.location {
-                Some(location) => Reply::Redirect { location, attempt },
-                None => Reply::Attempt(attempt),
-            });
-        }
-        if let Some(fault) = head.fault(&key) {
-            return Err(failed(Failure::Broken, &format!("no WebSocket: answer 101 {fault}"), uri));
-        }
+        let (stream, early) = match self.open(course, parcel)? {
+            Opened::Yes(stream, early) => (stream, early),
+            Opened::No(reply) => return Ok(reply),
+        };
         let mut dialogue = Dialogue { stream, heard: Heard::default() };
-        dialogue.heard.take(&answer[head.length..]);
+        dialogue.heard.take(&early);
         let (sent, ended) = match dialogue.send_message(parcel.payload) {
             Ok(sent) => (sent, dialogue.wait_for_close()),
             Err(error) => (false, Err(error)),
@@ -95,7 +80,36 @@ impl WebSocket {
         Err(self.unanswered(ended, sent, dialogue.heard.fault, uri))
     }
 
-    fn open(&self, course: &Course) -> Result<Stream, Error> {
+    /// The handshake alone; what it came to if it opened nothing.
+    pub(super) fn try_opening(&self, course: &Course, parcel: &Parcel) -> Result<(), Attempt> {
+        match self.open(course, parcel)? {
+            Opened::Yes(..) => Ok(()),
+            Opened::No(Reply::Attempt(attempt) | Reply::Redirect { attempt, .. }) => Err(attempt),
+        }
+    }
+
+    fn open(&self, course: &Course, parcel: &Parcel) -> Result<Opened, Attempt> {
+        let uri = &course.uri;
+        let key = BASE64_STANDARD.encode(random::<16>());
+        let request = request(uri, parcel, course.left_origin, &key).map_err(|reason| Attempt::Refused { reason })?;
+        let mut stream = self.connect(course).map_err(|error| self.spell(error, uri))?;
+        let mut answer = ask(&mut stream, &request).map_err(|error| self.spell(error, uri))?;
+        let head = read_head(&answer, uri)?;
+        if head.status != 101 {
+            let note = not_followed(head.status);
+            let attempt = Attempt::Unopened { status: head.status, retry_after: head.retry_after, note };
+            return Ok(Opened::No(match head.location {
+                Some(location) => Reply::Redirect { location, attempt },
+                None => Reply::Attempt(attempt),
+            }));
+        }
+        if let Some(fault) = head.fault(&key) {
+            return Err(failed(Failure::Broken, &format!("no WebSocket: answer 101 {fault}"), uri));
+        }
+        Ok(Opened::Yes(stream, answer.split_off(head.length)))
+    }
+
+    fn connect(&self, course: &Course) -> Result<Stream, Error> {
         let now = Instant::now();
         let left = course.deadline.saturating_duration_since(now);
         let (within, reason) = match self.patience.connect < left {
@@ -132,6 +146,13 @@ impl WebSocket {
         let words = if sent { format!("{words}: {MAY_HAVE_ARRIVED}") } else { words };
         failed(failure, &words, uri)
     }
+}
+
+/// What a handshake came to.
+enum Opened {
+    /// With what came behind the answer at once.
+    Yes(Stream, Vec<u8>),
+    No(Reply),
 }
 
 /// The request of a handshake.

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `delivery.rs` | what arrives when nothing fails: bytes, headers, sharing, waiting, sizes, redirects |
 //! | `answers.rs` | recipients that answer oddly, late, twice or not at all: what counts as an answer |
+//! | `websocket.rs` | what goes over ws, also to recipients that others wrote |
 //! | `proxies.rs` | what goes through a proxy, and what does not even so |
 //! | `retry.rs` | what is attempted again, when, and when no more |
 //! | `lanes.rs` | a bad endpoint delays nobody else; messages that nobody survives |
@@ -49,3 +50,4 @@ mod shares;
 mod shutdown;
 mod support;
 mod today;
+mod websocket;

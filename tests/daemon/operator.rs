@@ -86,6 +86,40 @@ fn a_listener_that_plays_a_bad_recipient_is_tried_again() {
 }
 
 #[test]
+fn a_listener_takes_websockets_and_closes_them_as_it_is_told() {
+    let redis = Redis::start();
+    let _agent = Agent::start(&redis, &["--retry-first", "300ms", "--retry-max", "500ms"]);
+    let send = |address: &str, path: &str, text: &str| {
+        let url = format!("ws://{address}/{path}");
+        assert_code(&run_to_end(&["enqueue", "-oq", &redis.url(), "--endpoint", &url, "--text", text]), 0);
+    };
+    let mut listener = Listener::start(&["listen", "127.0.0.1:0", "--count", "2"]);
+    send(&listener.address, "inbox", "how are you");
+    listener.wait_for("WebSocket /inbox 11 bytes");
+    listener.wait_for("how are you");
+    send(&listener.address, "inbox", &"x".repeat(70_000));
+    listener.wait_for("WebSocket /inbox 70000 bytes");
+    redis.wait_empty(SOON);
+    crate::support::eventually("it ends after two messages", SOON, || listener.ended());
+
+    let closing = Listener::start(&["listen", "127.0.0.1:0", "--close", "1009"]);
+    send(&closing.address, "large", "x");
+    crate::support::eventually_eq("it is dead", SOON, 1, || redis.dead().len());
+    assert!(redis.dead()[0].history.contains("closed with 1009 (too big)"));
+
+    let refusing = Listener::start(&["listen", "127.0.0.1:0", "--status", "404"]);
+    send(&refusing.address, "refused", "x");
+    refusing.wait_for("GET /refused");
+    let address = refusing.address.clone();
+    let asked = format!("ws://{address}/");
+    assert_checked(&redis.url(), &["--endpoint", &asked], 1, "mend", &["opens no WebSocket: 404 Not Found"]);
+    drop(refusing);
+    let good = Listener::start(&["listen", &address]);
+    good.wait_for("WebSocket /refused 1 bytes");
+    redis.wait_empty_but_dead(SOON);
+}
+
+#[test]
 fn check_passes_on_a_redis_that_is_well_set_up() {
     let redis = Redis::start();
     let output = run_to_end(&["check", "-oq", &redis.url()]);
@@ -710,6 +744,12 @@ fn check_tries_a_recipient_without_sending_it_anything() {
     );
     let https = url.replace("http:", "https:");
     let quick = ["--endpoint", &https, "--connect-timeout", "300ms"];
+    assert_checked(&redis.url(), &quick, 1, "mend", &["endpoint", "TLS"]);
+    // To ws it makes a handshake, and no message.
+    let opens = ["endpoint", "opens a WebSocket; no message was sent"];
+    assert_checked(&redis.url(), &["--endpoint", &sink.ws_url()], 0, "ok", &opens);
+    let wss = sink.ws_url().replace("ws:", "wss:");
+    let quick = ["--endpoint", &wss, "--connect-timeout", "300ms"];
     assert_checked(&redis.url(), &quick, 1, "mend", &["endpoint", "TLS"]);
     assert_eq!(sink.n_requests(), 0);
     sink.stop();

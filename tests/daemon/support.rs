@@ -12,6 +12,7 @@ mod cluster;
 mod redis_server;
 mod sentinels;
 mod sink;
+mod websocket;
 pub mod wire;
 
 use std::fmt::Debug;

@@ -1,7 +1,8 @@
 //! The recipients: an HTTP server in the test's own process that records every request before it
 //! answers, and behaves as the test says. One thread for each connection, keep-alive, bodies by
 //! length or in chunks. It understands no more of HTTP than an agent's POST needs, and everything
-//! it reads and waits for is bounded.
+//! it reads and waits for is bounded. Who asks for a WebSocket gets one, and its message is a request of
+//! the method `WEBSOCKET`, whose answer is a close frame (`websocket.rs`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::own_address;
+use super::{own_address, websocket};
 
 /// A recipient with one origin or several; all share the record and the behaviour.
 pub struct Sink {
@@ -196,6 +197,11 @@ impl Sink {
         &self.addresses
     }
 
+    /// The same by WebSocket.
+    pub fn ws_url(&self) -> String {
+        format!("ws://{}", self.address())
+    }
+
     /// `http://127.x.y.z:port` of the first origin, without a path.
     pub fn url(&self) -> String {
         format!("http://{}", self.address())
@@ -302,6 +308,10 @@ fn serve(
     stream.set_nodelay(true)?;
     let mut reader = BufReader::new(stream);
     while let Some((mut request, keep)) = read_request(&mut reader, origin, connection)? {
+        let is_websocket = websocket::is_asked_for(&request);
+        if is_websocket {
+            websocket::open(&mut reader, stream, &mut request)?;
+        }
         let behaviour = shared.behaviour.lock().unwrap().clone();
         let answer = behaviour(&request);
         if let Answer::Reply(reply) = &answer {
@@ -314,6 +324,7 @@ fn serve(
                 return Ok(());
             }
             Answer::Cut => return Ok(()),
+            Answer::BreakOff if is_websocket => return websocket::break_off(stream),
             Answer::BreakOff => {
                 return (&mut &*stream).write_all(b"HTTP/1.1 200 OK\r\nContent-Le");
             }
@@ -321,6 +332,9 @@ fn serve(
                 // An answer that is due when the sink stops is not given.
                 if !reply.delay.is_zero() && stopped.recv_timeout(reply.delay) == Err(GONE) {
                     return Ok(());
+                }
+                if is_websocket {
+                    return websocket::close(&mut reader, stream, reply.status);
                 }
                 write_reply(stream, &reply, keep)?;
             }
@@ -391,7 +405,7 @@ fn read_body(reader: &mut impl BufRead, request: &Request) -> io::Result<Vec<u8>
     Ok(body)
 }
 
-fn read_exactly(reader: &mut impl BufRead, size: u64, body: &mut Vec<u8>) -> io::Result<()> {
+pub(super) fn read_exactly(reader: &mut impl BufRead, size: u64, body: &mut Vec<u8>) -> io::Result<()> {
     if body.len() as u64 + size > MAX_BODY {
         return Err(io::Error::other("a body too large for these tests"));
     }
