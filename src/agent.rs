@@ -332,7 +332,7 @@ impl Agent {
         let settlement = Settlement { id, origin: origin.clone(), place, history, kept: None };
         self.shared.report(Report::Settle(settlement));
         if self.ordered {
-            self.shared.report(Report::Lane(LaneChange::Close {
+            self.shared.report(Report::Lane(LaneChange::Down {
                 origin,
                 after: delay,
                 failures: 1,

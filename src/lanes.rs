@@ -2,14 +2,14 @@
 //!
 //! A plain data structure: it knows no clock (`now` is an argument), no sockets
 //! and no threads. What it wants done (send these to the workers, settle those,
-//! tell the queue of a lane that closed) it writes into [`Effects`].
+//! tell the queue of a lane that went down) it writes into [`Effects`].
 //!
-//! A lane is *new* (no delivery yet), *open* (proven by a delivery) or *closed*
+//! A lane is *untried* (no delivery yet), *up* (proven by a delivery) or *down*
 //! (failed since). It holds its claims oldest first and lets as many of them out
 //! to the workers as its window allows. What may not stay in memory, or must wait
-//! until a closed lane is tried, is put to wait in the queue, by origin and age;
-//! the queue gives it back by itself, one message to try a closed lane and more
-//! once it is open. So nothing here is timed, and nothing is moved back and forth.
+//! until a lane that is down is tried, is put to wait in the queue, by origin and age;
+//! the queue gives it back by itself, one message to try a lane that is down and more
+//! once it is up. So nothing here is timed, and nothing is moved back and forth.
 //!
 //! | file | its part |
 //! |---|---|
@@ -203,14 +203,14 @@ pub struct Lanes {
     /// Lanes that failed (fast, slowly) with a probe to send and no slot; first come, first served.
     failed_without_slot: VecDeque<usize>,
     failed_slowly_without_slot: VecDeque<usize>,
-    /// Open lanes with claims to send that no worker is left for, since they are not known to be fast.
+    /// Lanes that are up with claims to send that no worker is left for, since they are not known to be fast.
     exposed_without_slot: VecDeque<usize>,
     /// Whether failed lanes go before new ones where both may have the next slot: in turn.
     failed_first: bool,
-    /// Open lanes that hold claims back because of what is out.
+    /// Lanes that are up that hold claims back because of what is out.
     watched: VecDeque<usize>,
     nudged: Option<Instant>,
-    /// Open lanes of which the queue has more waiting.
+    /// Lanes that are up of which the queue has more waiting.
     wanting: VecDeque<usize>,
     /// Every claim not yet confirmed settled.
     held: HashMap<Id, Hold, BuildHasherDefault<IdHasher>>,
@@ -317,13 +317,13 @@ impl Lanes {
         self.filing.is_empty() && self.n_held() + worth_it <= limit && self.bytes() < self.limits.bytes
     }
 
-    /// Whether some open lane has more waiting in the queue: then the reader looks
+    /// Whether some lane that is up has more waiting in the queue: then the reader looks
     /// there again soon, in place of waiting for new messages alone.
     pub fn is_draining(&self) -> bool {
         !self.wanting.is_empty()
     }
 
-    /// Whether some open lane has room for more of what waits.
+    /// Whether some lane that is up has room for more of what waits.
     pub fn is_hungry(&self) -> bool {
         self.wanting.iter().any(|&at| self.lanes[at].held.len() <= self.kept_of_waiting() / 2)
     }
@@ -346,45 +346,45 @@ impl Lanes {
                 effects.changes.push(LaneChange::Freed(lane.origin.clone()));
                 return self.put_to_wait(&claim, None, now, effects);
             }
-            // What the lane gave back (when it closed, or held too much) may not have been there yet when
-            // the queue looked: then this one is not the oldest, and not the queue's answer to the closing.
+            // What the lane gave back (when it went down, or held too much) may not have been there yet when
+            // the queue looked: then this one is not the oldest, and not the queue's answer to the lane's going down.
             Source::Waiting { probe } if lane.parked.first().is_some_and(|parked| *parked < claim.id) => {
                 if probe {
-                    let (origin, after) = (lane.origin.clone(), lane.until_open(now));
+                    let (origin, after) = (lane.origin.clone(), lane.until_tried(now));
                     effects.changes.push(LaneChange::Due { origin, after });
                 }
                 return self.put_to_wait(&claim, None, now, effects);
             }
-            // Another agent has the lane open.
+            // For another agent the lane is up.
             Source::Waiting { probe: false } => {
-                if lane.state != State::Open {
-                    self.open(at, true, now, effects);
+                if lane.state != State::Up {
+                    self.go_up(at, true, now, effects);
                 }
             }
             Source::Waiting { probe: true } => {
                 match lane.state {
-                    State::Closed => lane.closed_until = None,
+                    State::Down => lane.down_until = None,
                     // The queue has set a time aside for the probe; this lane needs none.
-                    State::Open => effects.changes.push(LaneChange::Open(lane.origin.clone())),
-                    State::New => {}
+                    State::Up => effects.changes.push(LaneChange::Up(lane.origin.clone())),
+                    State::Untried => {}
                 }
             }
             Source::Retry | Source::Queue => {
-                let closed = lane.state == State::Closed;
-                // With nothing waiting there is nothing else to try a closed lane with.
-                let may_probe = !lane.has_waiting && lane.until_open(now).is_zero() && lane.is_idle();
+                let is_down = lane.state == State::Down;
+                // With nothing waiting there is nothing else to try it with.
+                let may_probe = !lane.has_waiting && lane.until_tried(now).is_zero() && lane.is_idle();
                 if claim.has_own_backoff() {
                     // When the lane may be tried, it is tried with what waits for it. With this one only if nothing
                     // does, or a while later: what is known to wait may be gone by another agent's hand, and a
-                    // lane all of whose messages are on a backoff of their own would stay closed for good.
+                    // lane all of whose messages are on a backoff of their own would stay down for good.
                     let patience =
                         if lane.has_waiting { self.limits.retry_first.max(AFTER_LACKING) } else { Duration::ZERO };
-                    let may_probe = lane.closed_until.is_none_or(|until| until + patience <= now) && lane.is_idle();
-                    if closed && !may_probe {
+                    let may_probe = lane.down_until.is_none_or(|until| until + patience <= now) && lane.is_idle();
+                    if is_down && !may_probe {
                         return self.put_off(&claim, now, effects);
                     }
-                } else if (lane.has_waiting || closed) && !(closed && may_probe)
-                    || lane.state == State::New && self.shares.held_unproven >= self.limits.messages / 2
+                } else if (lane.has_waiting || is_down) && !(is_down && may_probe)
+                    || lane.state == State::Untried && self.shares.held_unproven >= self.limits.messages / 2
                 {
                     if claim.source == Source::Retry {
                         effects.changes.push(LaneChange::Freed(lane.origin.clone()));
@@ -412,11 +412,11 @@ impl Lanes {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LaneCounts {
     /// Lanes with no delivery yet.
-    pub new: usize,
+    pub untried: usize,
     /// Lanes that deliver.
-    pub open: usize,
+    pub up: usize,
     /// Lanes that failed since their last delivery.
-    pub closed: usize,
+    pub down: usize,
     /// Claims not yet confirmed settled.
     pub held: usize,
     /// Bytes of those not yet attempted to an end, or kept until it is confirmed that they are put off.

@@ -59,7 +59,7 @@ impl Outbox {
         self.backlog.settlements.push(settlement);
     }
 
-    /// A lane opened or closed.
+    /// A lane came up or went down.
     pub fn change(&mut self, change: LaneChange) {
         self.backlog.changes.push(change);
     }
@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn a_call_is_the_same_until_it_is_confirmed_and_changes_come_after_all_settlements() {
         let mut outbox = outbox(&[None; 3]);
-        outbox.change(LaneChange::Open(Arc::from("http://a:80")));
+        outbox.change(LaneChange::Up(Arc::from("http://a:80")));
         let next = |outbox: &mut Outbox| {
             outbox.next(2).map(|(call, batch)| (call, ids(&batch.settlements), batch.changes.len()))
         };

@@ -3,9 +3,9 @@
 //! and no source of randomness: those are arguments.
 //!
 //! It promises that every attempt has exactly one outcome, that only a 2xx
-//! answer delivers, or over WebSocket a close without complaint after the whole message, and that reasons of death stay few in kind, so that dead
-//! letters can be counted by them. It leaves to the lanes what a fault closes,
-//! and to the queue how old a message is.
+//! answer delivers, or over WebSocket a close without complaint after the whole message, and that reasons of
+//! death stay few in kind, so that dead letters can be counted by them. It leaves to the lanes what a fault
+//! brings down, and to the queue how old a message is.
 
 use std::time::{Duration, SystemTime};
 
@@ -195,9 +195,9 @@ fn spell_duration(duration: Duration) -> String {
     format!("{}{name}", millis / unit)
 }
 
-/// How long a lane stays closed after its `n_failures`th failure since its last
+/// How long a lane stays down after its `n_failures`th failure since its last
 /// delivery: `first` × 2^(n−1), at most `max`, then varied by up to a fifth either
-/// way, so that lanes that closed together do not reopen together. `jitter` is a
+/// way, so that lanes that went down together are not tried together. `jitter` is a
 /// random number from −1 to 1.
 pub fn lane_backoff(n_failures: u32, first: Duration, max: Duration, jitter: f64) -> Duration {
     doubled(n_failures, first, max).mul_f64(1.0 + 0.2 * jitter.clamp(-1.0, 1.0))
@@ -346,7 +346,7 @@ pub enum Outcome {
 /// Whose fault a failed attempt was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
-    /// No way to the endpoint, whatever the message: no address, no connection, no agreement on TLS. Its lane closes.
+    /// No way to the endpoint, whatever the message: no address, no connection, no agreement on TLS. Its lane goes down.
     Unreachable,
     /// The request got no answer: the endpoint is down, or this path of it is bad.
     NoAnswer,

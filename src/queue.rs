@@ -173,7 +173,7 @@ pub struct History {
 pub enum Source {
     /// From the queue itself: never claimed before.
     Queue,
-    /// From what waits for its lane: to try whether the lane is mended (`probe`), or because the lane is open.
+    /// From what waits for its lane: to try whether the lane is mended (`probe`), or because the lane is up.
     Waiting {
         /// Its lane failed, or was never tried.
         probe: bool,
@@ -218,7 +218,7 @@ pub struct Bounds {
     pub largest: usize,
     /// Messages that return (from the retry schedule or from waiting), while the queue has new ones.
     pub returning: usize,
-    /// Lanes that are open here and have messages waiting.
+    /// Lanes that are up here and have messages waiting.
     pub wants: Vec<Want>,
     /// Other lanes that have not failed and may be tried now, with one message each.
     pub probes: usize,
@@ -230,8 +230,8 @@ pub struct Bounds {
     pub probe_for: Duration,
     /// How many messages may be among them that were in flight in an agent that died: as many as go out at once.
     pub fragile: usize,
-    /// How many messages that two or more agents died of are here now: the more agents died of one,
-    /// the fewer of them are worked on together ([`Bounds::most_suspects`]).
+    /// How many messages that two or more agents died of are here now: the more agents died of one, the fewer of
+    /// them are worked on together, so that an innocent one never comes to its end beside a poisonous one.
     pub suspects: usize,
     /// The most agents that died of one of these.
     pub gravest: u32,
@@ -244,7 +244,7 @@ pub struct Bounds {
     pub seen: u64,
 }
 
-/// A lane that is open here and of which more waits in the queue.
+/// A lane that is up here and of which more waits in the queue.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Want {
     /// Its origin.
@@ -267,16 +267,6 @@ pub struct FailedLane {
 }
 
 impl Bounds {
-    /// How many messages that so many agents died of may be worked on together. An innocent one that was beside
-    /// a poisonous one each time never comes to five deaths but alone with it.
-    pub fn most_suspects(agents_died: u32) -> usize {
-        match agents_died {
-            0..=2 => 16,
-            3 => 4,
-            _ => 1,
-        }
-    }
-
     /// A claim of nothing but a value already popped.
     pub fn only(popped: Vec<u8>) -> Bounds {
         Bounds {
@@ -316,7 +306,7 @@ pub enum Claimed {
         failures: Vec<FailedLane>,
         /// Messages that were too large to be given out, and their sizes in bytes; they are dead.
         oversized: Vec<(Id, usize)>,
-        /// Time until a retry or a closed lane is due; `None` if nothing is scheduled.
+        /// Time until a retry or a lane that is down is due; `None` if nothing is scheduled.
         due_in: Option<Duration>,
         /// Whether the queue itself had more than was taken.
         more: bool,
@@ -375,9 +365,9 @@ impl fmt::Debug for Kept {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LaneChange {
     /// It may be used: a delivery succeeded.
-    Open(Arc<str>),
+    Up(Arc<str>),
     /// It failed, and may be tried after this long.
-    Close {
+    Down {
         /// Its origin.
         origin: Arc<str>,
         /// When it may be tried.

@@ -20,7 +20,7 @@ use crate::worker::panic_message;
 
 /// With nothing to claim, so long is waited at most: a stop is to be noticed.
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
-/// While open lanes have messages waiting in Redis, new messages are looked for this often.
+/// While lanes that are up have messages waiting in Redis, new messages are looked for this often.
 const DRAINING_WAIT: Duration = Duration::from_millis(5);
 /// While attempts of a lane that holds others back may become silent, the lanes are looked at this often.
 const WATCHING_WAIT: Duration = Duration::from_millis(50);

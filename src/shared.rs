@@ -22,7 +22,7 @@ use crate::queue::{AgentNumber, Bounds, HIGHEST_NUMBER, History, Id, LaneChange,
 pub enum Report {
     /// A claim came to an end, or has to go back.
     Settle(Settlement),
-    /// A lane opened or closed.
+    /// A lane came up or went down.
     Lane(LaneChange),
     /// The queue does not know the agent of this number any more, or its calls: join again.
     Gone(AgentNumber),
@@ -83,7 +83,7 @@ pub struct Shared {
 
 struct Inner {
     lanes: Lanes,
-    /// The lanes' sending end: closing it ends the workers.
+    /// The lanes' sending end: outage it ends the workers.
     ready: Option<Sender<Box<Claim>>>,
     reader_waits: bool,
 }
@@ -161,12 +161,12 @@ impl Shared {
         self.perform(inner, effects);
     }
 
-    /// Whether some open lane has more waiting in the queue.
+    /// Whether some lane that is up has more waiting in the queue.
     pub fn is_draining(&self) -> bool {
         self.inner().lanes.is_draining()
     }
 
-    /// Waits until an open lane has room for more of what waits in the queue, at most
+    /// Waits until a lane that is up has room for more of what waits in the queue, at most
     /// this long; the whole of it if one has, for then the queue has just given nothing.
     pub fn wait_until_hungry(&self, at_most: Duration) {
         let mut inner = self.inner();
@@ -251,7 +251,7 @@ impl Shared {
         let now = Instant::now();
         let mut effects = Effects::default();
         let mut inner = self.inner();
-        inner.lanes.finish_at(claim, outcome, guest_of, begun, now, &mut effects);
+        inner.lanes.finish(claim, outcome, guest_of, begun, now, &mut effects);
         let nobody_waits = inner.ready.as_ref().is_some_and(Sender::is_empty);
         let next = if nobody_waits && !effects.ready.is_empty() { Some(effects.ready.remove(0)) } else { None };
         self.perform(inner, effects);

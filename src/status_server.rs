@@ -405,10 +405,10 @@ impl Server {
         page.name("held_messages", "gauge", "Messages that this agent holds in memory.").value(&[], lanes.held);
         page.name("held_bytes", "gauge", "Bytes of the messages held and not yet attempted to an end.")
             .value(&[], lanes.bytes);
-        page.name("lanes", "gauge", "Endpoints (scheme, host, port) that this agent knows: new (no delivery yet), open, closed (failed since the last delivery).")
-            .value(&[("state", "new")], lanes.new)
-            .value(&[("state", "open")], lanes.open)
-            .value(&[("state", "closed")], lanes.closed);
+        page.name("lanes", "gauge", "Endpoints (scheme, host, port) that this agent knows: untried (no delivery yet), up, down (failed since the last delivery).")
+            .value(&[("state", "untried")], lanes.untried)
+            .value(&[("state", "up")], lanes.up)
+            .value(&[("state", "down")], lanes.down);
         if let Some(figures) = figures {
             of_the_queue(&mut page, figures);
         }

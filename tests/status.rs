@@ -117,8 +117,8 @@ fn what_happened_is_counted_and_promtool_finds_no_fault() {
     check("acapy_deliver_queue_messages{place=\"in_flight\"}", 0.0);
     check("acapy_deliver_queue_waiting_lanes", 1.0);
     check("acapy_deliver_queue_agents", 1.0);
-    check("acapy_deliver_lanes{state=\"open\"}", 1.0);
-    check("acapy_deliver_lanes{state=\"closed\"}", 1.0);
+    check("acapy_deliver_lanes{state=\"up\"}", 1.0);
+    check("acapy_deliver_lanes{state=\"down\"}", 1.0);
     check("acapy_deliver_held_messages", 0.0);
     check("acapy_deliver_redis_up", 1.0);
     check("acapy_deliver_ready", 1.0);

@@ -345,7 +345,7 @@ impl Seen {
 
 fn next_try(time: Option<u64>, now: u64) -> String {
     match time {
-        None => "open".to_string(),
+        None => "up".to_string(),
         Some(time) if time <= now => "now".to_string(),
         Some(time) => ago(at_ms(time), at_ms(now)),
     }

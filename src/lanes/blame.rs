@@ -1,4 +1,4 @@
-//! What an attempt does to its lane: it opens, narrows, closes, or stays as it is.
+//! What an attempt does to its lane: it comes up, narrows, goes down, or stays as it is.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,10 @@ use crate::queue::{LaneChange, Source};
 /// so an endpoint that takes four at once is kept near four.
 const WINDOWS_AT_CEILING: usize = 8;
 
-/// Different messages in a row that an endpoint may answer with a failure before the lane closes.
+/// Different messages in a row that an endpoint may answer with a failure before the lane goes down.
 const MESSAGES_AT_FAULT: usize = 10;
 
-/// Different messages in a row that may get no answer before a proven lane closes: fewer may be bad paths of a
+/// Different messages in a row that may get no answer before a proven lane goes down: fewer may be bad paths of a
 /// good endpoint.
 const UNANSWERED: usize = 12;
 
@@ -35,9 +35,9 @@ pub(super) struct Blame<'a> {
     pub(super) is_dead: bool,
 }
 
-/// Why and for how long a lane closes.
+/// Why and for how long a lane is down.
 #[derive(Clone, Copy)]
-struct Closing<'a> {
+struct Outage<'a> {
     why: &'a str,
     retry_after: Option<Duration>,
     /// Several messages say so, or whatever the message nothing reaches the endpoint.
@@ -53,13 +53,13 @@ impl Lanes {
         lane.at_fault.clear();
         lane.unanswered.clear();
         lane.last_delivery = Some(now);
-        if lane.state != State::Open {
+        if lane.state != State::Up {
             // However long ago it began: the endpoint has just answered.
-            let tell = lane.state == State::Closed || lane.has_waiting || claim.source != Source::Queue;
+            let tell = lane.state == State::Down || lane.has_waiting || claim.source != Source::Queue;
             if tell {
-                effects.changes.push(LaneChange::Open(lane.origin.clone()));
+                effects.changes.push(LaneChange::Up(lane.origin.clone()));
             }
-            self.open(at, true, now, effects);
+            self.go_up(at, true, now, effects);
         } else if was_full && lane.window < limits.endpoint_concurrency && !limits.ordered {
             lane.since_growth += 1;
             // Up to what it was throttled at by one per window, and only slowly into that again.
@@ -75,9 +75,9 @@ impl Lanes {
     pub(super) fn answers(&mut self, at: usize, now: Instant, effects: &mut Effects) {
         let lane = &mut self.lanes[at];
         lane.unanswered.clear();
-        if lane.state == State::Closed && !lane.is_refusing {
-            effects.changes.push(LaneChange::Open(lane.origin.clone()));
-            self.open(at, false, now, effects);
+        if lane.state == State::Down && !lane.is_refusing {
+            effects.changes.push(LaneChange::Up(lane.origin.clone()));
+            self.go_up(at, false, now, effects);
         }
     }
 
@@ -93,7 +93,7 @@ impl Lanes {
     ) {
         let Blame { fault, why, retry_after, is_dead } = blame;
         match fault {
-            Fault::Ours => return self.still_closed(at, now, effects),
+            Fault::Ours => return self.still_down(at, now, effects),
             Fault::Elsewhere if !self.limits.ordered => return self.answers(at, now, effects),
             _ => {}
         }
@@ -101,22 +101,22 @@ impl Lanes {
             return;
         }
         let is_overdue = self.is_overdue(claim, now);
-        let closing = Closing { why, retry_after, by_many: false, is_overdue };
+        let outage = Outage { why, retry_after, by_many: false, is_overdue };
         if self.limits.ordered {
             return if is_dead && fault == Fault::Message {
                 self.message_failed(at, claim, why, now, effects)
             } else {
-                self.close(at, closing, now, effects)
+                self.go_down(at, outage, now, effects)
             };
         }
         let lane = &mut self.lanes[at];
         match fault {
             // Whatever its path, nothing reaches this endpoint.
-            Fault::Unreachable => self.close(at, Closing { by_many: true, ..closing }, now, effects),
+            Fault::Unreachable => self.go_down(at, Outage { by_many: true, ..outage }, now, effects),
             Fault::Message => self.message_failed(at, claim, why, now, effects),
             Fault::Throttled | Fault::NoAnswer | Fault::Elsewhere | Fault::Ours => {
-                if lane.state != State::Open {
-                    return self.close(at, closing, now, effects);
+                if lane.state != State::Up {
+                    return self.go_down(at, outage, now, effects);
                 }
                 if fault == Fault::Throttled && lane.window > 1 {
                     lane.ceiling = lane.window;
@@ -135,7 +135,7 @@ impl Lanes {
                 let lately = |last: Instant| now.saturating_duration_since(last) < self.limits.retry_first;
                 let enough = if lane.last_delivery.is_some_and(lately) { UNANSWERED } else { UNANSWERED_FOR_LONG };
                 if lane.unanswered.len() >= enough {
-                    self.close(at, Closing { by_many: true, ..closing }, now, effects);
+                    self.go_down(at, Outage { by_many: true, ..outage }, now, effects);
                 }
             }
         }
@@ -146,70 +146,70 @@ impl Lanes {
         // It answers: so it is not down, whatever it thinks of this message.
         self.answers(at, now, effects);
         if claim.has_own_backoff() {
-            return self.still_closed(at, now, effects);
+            return self.still_down(at, now, effects);
         }
         let lane = &mut self.lanes[at];
         if !lane.at_fault.contains(&claim.id) {
             lane.at_fault.push(claim.id);
         }
         if lane.at_fault.len() >= MESSAGES_AT_FAULT {
-            self.close(at, Closing { why, retry_after: None, by_many: true, is_overdue: false }, now, effects);
+            self.go_down(at, Outage { why, retry_after: None, by_many: true, is_overdue: false }, now, effects);
             self.lanes[at].is_refusing = true;
-        } else if lane.state == State::Closed {
-            // The endpoint is alive, and only this message was a bad probe: another is tried soon. Closing
-            // for twice as long would keep all that waits from an endpoint that takes nine in ten.
+        } else if lane.state == State::Down {
+            // The endpoint is alive, and only this message was a bad probe: another is tried soon. To be
+            // down for twice as long would keep all that waits from an endpoint that takes nine in ten.
             let after = policy::lane_backoff(1, self.limits.retry_first, self.limits.retry_max, jitter);
-            lane.closed_until = Some(now + after);
+            lane.down_until = Some(now + after);
             effects.changes.push(LaneChange::Due { origin: lane.origin.clone(), after });
         }
     }
 
-    /// A probe of a lane that is not closed here: it was opened by another message meanwhile,
+    /// A probe of a lane that is not down here: another message brought it up meanwhile,
     /// or what became of the probe says nothing of the endpoint. The queue would leave the lane
     /// alone for the whole attempt that it set aside.
     pub(super) fn probe_ended(&mut self, at: usize, effects: &mut Effects) {
         let lane = &mut self.lanes[at];
-        if lane.state == State::Closed {
+        if lane.state == State::Down {
             return;
         }
-        let change = LaneChange::Open(lane.origin.clone());
+        let change = LaneChange::Up(lane.origin.clone());
         if !effects.changes.contains(&change) {
             effects.changes.push(change);
         }
         lane.has_waiting = true;
-        if lane.state == State::Open {
+        if lane.state == State::Up {
             self.start_wanting(at);
         }
     }
 
-    /// A closed lane whose probe said nothing about it stays closed, and is not left to
+    /// A lane whose probe said nothing about it stays down, and is not left to
     /// the time that was set aside for the probe.
-    pub(super) fn still_closed(&mut self, at: usize, now: Instant, effects: &mut Effects) {
+    pub(super) fn still_down(&mut self, at: usize, now: Instant, effects: &mut Effects) {
         let lane = &mut self.lanes[at];
-        if lane.state == State::Closed && lane.out.is_empty() && lane.guests == 0 && lane.closed_until.is_none() {
-            lane.closed_until = Some(now + AFTER_LACKING);
+        if lane.state == State::Down && lane.out.is_empty() && lane.guests == 0 && lane.down_until.is_none() {
+            lane.down_until = Some(now + AFTER_LACKING);
             effects.changes.push(LaneChange::Due { origin: lane.origin.clone(), after: AFTER_LACKING });
         }
     }
 
-    fn close(&mut self, at: usize, closing: Closing, now: Instant, effects: &mut Effects) {
+    fn go_down(&mut self, at: usize, outage: Outage, now: Instant, effects: &mut Effects) {
         let jitter = self.jitter();
         let Limits { retry_first, retry_max, .. } = self.limits;
         let lane = &mut self.lanes[at];
         lane.failures += 1;
-        lane.last_error = closing.why.to_string();
+        lane.last_error = outage.why.to_string();
         lane.is_refusing = false;
-        let delay = match closing.retry_after {
-            Some(wanted) if closing.by_many || lane.failures > 1 => wanted,
+        let delay = match outage.retry_after {
+            Some(wanted) if outage.by_many || lane.failures > 1 => wanted,
             Some(wanted) => wanted.min(ONE_MESSAGE_ASKS),
             None => policy::lane_backoff(lane.failures, retry_first, retry_max, jitter),
         };
-        let delay = if closing.is_overdue { delay.min(OVERDUE_EVERY) } else { delay };
-        self.close_for(at, delay, now, effects);
+        let delay = if outage.is_overdue { delay.min(OVERDUE_EVERY) } else { delay };
+        self.down_for(at, delay, now, effects);
     }
 
-    pub(super) fn close_for(&mut self, at: usize, delay: Duration, now: Instant, effects: &mut Effects) {
-        self.become_closed(at, now);
+    pub(super) fn down_for(&mut self, at: usize, delay: Duration, now: Instant, effects: &mut Effects) {
+        self.become_down(at, now);
         let held = self.change(at, |lane| {
             lane.window = 1;
             lane.careful = false;
@@ -217,14 +217,14 @@ impl Lanes {
             lane.at_fault.clear();
             lane.unanswered.clear();
             lane.epoch = Some(now);
-            lane.closed_until = Some(now + delay);
+            lane.down_until = Some(now + delay);
             lane.failures = lane.failures.max(1);
             std::mem::take(&mut lane.held)
         });
         let waiting = held.len();
         self.give_up(held, Some(delay), now, effects);
         let lane = &mut self.lanes[at];
-        effects.changes.push(LaneChange::Close {
+        effects.changes.push(LaneChange::Down {
             origin: lane.origin.clone(),
             after: delay,
             failures: lane.failures,
@@ -240,23 +240,23 @@ impl Lanes {
         });
     }
 
-    pub(super) fn become_closed(&mut self, at: usize, now: Instant) {
+    pub(super) fn become_down(&mut self, at: usize, now: Instant) {
         self.change(at, |lane| {
-            lane.state = State::Closed;
+            lane.state = State::Down;
             lane.failing_since.get_or_insert(now);
         });
         self.stop_wanting(at);
     }
 
     /// `by_delivery`: not only by an answer, after which the next failure counts on.
-    pub(super) fn open(&mut self, at: usize, by_delivery: bool, now: Instant, effects: &mut Effects) {
+    pub(super) fn go_up(&mut self, at: usize, by_delivery: bool, now: Instant, effects: &mut Effects) {
         self.change(at, |lane| {
-            lane.state = State::Open;
+            lane.state = State::Up;
             if by_delivery {
                 lane.failures = 0;
             }
             lane.is_refusing = false;
-            lane.closed_until = None;
+            lane.down_until = None;
             lane.window = 1;
             lane.careful = false;
             lane.since_growth = 0;

@@ -23,16 +23,11 @@ fn is_answered(outcome: &Outcome) -> Option<bool> {
 }
 
 impl Lanes {
-    /// Takes in what became of an attempt that began at `begun`: settles the claim,
-    /// and lets out what may go now.
-    pub fn finish(&mut self, claim: Box<Claim>, outcome: Outcome, begun: Instant, now: Instant, effects: &mut Effects) {
-        self.finish_at(claim, outcome, None, begun, now, effects);
-    }
-
-    /// As [`Lanes::finish`], for an attempt that was redirected to the lane of `guest_of` and entered it there
-    /// ([`Lanes::enter`]): what became of it is that one's merit or fault. In strict order it is the message's
-    /// own lane that must wait, whoever failed.
-    pub fn finish_at(
+    /// Takes in what became of an attempt that began at `begun`: settles the claim, and lets out what may go
+    /// now. If it was redirected to the lane of `guest_of` and entered it there ([`Lanes::enter`]), what became
+    /// of it is that one's merit or fault. In strict order it is the message's own lane that must wait, whoever
+    /// failed.
+    pub fn finish(
         &mut self,
         claim: Box<Claim>,
         outcome: Outcome,
@@ -43,7 +38,7 @@ impl Lanes {
     ) {
         let guest = guest_of.and_then(|origin| self.by_origin.get(origin).copied());
         if let Some(guest) = guest {
-            self.change(guest, |lane| lane.guests = lane.guests.saturating_sub(1));
+            self.lanes[guest].guests = self.lanes[guest].guests.saturating_sub(1);
             if !self.limits.ordered || outcome == Outcome::Delivered {
                 self.finish_guest(claim, outcome, guest, begun, now, effects);
                 self.let_out(guest, now, effects);
@@ -52,7 +47,7 @@ impl Lanes {
         }
         let at = claim.lane;
         let was_full = !self.lanes[at].has_room();
-        let was_closed = self.lanes[at].state == State::Closed;
+        let was_down = self.lanes[at].state == State::Down;
         let took = now.saturating_duration_since(begun);
         self.came_back(&claim, is_answered(&outcome).map(|answered| (took, answered)), now);
         let mut history = claim.history.clone();
@@ -70,20 +65,20 @@ impl Lanes {
                         let blame = Blame { fault, why: &reason, retry_after: None, is_dead: true };
                         self.blame(at, &claim, blame, begun, now, effects)
                     }
-                    None => self.still_closed(at, now, effects),
+                    None => self.still_down(at, now, effects),
                 }
             }
             Outcome::Later { fault: Fault::Ours, error, .. } => {
                 history.last_error = error;
                 if self.limits.ordered {
                     self.file(&claim, history, Some(AFTER_LACKING), effects);
-                    self.close_for(at, AFTER_LACKING, now, effects);
-                    // Not one failure more: so the closing alone would not tell the queue when.
+                    self.down_for(at, AFTER_LACKING, now, effects);
+                    // Not one failure more: so the outage alone would not tell the queue when.
                     let origin = self.lanes[at].origin.clone();
                     effects.changes.push(LaneChange::Due { origin, after: AFTER_LACKING });
                 } else {
                     self.settle(&claim, Place::Retry(AFTER_LACKING), history, effects);
-                    self.still_closed(at, now, effects);
+                    self.still_down(at, now, effects);
                 }
             }
             Outcome::Later { fault, retry_after, error } => {
@@ -91,7 +86,7 @@ impl Lanes {
                 history.last_error = error.clone();
                 if self.waits_for_lane(&claim, fault, retry_after, now) {
                     let lane = &self.lanes[at];
-                    let delay = (lane.state == State::Closed).then(|| lane.until_open(now));
+                    let delay = (lane.state == State::Down).then(|| lane.until_tried(now));
                     self.file(&claim, history, delay, effects);
                 } else {
                     history.own_failures = history.own_failures.saturating_add(1);
@@ -106,7 +101,7 @@ impl Lanes {
                 self.blame(at, &claim, blame, begun, now, effects);
             }
         }
-        if !was_closed && claim.source == (Source::Waiting { probe: true }) {
+        if !was_down && claim.source == (Source::Waiting { probe: true }) {
             self.probe_ended(at, effects);
         }
         self.let_out(at, now, effects);
@@ -126,7 +121,7 @@ impl Lanes {
         let at = claim.lane;
         let (was_full, guest_was_full) =
             (!self.lanes[at].has_room(), self.lanes[guest].in_window() + 1 >= self.lanes[guest].window);
-        let was_probe = self.lanes[at].state != State::Closed && claim.source == (Source::Waiting { probe: true });
+        let was_probe = self.lanes[at].state != State::Down && claim.source == (Source::Waiting { probe: true });
         self.came_back(&claim, None, now);
         let mut history = claim.history.clone();
         let mut blame = None;
@@ -158,7 +153,7 @@ impl Lanes {
         self.answers(at, now, effects);
         match blame {
             Some(blame) => self.blame(guest, &claim, blame, begun, now, effects),
-            None => self.still_closed(guest, now, effects),
+            None => self.still_down(guest, now, effects),
         }
         if was_probe {
             self.probe_ended(at, effects);
@@ -175,24 +170,24 @@ impl Lanes {
     pub fn enter(&mut self, origin: &str, now: Instant) -> Result<(), (Duration, String)> {
         let at = self.lane_of(origin, now);
         let lane = &mut self.lanes[at];
-        let may_probe = !lane.has_waiting && lane.until_open(now).is_zero() && lane.is_idle();
+        let may_probe = !lane.has_waiting && lane.until_tried(now).is_zero() && lane.is_idle();
         match lane.state {
-            State::Closed if !may_probe => {
-                return Err((lane.until_open(now).max(AFTER_LACKING), lane.last_error.clone()));
+            State::Down if !may_probe => {
+                return Err((lane.until_tried(now).max(AFTER_LACKING), lane.last_error.clone()));
             }
-            State::Closed => lane.closed_until = None,
-            State::New | State::Open if !lane.has_room() => return Err((AFTER_LACKING, String::new())),
-            State::New | State::Open => {}
+            State::Down => lane.down_until = None,
+            State::Untried | State::Up if !lane.has_room() => return Err((AFTER_LACKING, String::new())),
+            State::Untried | State::Up => {}
         }
-        self.change(at, |lane| lane.guests += 1);
+        self.lanes[at].guests += 1;
         Ok(())
     }
 
     /// A redirected attempt goes on to yet another origin, or ends before it was sent to this one.
     pub fn leave(&mut self, origin: &str, now: Instant, effects: &mut Effects) {
         if let Some(&at) = self.by_origin.get(origin) {
-            self.change(at, |lane| lane.guests = lane.guests.saturating_sub(1));
-            self.still_closed(at, now, effects);
+            self.lanes[at].guests = self.lanes[at].guests.saturating_sub(1);
+            self.still_down(at, now, effects);
             self.let_out(at, now, effects);
         }
     }
@@ -215,10 +210,10 @@ impl Lanes {
             // Any other would have failed as well: it keeps its place, unless all those behind it are to be attempted.
             Fault::Unreachable => !self.is_overdue(claim, now) || !lane.has_others(),
             // What an endpoint could not take beside the others is sent again at once, but only once.
-            Fault::Throttled if lane.state == State::Open && lane.window > 1 => {
+            Fault::Throttled if lane.state == State::Up && lane.window > 1 => {
                 claim.history.attempts == 0 && retry_after.is_none()
             }
-            Fault::Throttled | Fault::NoAnswer if lane.state == State::Open => false,
+            Fault::Throttled | Fault::NoAnswer if lane.state == State::Up => false,
             _ => !lane.has_others() && retry_after.is_none_or(|wanted| wanted <= ONE_MESSAGE_ASKS),
         }
     }

@@ -65,9 +65,9 @@ impl Lanes {
     pub(super) fn put_to_wait(&mut self, claim: &Claim, delay: Option<Duration>, now: Instant, effects: &mut Effects) {
         let lane = &self.lanes[claim.lane];
         let delay = delay.or_else(|| {
-            // While the probe of a closed lane is out, its outcome says when the lane is tried next.
-            let probing = lane.closed_until.is_none();
-            (lane.state == State::Closed).then(|| if probing { self.limits.attempt } else { lane.until_open(now) })
+            // While the probe of a lane that is down is out, its outcome says when the lane is tried next.
+            let probing = lane.down_until.is_none();
+            (lane.state == State::Down).then(|| if probing { self.limits.attempt } else { lane.until_tried(now) })
         });
         let mut history = claim.history.clone();
         if history.last_error.is_empty() {
@@ -95,15 +95,15 @@ impl Lanes {
         lane.has_waiting = true;
         lane.unconfirmed += 1;
         lane.parked.insert(claim.id);
-        if lane.state == State::Open {
+        if lane.state == State::Up {
             if !lane.wanting {
-                effects.changes.push(LaneChange::Open(lane.origin.clone()));
+                effects.changes.push(LaneChange::Up(lane.origin.clone()));
             }
             self.start_wanting(claim.lane);
         }
     }
 
-    /// A message on a backoff of its own whose lane is closed: due at the reopening and its own backoff, no attempt
+    /// A message on a backoff of its own whose lane is down: due when that is tried and its own backoff, no attempt
     /// spent; dead if it is too old for that.
     pub(super) fn put_off(&mut self, claim: &Claim, now: Instant, effects: &mut Effects) {
         let mut history = claim.history_at(now);
@@ -117,7 +117,7 @@ impl Lanes {
         let jitter = self.jitter();
         let Limits { retry_first, retry_max, .. } = self.limits;
         let own = policy::lane_backoff(claim.history.own_failures, retry_first, retry_max, jitter);
-        let delay = self.lanes[claim.lane].until_open(now) + own;
+        let delay = self.lanes[claim.lane].until_tried(now) + own;
         self.settle(claim, Place::Retry(delay), history, effects);
     }
 

@@ -33,16 +33,16 @@ impl Lanes {
     /// The queue says how often a lane that is now probed has failed in a row, with other agents too.
     pub fn has_failed(&mut self, failed: &FailedLane, now: Instant) {
         let at = self.lane_of(&failed.origin, now);
-        if self.lanes[at].state == State::New {
+        if self.lanes[at].state == State::Untried {
             self.change(at, |lane| lane.fails_slowly = failed.slowly);
-            self.become_closed(at, now);
+            self.become_down(at, now);
         }
         let lane = &mut self.lanes[at];
         lane.failures = lane.failures.max(failed.failures);
     }
 
     /// What waits in the queue by lane, as of a look begun at `asked`: lanes that
-    /// other agents closed are not tried from here as if nothing were known.
+    /// other agents found down are not tried from here as if nothing were known.
     pub fn learn(&mut self, waiting: &[WaitingLane], asked: Instant, now: Instant) {
         // In order, each is needed: a lane not known to have older ones waiting would be overtaken.
         let most = if self.limits.ordered { waiting.len() } else { MOST_LANES / 2 };
@@ -54,26 +54,26 @@ impl Lanes {
             }
             lane.has_waiting = true;
             match (known.due_in, lane.state) {
-                (Some(due_in), State::New | State::Open) => {
-                    self.become_closed(at, now);
-                    self.lanes[at].closed_until = Some(now + due_in);
+                (Some(due_in), State::Untried | State::Up) => {
+                    self.become_down(at, now);
+                    self.lanes[at].down_until = Some(now + due_in);
                 }
                 // Another agent may have tried it since; while it is tried from here, this one knows better.
-                (Some(due_in), State::Closed) if lane.is_idle() => lane.closed_until = Some(now + due_in),
-                (None, State::Open) => self.start_wanting(at),
+                (Some(due_in), State::Down) if lane.is_idle() => lane.down_until = Some(now + due_in),
+                (None, State::Up) => self.start_wanting(at),
                 _ => {}
             }
         }
     }
 
-    /// Counts for the metrics: open lanes, new ones, closed ones.
+    /// Counts for the metrics: lanes by state.
     pub fn counts(&self) -> LaneCounts {
         let mut counts = LaneCounts { held: self.held.len(), bytes: self.bytes(), ..LaneCounts::default() };
         for &at in self.by_origin.values() {
             match self.lanes[at].state {
-                State::New => counts.new += 1,
-                State::Open => counts.open += 1,
-                State::Closed => counts.closed += 1,
+                State::Untried => counts.untried += 1,
+                State::Up => counts.up += 1,
+                State::Down => counts.down += 1,
             }
         }
         counts
@@ -83,7 +83,7 @@ impl Lanes {
         KEPT_OF_WAITING.min(self.limits.messages / self.limits.workers).max(1)
     }
 
-    /// Open lanes that have room for more of what waits, in turn; and, with 0, those
+    /// Lanes that are up and have room for more of what waits, in turn; and, with 0, those
     /// that have none, so that the queue does not take them for lanes to be tried.
     pub(super) fn wants(&mut self) -> Vec<Want> {
         let kept = self.kept_of_waiting();
@@ -142,10 +142,10 @@ impl Lanes {
             .by_origin
             .values()
             .filter(|&&at| self.lanes[at].is_idle() && !(self.limits.ordered && self.lanes[at].has_waiting))
-            .map(|&at| (self.lanes[at].until_open(now), at))
+            .map(|&at| (self.lanes[at].until_tried(now), at))
             .collect();
         idle.sort_unstable();
-        let silent = idle.iter().take_while(|(until_open, _)| until_open.is_zero()).count();
+        let silent = idle.iter().take_while(|(until_tried, _)| until_tried.is_zero()).count();
         for &(_, at) in idle.iter().take(silent.max(MOST_LANES / 4)) {
             self.by_origin.remove(&self.lanes[at].origin);
             self.free.push(at);

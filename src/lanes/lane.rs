@@ -29,11 +29,11 @@ const FAST_PER_TRUSTED: usize = 4;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum State {
     /// No delivery yet, no failure either.
-    New,
+    Untried,
     /// Proven by a delivery.
-    Open,
+    Up,
     /// Failed since the last delivery.
-    Closed,
+    Down,
 }
 
 /// A claim that a worker has.
@@ -67,9 +67,9 @@ pub(super) struct Lane {
     pub(super) held: VecDeque<Box<Claim>>,
     /// Failures of the lane in a row.
     pub(super) failures: u32,
-    /// When a closed lane may be tried.
-    pub(super) closed_until: Option<Instant>,
-    /// A failure begun before this counts for nothing: the last halving or closing.
+    /// When a lane that is down may be tried.
+    pub(super) down_until: Option<Instant>,
+    /// A failure begun before this counts for nothing: the last halving or outage.
     pub(super) epoch: Option<Instant>,
     /// Since when it has been failing, for the log.
     pub(super) failing_since: Option<Instant>,
@@ -86,7 +86,7 @@ pub(super) struct Lane {
     pub(super) at_fault: Vec<Id>,
     /// Different messages in a row that got no answer, or one that speaks of the endpoint's state.
     pub(super) unanswered: Vec<Id>,
-    /// It closed because its answers refused one message after the other: one such answer more does not open it.
+    /// It is down because its answers refused one message after the other: one such answer more does not bring it up.
     pub(super) is_refusing: bool,
     /// Its last failure was slow: probes of such lanes may not take every place.
     pub(super) fails_slowly: bool,
@@ -107,7 +107,7 @@ impl Lane {
     pub(super) fn new(origin: Arc<str>) -> Lane {
         Lane {
             origin,
-            state: State::New,
+            state: State::Untried,
             window: 1,
             careful: false,
             ceiling: 0,
@@ -117,7 +117,7 @@ impl Lane {
             guests: 0,
             held: VecDeque::new(),
             failures: 0,
-            closed_until: None,
+            down_until: None,
             epoch: None,
             failing_since: None,
             last_delivery: None,
@@ -153,8 +153,8 @@ impl Lane {
         self.unconfirmed == 0 && self.confirmed_at.is_none_or(|confirmed| confirmed < asked)
     }
 
-    pub(super) fn until_open(&self, now: Instant) -> Duration {
-        self.closed_until.map(|until| until.saturating_duration_since(now)).unwrap_or_default()
+    pub(super) fn until_tried(&self, now: Instant) -> Duration {
+        self.down_until.map(|until| until.saturating_duration_since(now)).unwrap_or_default()
     }
 
     /// Whether an attempt begun then is older than what the lane already knows.
@@ -178,7 +178,7 @@ impl Lane {
 
     /// Whether one more may go out beside attempts that are silent.
     pub(super) fn may_scout(&self, now: Instant) -> bool {
-        self.state == State::Open
+        self.state == State::Up
             && self.in_window() < self.window + SCOUTS
             && self.out.last().is_some_and(|youngest| self.is_silent(youngest.since, now))
     }
@@ -227,17 +227,17 @@ impl Lane {
         let out = self.out.len();
         let mut shares = Shares { out, ..Shares::default() };
         match self.state {
-            State::New => shares.new = out,
-            State::Open => {
+            State::Untried => shares.new = out,
+            State::Up => {
                 let others = out - self.n_overtaken;
                 shares.exposed = self.n_overtaken + others.saturating_sub(self.trusted());
             }
-            State::Closed => {
+            State::Down => {
                 shares.failed = out;
                 shares.failed_slowly = if self.fails_slowly { out } else { 0 };
             }
         }
-        if self.state != State::Open {
+        if self.state != State::Up {
             shares.held_unproven = self.held.len();
         }
         shares

@@ -16,11 +16,11 @@ const NUDGED: usize = 64;
 /// What kind of claim this lane would send next.
 fn kind(lane: &Lane) -> Kind {
     match lane.state {
-        State::New => Kind::New,
-        State::Closed if lane.fails_slowly => Kind::FailedSlowly,
-        State::Closed => Kind::Failed,
-        State::Open if lane.is_exposed() => Kind::Exposed,
-        State::Open => Kind::Trusted,
+        State::Untried => Kind::New,
+        State::Down if lane.fails_slowly => Kind::FailedSlowly,
+        State::Down => Kind::Failed,
+        State::Up if lane.is_exposed() => Kind::Exposed,
+        State::Up => Kind::Trusted,
     }
 }
 
@@ -60,10 +60,10 @@ impl Lanes {
         }
     }
 
-    /// An open lane holds claims back because of those that are out: if these are silent, one more may go out later.
+    /// A lane that is up holds claims back because of those that are out: if these are silent, one more may go out later.
     pub(super) fn watch(&mut self, at: usize) {
         let lane = &mut self.lanes[at];
-        if lane.state == State::Open && !self.limits.ordered && !lane.is_watched {
+        if lane.state == State::Up && !self.limits.ordered && !lane.is_watched {
             lane.is_watched = true;
             self.watched.push_back(at);
         }

@@ -106,7 +106,7 @@ impl Scene {
         let (claim, begun) = self.out.remove(at).unwrap();
         let id = claim.id;
         let mut effects = Effects::default();
-        self.lanes.finish(claim, outcome, begun, self.now, &mut effects);
+        self.lanes.finish(claim, outcome, None, begun, self.now, &mut effects);
         self.perform(effects);
         id
     }
@@ -163,11 +163,11 @@ impl Scene {
         self.settled.iter().filter(|one| &*one.origin == origin && matches!(one.place, Place::Waiting(_))).count()
     }
 
-    fn closings(&self, origin: &str) -> Vec<(u32, Duration)> {
+    fn outages(&self, origin: &str) -> Vec<(u32, Duration)> {
         self.changes
             .iter()
             .filter_map(|change| match change {
-                LaneChange::Close { origin: closed, after, failures, .. } if &**closed == origin => {
+                LaneChange::Down { origin: down, after, failures, .. } if &**down == origin => {
                     Some((*failures, *after))
                 }
                 _ => None,
@@ -268,14 +268,14 @@ fn no_answer_closes_the_lane_and_all_it_holds_waits_in_the_queue() {
     let failed = scene.finish(A, later(Fault::NoAnswer));
     assert!(matches!(scene.place_of(failed), Some(Place::Retry(after)) if about(5).contains(after)));
     assert_eq!((scene.n_waiting(A), scene.n_out(A)), (4, 0));
-    let closings = scene.closings(A);
-    assert_eq!(closings.len(), 1);
-    assert!(closings[0].0 == 1 && about(5).contains(&closings[0].1), "{closings:?}");
+    let outages = scene.outages(A);
+    assert_eq!(outages.len(), 1);
+    assert!(outages[0].0 == 1 && about(5).contains(&outages[0].1), "{outages:?}");
 }
 
 #[test]
 fn a_throttling_endpoint_narrows_and_is_closed_when_it_takes_nothing_any_more() {
-    // [Closing at once on 503: an endpoint that takes 4 at a time got 1/s.]
+    // [Outage at once on 503: an endpoint that takes 4 at a time got 1/s.]
     let mut scene = Scene::new(limits());
     scene.widen(A);
     scene.admit_many(A, 200);
@@ -286,7 +286,7 @@ fn a_throttling_endpoint_narrows_and_is_closed_when_it_takes_nothing_any_more() 
             scene.finish(A, later(Fault::Throttled));
         }
         assert_eq!(scene.lanes.lanes[0].window, window);
-        assert!(scene.closings(A).is_empty());
+        assert!(scene.outages(A).is_empty());
         scene.pass(1);
         scene.finish(A, Outcome::Delivered);
         scene.pass(1);
@@ -294,7 +294,7 @@ fn a_throttling_endpoint_narrows_and_is_closed_when_it_takes_nothing_any_more() 
     // Twelve in a row at most, and fewer when the last delivery is long ago.
     scene.pass(6);
     let mut n = 0;
-    while scene.closings(A).is_empty() {
+    while scene.outages(A).is_empty() {
         scene.finish(A, later(Fault::Throttled));
         scene.pass(1);
         n += 1;
@@ -339,7 +339,7 @@ fn one_bad_path_of_a_proven_origin_holds_up_nothing() {
                 scene.confirm();
                 scene.pass(1);
             }
-            assert!(scene.closings(A).is_empty(), "{fault:?}");
+            assert!(scene.outages(A).is_empty(), "{fault:?}");
         }
     }
 }
@@ -350,7 +350,7 @@ fn what_nothing_reaches_is_closed_at_once_whatever_the_path() {
     scene.widen(A);
     scene.admit(A);
     scene.finish(A, later(Fault::Unreachable));
-    assert_eq!(scene.closings(A).len(), 1);
+    assert_eq!(scene.outages(A).len(), 1);
 }
 
 #[test]
@@ -360,10 +360,10 @@ fn an_answer_to_any_message_opens_the_lane_however_long_ago_its_attempt_began() 
     scene.admit_many(A, 2);
     scene.pass(1);
     scene.finish(A, later(Fault::Unreachable));
-    assert_eq!(scene.lanes.lanes[0].state, State::Closed);
+    assert_eq!(scene.lanes.lanes[0].state, State::Down);
     scene.finish(A, Outcome::Delivered);
-    assert_eq!(scene.lanes.lanes[0].state, State::Open);
-    assert_eq!(scene.changes.last(), Some(&LaneChange::Open(Arc::from(A))));
+    assert_eq!(scene.lanes.lanes[0].state, State::Up);
+    assert_eq!(scene.changes.last(), Some(&LaneChange::Up(Arc::from(A))));
 }
 
 #[test]
@@ -395,7 +395,7 @@ fn beside_silent_attempts_one_more_goes_out_and_the_silent_ones_no_longer_count_
     let (claim, begun) = scene.out.pop_back().unwrap();
     scene.now += Duration::from_millis(10);
     let mut effects = Effects::default();
-    scene.lanes.finish(claim, Outcome::Delivered, begun, scene.now, &mut effects);
+    scene.lanes.finish(claim, Outcome::Delivered, None, begun, scene.now, &mut effects);
     scene.perform(effects);
     let out: Vec<Id> = scene.out.iter().map(|(claim, _)| claim.id).collect();
     assert_eq!(out, [silent, held[0]], "the silent one is beside the window now");
@@ -419,12 +419,12 @@ fn retry_after_closes_the_lane_for_that_time_when_more_than_one_message_is_told_
     scene.admit_many(A, 20);
     let asked = scene.finish(A, outcome.clone());
     assert_eq!(scene.place_of(asked), Some(&Place::Retry(Duration::from_secs(77))));
-    assert_eq!(scene.closings(A), vec![(1, Duration::from_secs(60))], "one alone is not heeded for longer");
+    assert_eq!(scene.outages(A), vec![(1, Duration::from_secs(60))], "one alone is not heeded for longer");
     scene.confirm();
     scene.pass(61);
     scene.admit_with(A, Source::Waiting { probe: true }, |claim| claim.id = Id(2));
     scene.finish(A, outcome);
-    assert_eq!(scene.closings(A)[1], (2, Duration::from_secs(77)));
+    assert_eq!(scene.outages(A)[1], (2, Duration::from_secs(77)));
 }
 
 #[test]
@@ -439,7 +439,7 @@ fn the_backoff_doubles_with_the_failures_of_the_lane_up_to_the_longest() {
             scene.admit_with(A, probe, |_| {})
         };
         scene.finish(A, later(Fault::NoAnswer));
-        let (failures, after) = *scene.closings(A).last().unwrap();
+        let (failures, after) = *scene.outages(A).last().unwrap();
         assert!(failures == n && about(seconds).contains(&after), "{n}: {failures} {after:?}");
         seconds = (seconds * 2).min(600);
         scene.confirm();
@@ -453,7 +453,7 @@ fn failures_seen_by_other_agents_count() {
     scene.lanes.has_failed(&failed(A, 3, false), scene.now);
     scene.admit_with(A, Source::Waiting { probe: true }, |_| {});
     scene.finish(A, later(Fault::NoAnswer));
-    let (failures, after) = scene.closings(A)[0];
+    let (failures, after) = scene.outages(A)[0];
     assert!(failures == 4 && about(40).contains(&after), "{failures} {after:?}");
 }
 
@@ -466,8 +466,8 @@ fn a_failure_begun_before_the_closing_counts_for_nothing() {
     for _ in 0..8 {
         scene.finish(A, later(Fault::NoAnswer));
     }
-    assert_eq!(scene.closings(A).len(), 1);
-    assert_eq!(scene.closings(A)[0].0, 1);
+    assert_eq!(scene.outages(A).len(), 1);
+    assert_eq!(scene.outages(A)[0].0, 1);
 }
 
 // ---- rule 3: the message's fault ----
@@ -487,7 +487,7 @@ fn a_message_at_fault_gets_a_backoff_of_its_own_and_its_lane_goes_on() {
         }
         scene.confirm();
     }
-    assert!(scene.closings(A).is_empty());
+    assert!(scene.outages(A).is_empty());
 }
 
 #[test]
@@ -499,11 +499,11 @@ fn a_message_on_its_own_backoff_is_not_counted_against_the_lane() {
         let id = scene.finish(A, later(Fault::Message));
         assert!(matches!(scene.place_of(id), Some(Place::Retry(after)) if about(40).contains(after)));
     }
-    assert!(scene.closings(A).is_empty());
+    assert!(scene.outages(A).is_empty());
 }
 
 #[test]
-fn due_while_the_lane_is_closed_it_is_due_again_after_the_reopening_and_no_attempt_is_spent() {
+fn due_while_the_lane_is_down_it_is_due_again_when_that_is_tried_and_no_attempt_is_spent() {
     let mut scene = Scene::new(limits());
     scene.admit(A);
     scene.finish(A, later(Fault::NoAnswer));
@@ -520,7 +520,7 @@ fn due_while_the_lane_is_closed_it_is_due_again_after_the_reopening_and_no_attem
 }
 
 #[test]
-fn a_closed_lane_is_tried_with_a_message_on_its_own_backoff_when_nothing_else_waits_for_it() {
+fn a_lane_that_is_down_is_tried_with_a_message_on_its_own_backoff_when_nothing_else_waits_for_it() {
     let mut scene = Scene::new(limits());
     scene.admit(A);
     let dead = Outcome::Dead { reason: "gave up".to_string(), fault: Some(Fault::NoAnswer) };
@@ -531,29 +531,29 @@ fn a_closed_lane_is_tried_with_a_message_on_its_own_backoff_when_nothing_else_wa
     assert_eq!(scene.n_out(A), 1);
     let id = scene.finish(A, later(Fault::NoAnswer));
     assert!(matches!(scene.place_of(id), Some(Place::Waiting(_))));
-    assert_eq!(scene.closings(A).len(), 2, "the endpoint is down");
+    assert_eq!(scene.outages(A).len(), 2, "the endpoint is down");
     scene.confirm();
     scene.pass(13);
     scene.admit_with(A, Source::Waiting { probe: true }, |claim| claim.id = id);
     scene.finish(A, later(Fault::Message));
-    assert_eq!(scene.lanes.lanes[0].state, State::Open, "it answers");
+    assert_eq!(scene.lanes.lanes[0].state, State::Up, "it answers");
     assert_eq!(scene.lanes.lanes[0].failures, 2, "and the next failure counts on until a delivery");
 }
 
 #[test]
-fn ten_different_messages_at_fault_in_a_row_close_the_lane() {
+fn ten_different_messages_at_fault_in_a_row_bring_the_lane_down() {
     let mut scene = Scene::new(limits());
     scene.widen(A);
     for n in 1..=10 {
-        assert_eq!(scene.closings(A).len(), 0, "after {n}");
+        assert_eq!(scene.outages(A).len(), 0, "after {n}");
         scene.admit(A);
         scene.finish(A, later(Fault::Message));
     }
-    assert_eq!(scene.closings(A).len(), 1);
+    assert_eq!(scene.outages(A).len(), 1);
 }
 
 #[test]
-fn a_lane_whose_answers_all_refuse_is_tried_at_the_same_pace_and_stays_closed() {
+fn a_lane_whose_answers_all_refuse_is_tried_at_the_same_pace_and_stays_down() {
     // [Else one bad message in ten, when it happened to be the probe, doubled the time that the good ones waited.]
     let mut scene = Scene::new(limits());
     scene.widen(A);
@@ -563,7 +563,7 @@ fn a_lane_whose_answers_all_refuse_is_tried_at_the_same_pace_and_stays_closed() 
     }
     scene.confirm();
     for n in 1..=10 {
-        assert_eq!(scene.closings(A).len(), 1, "after {n}");
+        assert_eq!(scene.outages(A).len(), 1, "after {n}");
         scene.changes.retain(|change| !matches!(change, LaneChange::Due { .. }));
         scene.pass(7);
         scene.admit_with(A, Source::Waiting { probe: true }, |_| {});
@@ -574,9 +574,9 @@ fn a_lane_whose_answers_all_refuse_is_tried_at_the_same_pace_and_stays_closed() 
         scene.confirm();
     }
     assert_eq!(
-        scene.closings(A).last().map(|(failures, _)| *failures),
+        scene.outages(A).last().map(|(failures, _)| *failures),
         Some(2),
-        "ten different ones in a row do close it"
+        "ten different ones in a row do bring it down"
     );
 }
 
@@ -607,7 +607,7 @@ fn what_has_waited_too_long_without_an_attempt_is_attempted_one_a_second() {
             claim.history.age = Some(Duration::from_secs(25 * 3600));
         });
         scene.finish(A, later(Fault::Unreachable));
-        assert_eq!(scene.closings(A)[n].1, OVERDUE_EVERY);
+        assert_eq!(scene.outages(A)[n].1, OVERDUE_EVERY);
         scene.confirm();
         scene.pass(2);
     }
@@ -616,7 +616,7 @@ fn what_has_waited_too_long_without_an_attempt_is_attempted_one_a_second() {
 // ---- rule 4: what waits in the queue ----
 
 #[test]
-fn what_arrives_for_a_closed_lane_waits_in_the_queue() {
+fn what_arrives_for_a_lane_that_is_down_waits_in_the_queue() {
     let mut scene = Scene::new(limits());
     scene.admit(A);
     scene.finish(A, later(Fault::NoAnswer));
@@ -631,7 +631,7 @@ fn what_arrives_for_a_closed_lane_waits_in_the_queue() {
 }
 
 #[test]
-fn a_probe_that_is_delivered_opens_the_lane_and_more_of_what_waits_is_asked_for() {
+fn a_probe_that_is_delivered_brings_the_lane_up_and_more_of_what_waits_is_asked_for() {
     let mut scene = Scene::new(limits());
     scene.admit_many(A, 3);
     scene.finish(A, later(Fault::NoAnswer));
@@ -640,7 +640,7 @@ fn a_probe_that_is_delivered_opens_the_lane_and_more_of_what_waits_is_asked_for(
     scene.admit_with(A, Source::Waiting { probe: true }, |claim| claim.id = Id(1));
     assert_eq!(scene.n_out(A), 1);
     scene.finish(A, Outcome::Delivered);
-    assert_eq!(scene.changes.last(), Some(&LaneChange::Open(Arc::from(A))));
+    assert_eq!(scene.changes.last(), Some(&LaneChange::Up(Arc::from(A))));
     assert_eq!(scene.wants(), vec![want(A, 16)], "256 messages among 16 workers");
     assert!(matches!(scene.news.last(), Some(News::Back { .. })));
 }
@@ -692,7 +692,7 @@ fn what_failed_goes_out_before_what_came_later() {
 }
 
 #[test]
-fn a_closed_lane_that_has_nothing_waiting_is_tried_with_what_comes_after_its_time() {
+fn a_lane_that_is_down_and_has_nothing_waiting_is_tried_with_what_comes_after_its_time() {
     let mut scene = Scene::new(limits());
     scene.admit(A);
     let id = scene.finish(A, Outcome::Dead { reason: "gave up".to_string(), fault: Some(Fault::NoAnswer) });
@@ -708,7 +708,7 @@ fn a_closed_lane_that_has_nothing_waiting_is_tried_with_what_comes_after_its_tim
 }
 
 #[test]
-fn a_lane_that_another_agent_closed_is_not_tried_from_here() {
+fn a_lane_that_is_down_for_another_agent_is_not_tried_from_here() {
     let mut scene = Scene::new(limits());
     let known = WaitingLane { origin: A.to_string(), due_in: Some(Duration::from_secs(40)) };
     scene.lanes.learn(&[known], scene.now, scene.now);
@@ -738,8 +738,8 @@ fn what_the_queue_gives_out_again_before_its_settling_is_noted_here_is_taken() {
 }
 
 #[test]
-fn what_the_queue_gave_out_before_it_knew_of_a_closing_does_not_open_the_lane() {
-    // [Else a younger message overtook those that the closing gave back.]
+fn what_the_queue_gave_out_before_it_knew_of_a_failure_does_not_bring_the_lane_up() {
+    // [Else a younger message overtook those that the outage gave back.]
     for probe in [false, true] {
         let mut scene = Scene::new(ordered());
         scene.admit_many(A, 3);
@@ -772,7 +772,7 @@ fn what_was_waiting_does_not_overtake_what_a_lane_that_holds_too_much_gives_back
 }
 
 #[test]
-fn a_probe_is_taken_however_many_arrive_for_its_closed_lane() {
+fn a_probe_is_taken_however_many_arrive_for_its_lane_that_is_down() {
     let mut scene = Scene::new(limits());
     let oldest = scene.admit(A);
     scene.finish(A, later(Fault::NoAnswer));
@@ -796,21 +796,21 @@ fn a_recovered_message_frees_the_lane_that_its_dead_agent_was_probing() {
 }
 
 #[test]
-fn a_probe_of_a_lane_that_is_open_here_gives_back_the_time_set_aside_for_it() {
+fn a_probe_of_a_lane_that_is_up_here_gives_back_the_time_set_aside_for_it() {
     let mut scene = Scene::new(limits());
     scene.widen(A);
     scene.admit_with(A, Source::Waiting { probe: true }, |_| {});
-    assert_eq!(scene.changes, vec![LaneChange::Open(Arc::from(A))]);
+    assert_eq!(scene.changes, vec![LaneChange::Up(Arc::from(A))]);
 }
 
 #[test]
-fn a_probe_of_a_lane_that_another_message_opened_meanwhile_frees_it_in_the_queue() {
+fn a_probe_of_a_lane_that_another_message_brought_up_meanwhile_frees_it_in_the_queue() {
     let mut scene = Scene::new(limits());
     scene.admit(A);
     scene.admit_with(A, Source::Waiting { probe: true }, |_| {});
     scene.finish(A, Outcome::Delivered);
     scene.finish(A, Outcome::Delivered);
-    assert!(scene.changes.contains(&LaneChange::Open(Arc::from(A))), "[else the rest waits for a whole attempt]");
+    assert!(scene.changes.contains(&LaneChange::Up(Arc::from(A))), "[else the rest waits for a whole attempt]");
 }
 
 #[test]
@@ -820,7 +820,7 @@ fn a_probe_that_says_nothing_of_its_endpoint_frees_the_lane_in_the_queue() {
         let mut scene = Scene::new(limits());
         scene.admit_with(A, Source::Waiting { probe: true }, |_| {});
         scene.finish(A, outcome);
-        assert_eq!(scene.changes, vec![LaneChange::Open(Arc::from(A))]);
+        assert_eq!(scene.changes, vec![LaneChange::Up(Arc::from(A))]);
     }
 }
 
@@ -1044,7 +1044,7 @@ fn a_machine_that_lacks_something_blames_nobody() {
     assert_eq!(scene.place_of(id), Some(&Place::Retry(AFTER_LACKING)));
     let one = scene.settled.iter().find(|one| one.id == id).unwrap();
     assert_eq!(one.history.attempts, 0);
-    assert!(scene.closings(A).is_empty());
+    assert!(scene.outages(A).is_empty());
 }
 
 #[test]
@@ -1073,7 +1073,7 @@ fn a_refused_endpoint_does_not_close_its_lane() {
         let id = scene.finish(A, Outcome::Dead { reason: "refused".to_string(), fault: None });
         assert_eq!(scene.place_of(id), Some(&Place::Dead));
     }
-    assert!(scene.closings(A).is_empty());
+    assert!(scene.outages(A).is_empty());
 }
 
 #[test]
@@ -1132,7 +1132,7 @@ fn a_discarded_claim_that_ends_leaves_the_same_message_held_anew_alone() {
     let anew = Claim::new(id, envelope, History::default(), 0, Source::Retry, AgentNumber(99), scene.now);
     scene.lanes.admit(Box::new(anew), scene.now, &mut effects);
     let now = scene.now;
-    scene.lanes.finish(old, Outcome::Delivered, now, now, &mut effects);
+    scene.lanes.finish(old, Outcome::Delivered, None, now, now, &mut effects);
     let settled: Vec<_> = effects.settlements.drain(..).collect();
     scene.lanes.confirmed(&settled, now);
     assert!(scene.lanes.holds(id));
@@ -1163,7 +1163,7 @@ fn ordered_every_failure_closes_the_lane_and_the_message_waits_at_its_head() {
         let failed = scene.finish(A, later(fault));
         assert!(matches!(scene.place_of(failed), Some(Place::Waiting(_))), "{fault:?}");
         assert_eq!((scene.n_waiting(A), scene.n_out(A)), (5, 0), "{fault:?}");
-        assert_eq!(scene.closings(A).len(), 1, "{fault:?}");
+        assert_eq!(scene.outages(A).len(), 1, "{fault:?}");
     }
 }
 
@@ -1246,8 +1246,8 @@ fn the_counts_agree_with_the_lanes_whatever_happens() {
             let stuck = lanes
                 .lanes
                 .iter()
-                .any(|lane| lane.state == State::Open && lane.has_room() && !lane.held.is_empty() && !lane.on_stack);
-            assert!(!stuck, "an open lane holds what it could send");
+                .any(|lane| lane.state == State::Up && lane.has_room() && !lane.held.is_empty() && !lane.on_stack);
+            assert!(!stuck, "a lane that is up holds what it could send");
         }
     }
 }
@@ -1263,10 +1263,10 @@ fn a_redirected_attempt_takes_a_place_where_it_is_redirected_to_and_what_becomes
     assert!(scene.lanes.enter(B, scene.now).is_err(), "its window is one");
     let (claim, begun) = scene.out.pop_front().unwrap();
     let mut effects = Effects::default();
-    scene.lanes.finish_at(claim, later(Fault::Throttled), Some(B), begun, scene.now, &mut effects);
+    scene.lanes.finish(claim, later(Fault::Throttled), Some(B), begun, scene.now, &mut effects);
     scene.perform(effects);
     assert!(matches!(scene.settled.last().unwrap().place, Place::Retry(_)));
-    assert_eq!((scene.closings(A).len(), scene.closings(B).len()), (0, 1));
+    assert_eq!((scene.outages(A).len(), scene.outages(B).len()), (0, 1));
     assert!(scene.lanes.enter(B, scene.now).unwrap_err().0 >= Duration::from_secs(4), "it is down");
     scene.pass(7);
     assert_eq!(scene.lanes.enter(B, scene.now), Ok(()), "its time is over: this one tries it");
@@ -1277,9 +1277,9 @@ fn a_redirected_attempt_takes_a_place_where_it_is_redirected_to_and_what_becomes
     scene.admit(A);
     let (claim, begun) = scene.out.pop_front().unwrap();
     let mut effects = Effects::default();
-    scene.lanes.finish_at(claim, Outcome::Delivered, Some(B), begun, scene.now, &mut effects);
+    scene.lanes.finish(claim, Outcome::Delivered, Some(B), begun, scene.now, &mut effects);
     let at = scene.lanes.by_origin[B];
-    assert_eq!((scene.lanes.lanes[at].state, scene.lanes.lanes[at].guests), (State::Open, 0));
+    assert_eq!((scene.lanes.lanes[at].state, scene.lanes.lanes[at].guests), (State::Up, 0));
 }
 
 #[test]
@@ -1292,5 +1292,5 @@ fn a_redirect_to_what_takes_nothing_now_is_a_failure_of_the_message_alone() {
         scene.finish(A, Outcome::Later { fault: Fault::Elsewhere, retry_after: wait, error: "busy".to_string() });
         assert_eq!(scene.place_of(id), Some(&Place::Retry(Duration::from_secs(60))), "{n}");
     }
-    assert!(scene.closings(A).is_empty());
+    assert!(scene.outages(A).is_empty());
 }

@@ -382,7 +382,11 @@ impl Batch {
     }
 
     fn may_go(&self, died: u32) -> bool {
-        let together = Bounds::most_suspects(died.max(self.gravest));
+        let together = match died.max(self.gravest) {
+            0..=2 => 16,
+            3 => 4,
+            _ => 1,
+        };
         died == 0 || self.fragile > 0 && (died < 2 || self.suspects < together)
     }
 
@@ -835,7 +839,7 @@ impl State {
 
     fn change_lane(&mut self, clock: Clock, change: &LaneChange) {
         match change {
-            LaneChange::Open(origin) => {
+            LaneChange::Up(origin) => {
                 if let Some(due) = self.lanes.get_mut(&**origin) {
                     *due = 0;
                     self.failures.remove(&**origin);
@@ -854,7 +858,7 @@ impl State {
                     *due = not_probed(clock.after(*after));
                 }
             }
-            LaneChange::Close { origin, after, failures, slowly, why } => {
+            LaneChange::Down { origin, after, failures, slowly, why } => {
                 let known = self.failures.get(&**origin).map_or(0, |(known, ..)| *known);
                 if let Some(due) = self.lanes.get_mut(&**origin)
                     && *failures > known

@@ -767,10 +767,10 @@ fn settle_arguments(me: AgentNumber, call: u64, settlements: &[Settlement], chan
     arguments.text(changes.len());
     for change in changes {
         match change {
-            LaneChange::Open(origin) => arguments.text(origin).text("o"),
+            LaneChange::Up(origin) => arguments.text(origin).text("o"),
             LaneChange::Freed(origin) => arguments.text(origin).text("f"),
             LaneChange::Due { origin, after } => arguments.text(origin).text("d").millis(*after),
-            LaneChange::Close { origin, after, failures, slowly, why } => {
+            LaneChange::Down { origin, after, failures, slowly, why } => {
                 let how = if *slowly { "s" } else { "f" };
                 arguments.text(origin).text("c").millis(*after).text(failures).text(how).text(why)
             }

@@ -366,7 +366,7 @@ impl SimAgent {
             ledger.buried(claim.envelope.raw());
         }
         let mut effects = Effects::default();
-        self.lanes.finish(claim, outcome, begun, now, &mut effects);
+        self.lanes.finish(claim, outcome, None, begun, now, &mut effects);
         self.perform(effects);
     }
 
@@ -516,7 +516,7 @@ impl SimAgent {
             let settlement = Settlement { id: claim.id, origin: origin.clone(), place, history, kept: None };
             self.outbox.settle(settlement);
             if self.limits.ordered {
-                self.outbox.change(LaneChange::Close { origin, after: delay, failures: 1, slowly: false, why });
+                self.outbox.change(LaneChange::Down { origin, after: delay, failures: 1, slowly: false, why });
             }
         }
         let Some(number) = self.settler_number else { return Ok(()) };

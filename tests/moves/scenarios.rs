@@ -100,7 +100,7 @@ fn settlement(id: Id, place: Place) -> Settlement {
 }
 
 fn close(origin: &str, after: Duration, failures: u32) -> LaneChange {
-    LaneChange::Close { origin: Arc::from(origin), after, failures, slowly: true, why: "down".to_string() }
+    LaneChange::Down { origin: Arc::from(origin), after, failures, slowly: true, why: "down".to_string() }
 }
 
 impl Bench {
@@ -379,7 +379,7 @@ mod rules {
         b.push(10, 100);
         let taken = b.claim(me, 2, &Bounds { bytes: 400, ..bounds() });
         assert_eq!(taken.sources(), [[Source::Retry; 2], [Source::Queue; 2]].concat());
-        b.list.settle(me, 3, &[], &[LaneChange::Open(Arc::from(A))]).unwrap();
+        b.list.settle(me, 3, &[], &[LaneChange::Up(Arc::from(A))]).unwrap();
         b.list.give_back(me, &taken.ids()).unwrap();
         let taken = b.claim(me, 3, &Bounds { bytes: 300, returning: 2, ..wanting(A, 5) });
         assert_eq!(taken.sources()[..2], [Source::Retry, Source::Waiting { probe: false }]);
@@ -404,7 +404,7 @@ mod rules {
         for (call, id) in (1..).zip(ids.iter().rev()) {
             b.settle(me, call, &[settlement(*id, Place::Waiting(None))]);
         }
-        b.list.settle(me, 9, &[], &[LaneChange::Open(Arc::from(A))]).unwrap();
+        b.list.settle(me, 9, &[], &[LaneChange::Up(Arc::from(A))]).unwrap();
         let taken = b.claim(me, 2, &wanting(A, 3));
         assert_eq!((taken.ids(), taken.sources()), (ids[..3].to_vec(), vec![Source::Waiting { probe: false }; 3]));
         assert_eq!(taken.emptied, [""; 0]);
@@ -458,7 +458,7 @@ mod rules {
         for id in &ids[1..] {
             b.settle(me, id.0, &[wait_for(*id, A, None)]);
         }
-        b.list.settle(me, u64::MAX >> 12, &[], &[LaneChange::Open(Arc::from(A))]).unwrap();
+        b.list.settle(me, u64::MAX >> 12, &[], &[LaneChange::Up(Arc::from(A))]).unwrap();
         b.push(4, 10);
         let taken = b.claim(me, 2, &Bounds { messages: 8, returning: 4, failed_probes: 1, ..wanting(A, 10) });
         assert_eq!(taken.ids()[..4], [ids[0], ids[1], ids[2], ids[3]]);
@@ -471,7 +471,7 @@ mod rules {
             b.settle(me, 2 * n + 1, &[wait_for(*id, &lane, Some(SECOND * (n as u32 + 1)))]);
             // All but the fourth fail slowly.
             let mut change = close(&lane, SECOND * (n as u32 + 1), 1);
-            if let LaneChange::Close { slowly, .. } = &mut change {
+            if let LaneChange::Down { slowly, .. } = &mut change {
                 *slowly = n != 3;
             }
             b.list.settle(me, 2 * n + 2, &[], &[change]).unwrap();
@@ -494,7 +494,7 @@ mod rules {
     pub fn what_is_due_and_has_no_place_is_looked_for_again_in_a_moment(b: &mut Bench) {
         let (me, _) = b.waiting(3, Some(Duration::ZERO));
         assert_eq!(b.claim(me, 2, &bounds()).due_in, Some(ms(20)), "a lane that failed is due");
-        b.list.settle(me, 2, &[], &[LaneChange::Open(Arc::from(A))]).unwrap();
+        b.list.settle(me, 2, &[], &[LaneChange::Up(Arc::from(A))]).unwrap();
         assert_eq!(b.claim(me, 3, &bounds()).due_in, Some(ms(20)), "one that did not");
         let taken = b.claim(me, 4, &Bounds { wants: vec![want(A, 0)], ..bounds() });
         assert_eq!(taken.due_in, None, "its agent knows how much it wants");
@@ -524,7 +524,7 @@ mod rules {
             waits.history.attempts = 0;
             b.settle(me, id.0, &[waits]);
         }
-        b.list.settle(me, u64::MAX >> 12, &[], &[LaneChange::Open(Arc::from(A))]).unwrap();
+        b.list.settle(me, u64::MAX >> 12, &[], &[LaneChange::Up(Arc::from(A))]).unwrap();
         let wants = vec![Want { origin: A.to_string(), room: 3, free: 1 }];
         assert_eq!(b.claim(me, 1 << 52, &Bounds { wants, ..bounds() }).ids(), [ids[2]]);
     }
@@ -579,7 +579,7 @@ mod rules {
         assert_eq!(b.state().lanes[A], b.now() + 100);
         b.pass(ms(100));
         assert_eq!(b.claim(me, 5, &probing()).ids(), [ids[0]]);
-        b.list.settle(me, 5, &[], &[LaneChange::Open(Arc::from(A))]).unwrap();
+        b.list.settle(me, 5, &[], &[LaneChange::Up(Arc::from(A))]).unwrap();
         assert_eq!(b.claim(me, 6, &wanting(A, 10)).ids(), [ids[1]]);
         assert_eq!(b.claim(me, 7, &busy(wanting(A, 10))).ids(), []);
     }
@@ -808,7 +808,7 @@ mod rules {
         b.list.settle(me, 3, &[], &[close(A, SECOND * 99, 1), close(A, SECOND * 99, 2), close(B, SECOND, 1)]).unwrap();
         let state = b.state();
         assert_eq!((state.lanes[A], &state.failures[A]), (due, &(2, true, "down".to_string())));
-        b.list.settle(me, 4, &[], &[LaneChange::Open(Arc::from(A)), LaneChange::Open(Arc::from(B))]).unwrap();
+        b.list.settle(me, 4, &[], &[LaneChange::Up(Arc::from(A)), LaneChange::Up(Arc::from(B))]).unwrap();
         let state = b.state();
         assert_eq!((state.lanes[A], state.lanes.len(), state.failures.len()), (0, 1, 0));
     }
@@ -889,7 +889,7 @@ mod rules {
         assert_eq!(b.list.recover(other, &seen, N).unwrap(), Some(N));
         assert_eq!(claim_all(b, other, 1), ids);
         b.settle_all(other, 1, &ids, &Place::Waiting(Some(Duration::ZERO)));
-        b.list.settle(other, 2, &[], &[LaneChange::Open(Arc::from(A))]).unwrap();
+        b.list.settle(other, 2, &[], &[LaneChange::Up(Arc::from(A))]).unwrap();
         let wanted = b.claim(other, 90, &Bounds { wants: vec![Want { free: N, ..want(A, N) }], ..everything });
         assert_eq!(wanted.ids(), ids);
         b.settle_all(other, 3, &ids, &Place::Dead);
@@ -1155,7 +1155,7 @@ mod rules {
         plant(b, "ZADD", "waiting", &["0", "word"]);
         let probe = b.claim(me, 2, &probing());
         assert_eq!((probe.ids(), probe.emptied), (ids[..1].to_vec(), vec![]));
-        b.list.settle(me, 2, &[], &[LaneChange::Open(Arc::from(A))]).unwrap();
+        b.list.settle(me, 2, &[], &[LaneChange::Up(Arc::from(A))]).unwrap();
         let rest = b.claim(me, 3, &wanting(A, 10));
         assert_eq!((rest.ids(), rest.emptied), (ids[1..].to_vec(), vec![A.to_string()]));
         assert!(b.list.lanes().unwrap().is_empty());
@@ -1173,7 +1173,7 @@ mod rules {
             b.settle_all(me, 2, &ids[2..], &Place::Delivered);
             let taken: Vec<Id> = (2..5).flat_map(|call| b.claim(me, call, &probing()).ids()).collect();
             assert_eq!(taken, ids[..1], "{score}");
-            b.list.settle(me, 3, &[], &[LaneChange::Open(Arc::from(A))]).unwrap();
+            b.list.settle(me, 3, &[], &[LaneChange::Up(Arc::from(A))]).unwrap();
             assert_eq!(b.claim(me, 5, &wanting(A, 10)).ids(), ids[1..2], "{score}");
             let waiting = b.keys.named("waiting").to_string();
             b.redis(redis::cmd("DEL").arg(waiting));

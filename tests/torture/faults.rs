@@ -21,7 +21,7 @@ const LONGEST_PAST: Duration = Duration::from_secs(10);
 /// By how many seconds Redis's clock is stepped. One of less than a minute is taken for no step, and
 /// may delay what was put off by as much.
 const STEPS: [u64; 6] = [SMALL_STEP, 90, 600, 2 * 3_600, 86_400, 40 * 86_400];
-pub const SMALL_STEP: u64 = 15;
+pub const SMALL_STEP: u64 = 4;
 /// Milliseconds between a claim and a loss after which the agent surely holds what it claimed.
 const SURE: u64 = 200;
 
