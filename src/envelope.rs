@@ -9,6 +9,7 @@
 //! There are two wire formats, which may stand in one queue: each has a file beside
 //! this one, and so has the endpoint, which is read once.
 
+mod base64;
 mod endpoint;
 pub(crate) mod json;
 mod msgpack;

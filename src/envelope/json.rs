@@ -10,24 +10,14 @@ use std::borrow::Cow;
 use std::fmt;
 
 use base64::Engine as _;
-use base64::alphabet::URL_SAFE;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use base64::prelude::BASE64_URL_SAFE;
 use rmp::encode::ByteBuf;
 use serde_core::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::error::Category;
 use serde_json::value::RawValue;
 
 use super::msgpack::{HeaderEntries, truncated, write_text as write_msgpack_text};
-use super::{Parts, bounded};
-
-/// The URL alphabet, written with padding; read also without, and with bits left over at the end, as
-/// Python does.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &URL_SAFE,
-    GeneralPurposeConfig::new()
-        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
-        .with_decode_allow_trailing_bits(true),
-);
+use super::{Parts, base64 as letters, bounded};
 
 /// Most headers that are looked at, equal ones included: more than any recipient takes, and few enough
 /// to be compared with one another.
@@ -63,15 +53,16 @@ pub(super) fn read(raw: &[u8]) -> Result<(Vec<u8>, Parts), String> {
         }
     })?;
     let endpoint = text(url.ok_or("service has no url")?).map_err(|why| format!("service.url {why}"))?;
-    let payload = text(payload.ok_or("no payload")?).map_err(|why| format!("payload {why}"))?;
+    let payload = payload.ok_or("no payload")?;
     let headers = headers.map_or(Ok(Vec::new()), list)?;
 
     let n_headers: usize = headers.iter().map(|(name, value)| name.len() + value.get().len() + 8).sum();
-    let mut decoded = Vec::with_capacity(endpoint.len() + payload.len() / 4 * 3 + 3 + n_headers);
-    decoded.extend_from_slice(endpoint.as_bytes());
-    let endpoint = 0..decoded.len();
-    append_base64(&mut decoded, &payload)?;
-    let payload = endpoint.end..decoded.len();
+    let mut decoded = vec![0; endpoint.len() + letters::most(payload.get().len()) + n_headers];
+    let (before, after) = decoded.split_at_mut(endpoint.len());
+    before.copy_from_slice(endpoint.as_bytes());
+    let endpoint = 0..endpoint.len();
+    let payload = endpoint.end..endpoint.end + decode(payload, after)?;
+    decoded.truncate(payload.end);
     let places = HeaderEntries { first: decoded.len(), n_entries: headers.len() as u32 };
     let mut buf = ByteBuf::from_vec(decoded);
     for (name, value) in headers {
@@ -97,7 +88,7 @@ pub(super) fn write<'a>(
     out.push_str(r#"{"service": {"url": "#);
     write_text(&mut out, endpoint, is_escaped);
     out.push_str(r#"}, "payload": ""#);
-    BASE64.encode_string(payload, &mut out);
+    BASE64_URL_SAFE.encode_string(payload, &mut out);
     out.push_str(r#"", "headers": {"#);
     for (n, (name, value)) in headers.into_iter().enumerate() {
         if n > 0 {
@@ -233,19 +224,13 @@ fn count(value: &RawValue) -> u32 {
     }
 }
 
-fn append_base64(out: &mut Vec<u8>, text: &str) -> Result<(), String> {
-    let start = out.len();
-    if BASE64.decode_vec(text, out).is_ok() {
-        return Ok(());
+/// The payload as bytes, and how many they are.
+fn decode(payload: &RawValue, out: &mut [u8]) -> Result<usize, String> {
+    // A backslash is no letter: what can be read so is as it is written.
+    let written = payload.get().strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    if let Some(n) = written.and_then(|text| letters::decode_plain(text.as_bytes(), out)) {
+        return Ok(n);
     }
-    // As others write it: in lines, with the standard alphabet, with more padding than is needed.
-    out.truncate(start);
-    let url = |byte| match byte {
-        b'+' => b'-',
-        b'/' => b'_',
-        other => other,
-    };
-    let text = text.trim_ascii_end().trim_end_matches('=');
-    let text: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).map(url).collect();
-    BASE64.decode_vec(text, out).map_err(|_| "payload is not base64".into())
+    let text = text(payload).map_err(|why| format!("payload {why}"))?;
+    letters::decode(text.as_bytes(), out).ok_or_else(|| "payload is not base64".into())
 }

@@ -4,12 +4,21 @@
 
 use std::net::Ipv4Addr;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE;
 use rmp::encode::{write_bin, write_map_len, write_str};
 
 /// The key that ACA-Py pushes to.
 pub const QUEUE: &str = "acapy.outbound_transport";
 
-/// One queue entry: headers, endpoint, payload, in the order and the types of ACA-Py.
+/// One queue entry as the plugin of today's ACA-Py writes it.
+pub fn json_message(endpoint: &str, payload: &[u8]) -> Vec<u8> {
+    let payload = BASE64_URL_SAFE.encode(payload);
+    let headers = r#"{"Content-Type": "application/didcomm-envelope-enc"}"#;
+    format!(r#"{{"service": {{"url": "{endpoint}"}}, "payload": "{payload}", "headers": {headers}}}"#).into_bytes()
+}
+
+/// One queue entry as ACA-Py 0.7 writes it: headers, endpoint, payload, in its order and types.
 pub fn message(endpoint: &str, payload: &[u8]) -> Vec<u8> {
     let mut wire = Vec::with_capacity(payload.len() + endpoint.len() + 100);
     let done = "memory can be written to";
@@ -54,6 +63,8 @@ pub struct Load {
     pub origins: usize,
     pub scheme: &'static str,
     pub port: u16,
+    /// Written as today's ACA-Py does, not as 0.7 did.
+    pub json: bool,
 }
 
 impl Load {
@@ -62,10 +73,11 @@ impl Load {
         let payload = payload(self.bytes);
         let script =
             redis::Script::new("for i = 0, ARGV[1] - 1 do redis.call('RPUSH', KEYS[1], ARGV[2 + i % (#ARGV - 1)]) end");
+        let write = if self.json { json_message } else { message };
         let mut call = script.key(QUEUE);
         call.arg(self.messages);
         for n in 0..self.origins.min(self.messages) {
-            call.arg(message(&endpoint(self.scheme, n, self.port), &payload));
+            call.arg(write(&endpoint(self.scheme, n, self.port), &payload));
         }
         call.invoke::<()>(redis).expect("the queue can be filled");
     }

@@ -21,8 +21,10 @@ use redis::Commands;
 type Measure = fn(&Bench) -> Vec<Row>;
 
 /// The names that `--only` takes, with what each measures.
-const MEASURES: [(&str, Measure); 9] = [
+const MEASURES: [(&str, Measure); 11] = [
     ("throughput", throughput),
+    ("json", json),
+    ("deliverer", deliverer),
     ("sizes", sizes),
     ("everysec", everysec),
     ("distance", distance),
@@ -213,6 +215,61 @@ fn throughput(bench: &Bench) -> Vec<Row> {
                 memory,
                 Wanted::AtMost(most),
             );
+        }
+    }
+    rows
+}
+
+/// Messages as today's ACA-Py writes them, beside those of 0.7 with the same payload.
+fn json(bench: &Bench) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for origins in [1, 1000] {
+        let msgpack = bench.load(if bench.quick { 40_000 } else { 200_000 }, 2048, origins);
+        let json = Load { json: true, ..msgpack.clone() };
+        let [json, msgpack] = contest(bench.rounds, [&|| bench.agent(&[], &json), &|| bench.agent(&[], &msgpack)]);
+        let place = if origins == 1 { "1 origin".to_string() } else { format!("{origins} origins") };
+        let figures = [
+            ("", Unit::PerSecond, "per_second", Wanted::TimesReference(0.9)),
+            (": CPU of the agent per message", Unit::Micros, "cpu", Wanted::Shown),
+            (": CPU of Redis per message", Unit::Micros, "redis_cpu", Wanted::Shown),
+            (": peak resident memory", Unit::Mebibytes, "memory", Wanted::Shown),
+        ];
+        for (what, unit, name, wanted) in figures {
+            rows.push(Row {
+                group: "json",
+                what: format!("JSON, {place}, default{what}"),
+                unit,
+                seen: spread(&json, name),
+                reference: Some(("the same in MessagePack".to_string(), spread(&msgpack, name))),
+                wanted,
+            });
+        }
+    }
+    rows
+}
+
+/// Beside what the plugin's own deliverer does, with recipients of several tempers.
+fn deliverer(bench: &Bench) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (millis, messages, few) in [(0, 100_000, 5_000), (1, 10_000, 1_000), (50, 1_000, 40)] {
+        let recipient = Recipient::start(move |_| {
+            thread::sleep(Duration::from_millis(millis));
+            200
+        });
+        let port = if millis == 0 { bench.nginx.http } else { recipient.port() };
+        for origins in [1, 100] {
+            let load = Load { port, json: true, ..bench.load(messages, 2048, origins) };
+            let short = Load { messages: few, ..load.clone() };
+            let [agent, deliverer] = contest(bench.rounds, [&|| bench.agent(&[], &load), &|| bench.deliverer(&short)]);
+            let place = if origins == 1 { "1 origin".to_string() } else { format!("{origins} origins") };
+            rows.push(Row {
+                group: "deliverer",
+                what: format!("JSON, {place}, answers after {millis} ms, default"),
+                unit: Unit::PerSecond,
+                seen: spread(&agent, "per_second"),
+                reference: Some(("one at a time, a connection each".to_string(), spread(&deliverer, "per_second"))),
+                wanted: Wanted::Shown,
+            });
         }
     }
     rows
@@ -436,7 +493,7 @@ fn tls(bench: &Bench) -> Vec<Row> {
     for (what, messages, port) in
         [("connections reused", 100_000, bench.nginx.https), ("a connection each", 5_000, bench.nginx.https_close)]
     {
-        let load = Load { messages, bytes: 2048, origins: 100, scheme: "https", port };
+        let load = Load { messages, bytes: 2048, origins: 100, scheme: "https", port, json: false };
         let [agent, bare] = contest(
             bench.rounds.min(3),
             [&|| bench.agent(&["--ca-file", &ca], &load), &|| bench.bare(&load, DEFAULT_WORKERS)],
@@ -498,7 +555,7 @@ fn contest<const N: usize>(rounds: usize, contestants: [&dyn Fn() -> Sample; N])
 
 impl Bench {
     fn load(&self, messages: usize, bytes: usize, origins: usize) -> Load {
-        Load { messages, bytes, origins, scheme: "http", port: self.nginx.http }
+        Load { messages, bytes, origins, scheme: "http", port: self.nginx.http, json: false }
     }
 
     fn agent(&self, options: &[&str], load: &Load) -> Sample {
@@ -578,6 +635,13 @@ impl Bench {
         sample.insert("redis_time", time as f64 / n);
         sample.insert("trips", trips as f64 / n);
         sample
+    }
+
+    fn deliverer(&self, load: &Load) -> Sample {
+        prepare(&self.redis, load);
+        let mut command = Command::new(reference_binary());
+        command.args(["deliverer", "--count", &load.messages.to_string(), "--redis", &self.redis.url()]);
+        ended(command, load)
     }
 
     /// What the recipient can take at most.

@@ -538,6 +538,7 @@ fn descriptors(full: bool) -> Vec<Row> {
         origins: 10_000,
         scheme: "http",
         port: nginx.http,
+        json: false,
     };
     let run = |limit: &str| {
         redis.reset();

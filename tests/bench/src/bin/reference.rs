@@ -7,6 +7,9 @@
 //! `reference pop`: the obvious delivery service: one BLPOP per message, a channel, workers.
 //! What it holds when it is killed is lost. With `--count` it ends after so many messages.
 //!
+//! `reference deliverer`: what the deliverer of ACA-Py's plugin does, of the same crates and not in Python: one
+//! BLPOP per message, one message at a time, a connection for each, ten seconds for it.
+//!
 //! Prints what it has used as `cpu seconds, peak MiB`.
 
 use std::collections::BTreeMap;
@@ -18,6 +21,8 @@ use std::{fs, thread};
 
 use acapy_deliver_bench::load::{QUEUE, endpoint, payload};
 use acapy_deliver_bench::program::used;
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE;
 use ureq::http::Uri;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
@@ -36,7 +41,8 @@ fn main() {
         options.get(name).map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} {value}")))
     };
     let threads = number("--threads", 128);
-    let agent = ureq_agent(threads, number("--idle", threads), options.get("--ca-file").map(String::as_str));
+    let ca_file = options.get("--ca-file").map(String::as_str);
+    let agent = ureq_agent(threads, number("--idle", threads), Duration::from_secs(30), ca_file);
     match what.as_str() {
         "bare" => {
             let endpoints = (0..number("--origins", 1))
@@ -45,7 +51,8 @@ fn main() {
             bare(agent, threads, number("--count", 1000), endpoints, payload(number("--bytes", 2048)));
         }
         "pop" => pop(agent, threads, number("--count", usize::MAX), &text("--redis", "redis://127.0.0.1:6379")),
-        _ => panic!("reference bare|pop"),
+        "deliverer" => deliverer(number("--count", usize::MAX), &text("--redis", "redis://127.0.0.1:6379")),
+        _ => panic!("reference bare|pop|deliverer"),
     }
     let used = used(std::process::id());
     println!("{} {}", used.cpu, used.peak_rss);
@@ -101,6 +108,29 @@ fn pop(agent: ureq::Agent, threads: usize, count: usize, url: &str) {
     });
 }
 
+fn deliverer(count: usize, url: &str) {
+    let agent = ureq_agent(0, 0, Duration::from_secs(10), None);
+    let client = redis::Client::open(url).expect("a Redis URL");
+    let mut redis = client.get_connection().expect("Redis answers");
+    let mut left = count;
+    while left > 0 {
+        let found: Option<(String, Vec<u8>)> =
+            redis::cmd("BLPOP").arg(QUEUE).arg(1).query(&mut redis).expect("Redis answers");
+        let Some((_, wire)) = found else { continue };
+        left -= 1;
+        let entry: serde_json::Value = serde_json::from_slice(&wire).expect("JSON");
+        let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
+        let payload = BASE64_URL_SAFE.decode(text(&entry["payload"])).expect("base64");
+        let headers: Vec<(String, String)> = entry["headers"]
+            .as_object()
+            .map(|headers| headers.iter().map(|(name, value)| (name.clone(), text(value))).collect())
+            .unwrap_or_default();
+        let headers: Vec<(&str, &[u8])> =
+            headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        post(&agent, &text(&entry["service"]["url"]), &headers, &payload);
+    }
+}
+
 fn post(agent: &ureq::Agent, endpoint: &str, headers: &[(&str, &[u8])], body: &[u8]) {
     let mut request = agent.post(endpoint);
     for (name, value) in headers {
@@ -142,7 +172,7 @@ fn decode(wire: &[u8]) -> (Vec<(&str, &[u8])>, &str, &[u8]) {
     (headers, endpoint, payload)
 }
 
-fn ureq_agent(threads: usize, idle: usize, ca_file: Option<&str>) -> ureq::Agent {
+fn ureq_agent(threads: usize, idle: usize, timeout: Duration, ca_file: Option<&str>) -> ureq::Agent {
     let mut tls = TlsConfig::builder();
     if let Some(path) = ca_file {
         let pem = fs::read(path).expect("the CA file can be read");
@@ -157,7 +187,7 @@ fn ureq_agent(threads: usize, idle: usize, ca_file: Option<&str>) -> ureq::Agent
     let config = ureq::Agent::config_builder()
         .tls_config(tls.build())
         .http_status_as_error(false)
-        .timeout_global(Some(Duration::from_secs(30)))
+        .timeout_global(Some(timeout))
         .timeout_connect(Some(Duration::from_secs(5)))
         .max_idle_connections(idle)
         .max_idle_connections_per_host(threads)
