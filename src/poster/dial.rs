@@ -1,6 +1,7 @@
-//! A connection to one of several addresses, the way of RFC 8305: the next is tried 250 ms after the last,
-//! beside it, or at once when that has failed; two at a time at most. And the memory of which address
-//! answered last, which is then the first to be tried: an IPv6 address that leads nowhere costs a
+//! A connection to one of several addresses, the way of RFC 8305: IPv6 and IPv4 take turns, and the next is
+//! tried 250 ms after the last, beside it, or at once when that has failed; two at a time at most. Who is
+//! silent while others wait for their turn has its share of the time, and no more. And the memory of which
+//! address answered last, which is then the first to be tried: an IPv6 that leads nowhere costs a
 //! quarter of a second once, and nothing from then on.
 //!
 //! It leaves to the resolver which addresses there are and whether they may be delivered to.
@@ -33,16 +34,20 @@ const MAX_NAMES: usize = 4096;
 pub(super) struct Answered(Mutex<HashMap<Authority, IpAddr>>);
 
 impl Answered {
-    /// Puts the address that answered last before the others.
+    /// Puts the address that answered last before the others, and has the families take turns from there on.
     pub(super) fn arrange(&self, of: &Authority, addrs: &mut [SocketAddr]) {
         if addrs.len() < 2 {
             return;
         }
-        let names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(ip) = names.get(of)
-            && let Some(at) = addrs.iter().position(|addr| addr.ip() == *ip)
-        {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(of).copied();
+        if let Some(at) = last.and_then(|ip| addrs.iter().position(|addr| addr.ip() == ip)) {
             addrs[..=at].rotate_right(1);
+        }
+        for at in 1..addrs.len() {
+            let wanted = !addrs[at - 1].is_ipv6();
+            if let Some(next) = addrs[at..].iter().position(|addr| addr.is_ipv6() == wanted) {
+                addrs[at..=at + next].rotate_right(1);
+            }
         }
     }
 
@@ -68,16 +73,22 @@ pub(super) type NoConnection = (SocketAddr, io::Error);
 pub(super) fn connect(addrs: &[SocketAddr], within: Duration) -> Option<Result<TcpStream, NoConnection>> {
     // A timeout of less than a millisecond would be rounded to none.
     let within = within.max(Duration::from_millis(1));
-    if let [addr] = addrs {
-        return Some(TcpStream::connect_timeout(addr, within).map_err(|error| (*addr, error)));
+    match addrs {
+        [] => return None,
+        [addr] => return Some(TcpStream::connect_timeout(addr, within).map_err(|error| (*addr, error))),
+        _ => {}
     }
     let deadline = Instant::now() + within;
+    let share = (within / addrs.len().div_ceil(AT_ONCE) as u32).max(2 * DELAY);
     let mut rest = addrs.iter().copied();
     let mut under_way: Vec<Attempt> = Vec::with_capacity(AT_ONCE);
     let mut next_at = Instant::now();
     let mut last_error = None;
     loop {
         let now = Instant::now();
+        if rest.len() > 0 && under_way.len() == AT_ONCE && now.duration_since(under_way[0].begun) >= share {
+            under_way.remove(0);
+        }
         let may_begin = under_way.len() < AT_ONCE && (under_way.is_empty() || now >= next_at);
         let next = if may_begin { rest.next() } else { None };
         let has_more = rest.len() > 0;
@@ -120,6 +131,7 @@ pub(super) fn connect(addrs: &[SocketAddr], within: Duration) -> Option<Result<T
 struct Attempt {
     addr: SocketAddr,
     socket: Socket,
+    begun: Instant,
 }
 
 impl Attempt {
@@ -131,8 +143,9 @@ impl Attempt {
             Ok(socket) => socket,
             Err(error) => return Some((n, Err(error))),
         };
+        let begun = Instant::now();
         let result = socket.connect_timeout(&SockAddr::from(addr), patience);
-        under_way.push(Attempt { addr, socket });
+        under_way.push(Attempt { addr, socket, begun });
         match result {
             // Of the wait; the connection goes on being made. A connection's own has a number.
             Err(error) if error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none() => None,
@@ -213,9 +226,13 @@ mod tests {
                 if least > 0 { "silent" } else { "not" }
             );
         }
-        // Two at a time: a third waits until one of them has failed.
+        // Two at a time: a third waits until one of them has failed, or has had its share of the time.
         let begun = Instant::now();
-        let (addr, error) = connect(&[silent.addr, other.addr, good], Duration::from_millis(900)).unwrap().unwrap_err();
+        let stream = connect(&[silent.addr, other.addr, good], Duration::from_secs(3)).unwrap().unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), good);
+        assert!(begun.elapsed() >= Duration::from_millis(1500), "{:?}", begun.elapsed());
+        let begun = Instant::now();
+        let (addr, error) = connect(&[silent.addr, other.addr], Duration::from_millis(900)).unwrap().unwrap_err();
         assert_eq!((addr, error.kind()), (other.addr, io::ErrorKind::TimedOut));
         assert!(begun.elapsed() >= Duration::from_millis(900));
     }
@@ -250,10 +267,33 @@ mod tests {
     }
 
     #[test]
+    fn the_families_take_turns() {
+        let (name, answered) = ("a.example:80".parse().unwrap(), Answered::default());
+        let arranged = |of: &str, last: Option<&str>| {
+            let mut addrs: Vec<SocketAddr> = of.split(' ').map(|ip| SocketAddr::new(ip.parse().unwrap(), 80)).collect();
+            if let Some(ip) = last {
+                answered.note(&name, ip.parse().unwrap());
+            }
+            answered.arrange(&name, &mut addrs);
+            addrs.iter().map(|addr| addr.ip().to_string()).collect::<Vec<_>>().join(" ")
+        };
+        for (of, last, expected) in [
+            ("::1 ::2 127.0.0.1 127.0.0.2", None, "::1 127.0.0.1 ::2 127.0.0.2"),
+            ("::1 ::2 ::3 127.0.0.1", None, "::1 127.0.0.1 ::2 ::3"),
+            ("127.0.0.1 127.0.0.2 ::1 ::2 ::3", None, "127.0.0.1 ::1 127.0.0.2 ::2 ::3"),
+            ("::1 ::2", None, "::1 ::2"),
+            ("::1 ::2 127.0.0.1 127.0.0.2", Some("127.0.0.2"), "127.0.0.2 ::1 127.0.0.1 ::2"),
+            ("::1 ::2 127.0.0.1", Some("::2"), "::2 127.0.0.1 ::1"),
+        ] {
+            assert_eq!(arranged(of, last), expected);
+        }
+    }
+
+    #[test]
     fn the_address_that_answered_last_comes_first() {
         let answered = Answered::default();
         let name: Authority = "a.example:80".parse().unwrap();
-        let addrs = ["[::1]:80", "[::2]:80", "127.0.0.1:80"].map(|addr| addr.parse::<SocketAddr>().unwrap());
+        let addrs = ["[::1]:80", "[::2]:80", "[::3]:80"].map(|addr| addr.parse::<SocketAddr>().unwrap());
         let mut arranged = addrs;
         answered.arrange(&name, &mut arranged);
         assert_eq!(arranged, addrs);
