@@ -173,7 +173,8 @@ impl Guard {
             .filter(|rule| match rule.reach {
                 Reach::Myself => self.machine.has(judged),
                 Reach::Net(net) => net.contains(&judged) || net.contains(&ip),
-                Reach::Public(net) => [judged, ip].iter().any(|ip| net.contains(ip) && is_public(*ip)),
+                // What carries an address is as public as that.
+                Reach::Public(net) => net.contains(&judged) && is_public(judged),
             })
             .min_by_key(|rule| (rule.width(), rule.allow))
     }
@@ -571,6 +572,16 @@ mod tests {
         assert!(strictest.check_scheme(false).unwrap_err().contains("'--https-only'"));
         assert_eq!(strictest.check_scheme(true), Ok(()));
         assert_eq!(guard(&[], &[]).check_scheme(false), Ok(()));
+        // What carries an address is as public as that.
+        let public = guard(&["public"], &[]).https_only(true);
+        for ip in ["192.0.2.1", "2001:db8::1", "::ffff:192.0.2.1", "64:ff9b::192.0.2.1"] {
+            assert_eq!(check(&public, ip, false), Ok(()), "{ip}");
+        }
+        let not_public =
+            ["127.0.0.1", "::1", "::ffff:127.0.0.1", "::ffff:10.1.2.3", "64:ff9b::10.1.2.3", "2002:a01:203::"];
+        for ip in not_public.into_iter().chain(["2001:0:4136:e378:8000:63bf:f5fe:fdfc", "2001:db8::5efe:10.1.2.3"]) {
+            assert!(check(&public, ip, false).is_err(), "{ip}");
+        }
     }
 
     #[test]
