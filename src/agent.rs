@@ -11,8 +11,9 @@ use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick};
 use log::{error, info, warn};
 
 use crate::config::{self, Config};
+use crate::dispatch::{Dispatch, Report};
 use crate::guard::Guard;
-use crate::journal::spell;
+use crate::journal::{panic_message, spell};
 use crate::lanes::{Claim, Limits};
 use crate::metrics::{Metrics, read};
 use crate::policy::{Attempt, Retry};
@@ -24,7 +25,6 @@ use crate::queue::server::Server;
 use crate::queue::{self, History, LaneChange, Place, Queue, Settlement};
 use crate::roots::READ_EVERY;
 use crate::settler;
-use crate::shared::{Report, Shared};
 use crate::signals;
 use crate::status_server::figures::Watcher;
 use crate::status_server::{self, StatusServer};
@@ -75,8 +75,8 @@ pub fn run(config: &Config) -> Result<(), String> {
             },
             recv(agent.ends) -> end => break Err(why_ended(end.ok())),
             recv(summary) -> _ => {
-                counted.report(&agent.shared.metrics);
-                agent.shared.journal.flush();
+                counted.report(&agent.dispatch.metrics);
+                agent.dispatch.journal.flush();
                 // While nothing is posted, nobody else closes connections that have been idle for too long.
                 agent.poster.tidy();
                 if trust_read.elapsed() >= READ_EVERY {
@@ -106,7 +106,7 @@ fn taken(config: &Config) -> String {
 
 /// An agent at work, in this process.
 pub struct Agent {
-    shared: Arc<Shared>,
+    dispatch: Arc<Dispatch>,
     poster: Arc<Poster>,
     ends: Receiver<End>,
     reader: JoinHandle<()>,
@@ -161,7 +161,7 @@ impl Agent {
                 false => Ok(None),
             };
             let served =
-                watcher.and_then(|watcher| status.serve(agent.shared.clone(), watcher, config.lease, config.workers));
+                watcher.and_then(|watcher| status.serve(agent.dispatch.clone(), watcher, config.lease, config.workers));
             match served {
                 Ok(status) => agent.status.push(status),
                 Err(why) => {
@@ -199,26 +199,27 @@ impl Agent {
         poster::raise_descriptor_limit();
         let poster = Arc::new(Poster::new(poster_options(config, guard)?)?);
         let seed = seed();
-        let (mut shared, ready, reports) = Shared::new(limits(config), config.lease, seed);
-        shared.metrics.repeated = poster.repeated();
+        let (mut dispatch, ready, reports) = Dispatch::new(limits(config), config.lease, seed);
+        dispatch.metrics.repeated = poster.repeated();
         if let Some(trouble) = poster.roots().1 {
             warn!("{trouble}");
         }
-        shared.metrics.odd = odd;
-        let shared = Arc::new(shared);
+        dispatch.metrics.odd = odd;
+        let dispatch = Arc::new(dispatch);
         let retry = Arc::new(retry(config));
         // One message per thread.
         let (end_sender, ends) = bounded(config.workers + 2);
 
         let settler = {
-            let (shared, options) = (shared.clone(), settler_options(config));
+            let (dispatch, options) = (dispatch.clone(), settler_options(config));
             spawn("settler".to_string(), None, end_sender.clone(), move || {
-                settler::run(&mut *settler_queue, &shared, &reports, &options)
+                settler::run(&mut *settler_queue, &dispatch, &reports, &options)
             })?
         };
         let mut workers = Vec::with_capacity(config.workers);
         for n in 0..config.workers {
-            let (worker_shared, ready, retry, poster) = (shared.clone(), ready.clone(), retry.clone(), poster.clone());
+            let (worker_shared, ready, retry, poster) =
+                (dispatch.clone(), ready.clone(), retry.clone(), poster.clone());
             let named = config.id_header.is_some();
             let started = spawn(format!("worker-{}", n + 1), Some(WORKER_STACK), end_sender.clone(), move || {
                 worker::run(n, &ready, |claim, enter| post(&poster, claim, named, enter), &retry, &worker_shared);
@@ -227,22 +228,22 @@ impl Agent {
             match started {
                 Ok(worker) => workers.push(worker),
                 Err(why) => {
-                    shared.stop();
-                    shared.close();
-                    shared.report(Report::Leave);
+                    dispatch.stop();
+                    dispatch.close();
+                    dispatch.report(Report::Leave);
                     return Err(format!("{why}: lower '--workers' or raise the limit of processes (ulimit -u)"));
                 }
             }
         }
         let reader = {
-            let (shared, retry_first) = (shared.clone(), config.retry_first);
+            let (dispatch, retry_first) = (dispatch.clone(), config.retry_first);
             spawn("reader".to_string(), None, end_sender, move || {
-                reader::run(&mut *reader_queue, &shared, retry_first)
+                reader::run(&mut *reader_queue, &dispatch, retry_first)
             })?
         };
         let (retry_first, ordered) = (config.retry_first, config.ordered);
         Ok(Agent {
-            shared,
+            dispatch,
             poster,
             ends,
             reader,
@@ -256,8 +257,8 @@ impl Agent {
     }
 
     /// What its threads share, for those who watch it.
-    pub fn shared(&self) -> &Arc<Shared> {
-        &self.shared
+    pub fn dispatch(&self) -> &Arc<Dispatch> {
+        &self.dispatch
     }
 
     /// Stops: claims no more, lets what is being attempted end within `drain` (a
@@ -265,9 +266,9 @@ impl Agent {
     pub fn stop<T>(self, drain: Duration, hurry: &Receiver<T>) {
         let begun = Instant::now();
         let deadline = begun + drain;
-        self.shared.stop();
+        self.dispatch.stop();
         self.names.hurry();
-        let unattempted = self.shared.close();
+        let unattempted = self.dispatch.close();
         let at_work = || !self.reader.is_finished() || self.workers.iter().any(|worker| !worker.is_finished());
         let mut hurry = hurry.clone();
         while at_work() && Instant::now() < deadline {
@@ -282,11 +283,11 @@ impl Agent {
                 default(Duration::from_millis(20)) => {}
             }
         }
-        let cut_off = self.shared.attempts_under_way();
+        let cut_off = self.dispatch.attempts_under_way();
         for attempting in &cut_off {
             self.give_back(attempting.clone());
         }
-        self.shared.report(Report::Leave);
+        self.dispatch.report(Report::Leave);
         let leave_by = Instant::now() + LEAVE_TIMEOUT;
         while !self.settler.is_finished() && Instant::now() < leave_by {
             if let Ok(end) = self.ends.recv_timeout(Duration::from_millis(20)) {
@@ -322,17 +323,17 @@ impl Agent {
 
     /// What is cut off in mid-attempt may have arrived: twice is better than never,
     /// but not within a second (two copies so close broke a real handshake).
-    fn give_back(&self, attempting: crate::shared::Attempting) {
-        let crate::shared::Attempting { id, origin, history } = attempting;
+    fn give_back(&self, attempting: crate::dispatch::Attempting) {
+        let crate::dispatch::Attempting { id, origin, history } = attempting;
         let history =
             History { attempts: history.attempts + 1, last_error: "cut off by a stop".to_string(), ..history };
         let delay = self.retry_first;
         let place = if self.ordered { Place::Waiting(Some(delay)) } else { Place::Retry(delay) };
         let why = history.last_error.clone();
         let settlement = Settlement { id, origin: origin.clone(), place, history, kept: None };
-        self.shared.report(Report::Settle(settlement));
+        self.dispatch.report(Report::Settle(settlement));
         if self.ordered {
-            self.shared.report(Report::Lane(LaneChange::Down {
+            self.dispatch.report(Report::Lane(LaneChange::Down {
                 origin,
                 after: delay,
                 failures: 1,
@@ -357,7 +358,7 @@ fn spawn(
     builder
         .spawn(move || {
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or_else(|panic| {
-                Err(queue::Error::Fatal(format!("internal error: {}", worker::panic_message(&*panic))))
+                Err(queue::Error::Fatal(format!("internal error: {}", panic_message(&*panic))))
             });
             let _ = ends.send(End { name, result });
         })

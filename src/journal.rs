@@ -198,3 +198,9 @@ pub fn spell(duration: Duration) -> String {
         _ => format!("{}h {}m", seconds / 3600, seconds % 3600 / 60),
     }
 }
+
+/// What a panic said, if it said anything.
+pub fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}

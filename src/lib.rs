@@ -24,16 +24,19 @@
 //! with the [`poster`], [`policy`] judges, and the [`settler`] tells the queue.
 
 pub mod agent;
+mod backoff;
 pub mod claiming;
 pub mod clock;
 pub mod commands;
 pub mod config;
+pub mod dispatch;
 pub mod envelope;
 mod frames;
 pub mod guard;
 mod headers;
 pub mod journal;
 pub mod lanes;
+pub mod lease;
 pub mod metrics;
 pub mod outbox;
 pub mod peers;
@@ -44,7 +47,6 @@ pub mod reader;
 pub mod resolver;
 pub mod roots;
 pub mod settler;
-pub mod shared;
 pub mod signals;
 pub mod status_server;
 pub mod worker;

@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
 
+use crate::backoff::Backoff;
 use crate::claiming::{Claiming, Next};
+use crate::dispatch::{Dispatch, Report};
 use crate::envelope::{Endpoints, Envelope};
-use crate::journal::Speaker;
+use crate::journal::{Speaker, panic_message};
 use crate::lanes::Claim;
+use crate::lease::Thread;
 use crate::metrics::add;
 use crate::queue::{AgentNumber, Claimed, Error, History, Id, Kept, Place, Queue, RawClaim, Settlement, Waited};
-use crate::shared::{Report, Shared};
-use crate::worker::panic_message;
 
 /// With nothing to claim, so long is waited at most: a stop is to be noticed.
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
@@ -31,30 +32,25 @@ const STANDBY: Duration = Duration::from_millis(200);
 /// What has become due meanwhile (put off by this agent or another) is looked for at least this
 /// often, and four times within the shortest delay that this agent itself gives.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Unusable Redis is tried again after this long, growing to `RECONNECT_MAX`: so long a new master is idle
-/// at most, after a failover.
-const RECONNECT_MIN: Duration = Duration::from_millis(50);
-const RECONNECT_MAX: Duration = Duration::from_secs(1);
-
 /// Reads until the agent is to stop. `retry_first` is the shortest delay that this agent gives.
 ///
 /// # Errors
 ///
 /// What waiting cannot mend: wrong password, no permission, wrong type at a key.
-pub fn run(queue: &mut dyn Queue, shared: &Shared, retry_first: Duration) -> Result<(), Error> {
-    let mut reader = Reader::new(shared, retry_first);
-    while !shared.is_stopping() {
-        shared.turn(0);
+pub fn run(queue: &mut dyn Queue, dispatch: &Dispatch, retry_first: Duration) -> Result<(), Error> {
+    let mut reader = Reader::new(dispatch, retry_first);
+    while !dispatch.lease.is_stopping() {
+        dispatch.lease.turn(Thread::Reader);
         match reader.turn(queue) {
             Ok(()) => {
-                reader.patience = Patience::default();
-                shared.journal.redis_back(Speaker::Reader);
+                reader.backoff = Backoff::default();
+                dispatch.journal.redis_back(Speaker::Reader);
             }
             Err(Error::Unavailable(why)) => {
-                shared.journal.redis_lost(Speaker::Reader, &why);
+                dispatch.journal.redis_lost(Speaker::Reader, &why);
                 // What Redis has of ours may be older than what we hold: compare as soon as it answers.
                 reader.claiming.doubt(Instant::now());
-                reader.patience.pause(shared);
+                reader.backoff.pause(&dispatch.lease);
             }
             Err(fatal) => return Err(fatal),
         }
@@ -63,38 +59,8 @@ pub fn run(queue: &mut dyn Queue, shared: &Shared, retry_first: Duration) -> Res
     Ok(())
 }
 
-/// Growing, jittered pauses while Redis cannot be used.
-#[derive(Default)]
-pub struct Patience {
-    failures: u32,
-}
-
-impl Patience {
-    /// Pauses before the next try; a stop cuts it short.
-    pub fn pause(&mut self, shared: &Shared) {
-        let delay = self.next_pause();
-        let until = Instant::now() + delay;
-        while let Some(left) = until.checked_duration_since(Instant::now()) {
-            if shared.is_stopping() && self.failures > 1 {
-                return;
-            }
-            shared.turn(0);
-            shared.wait_for_change(left.min(Duration::from_millis(100)));
-        }
-    }
-
-    /// The length of the next pause.
-    pub fn next_pause(&mut self) -> Duration {
-        let doubled = RECONNECT_MIN * (1 << self.failures.min(10));
-        self.failures += 1;
-        // The clock's low digits are jitter enough for agents that lost Redis at the same moment.
-        let jitter = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        doubled.min(RECONNECT_MAX).mul_f64(0.75 + f64::from(jitter.subsec_nanos() % 1000) / 2000.0)
-    }
-}
-
 struct Reader<'a> {
-    shared: &'a Shared,
+    dispatch: &'a Dispatch,
     look_every: Duration,
     claiming: Claiming,
     /// Taken from the queue by the wait, not yet claimed.
@@ -103,26 +69,26 @@ struct Reader<'a> {
     was_standby: bool,
     /// Whether a refused wait has been spoken of.
     refused: bool,
-    patience: Patience,
+    backoff: Backoff,
 }
 
 impl Reader<'_> {
-    fn new(shared: &Shared, retry_first: Duration) -> Reader<'_> {
+    fn new(dispatch: &Dispatch, retry_first: Duration) -> Reader<'_> {
         Reader {
-            shared,
+            dispatch,
             look_every: (retry_first / 4).clamp(Duration::from_millis(20), LOOK_EVERY),
             claiming: Claiming::new(Instant::now()),
             popped: None,
             endpoints: Endpoints::default(),
             was_standby: false,
             refused: false,
-            patience: Patience::default(),
+            backoff: Backoff::default(),
         }
     }
 
     fn turn(&mut self, queue: &mut dyn Queue) -> Result<(), Error> {
-        match self.claiming.next(self.shared.number(), Instant::now()) {
-            Next::Register => self.shared.wait_for_change(Duration::from_millis(100)),
+        match self.claiming.next(self.dispatch.lease.number(), Instant::now()) {
+            Next::Register => self.dispatch.lease.wait_for_change(Duration::from_millis(100)),
             Next::Audit(number) => {
                 self.audit(queue, number)?;
                 self.claim(queue)?;
@@ -134,42 +100,42 @@ impl Reader<'_> {
 
     /// Claims as much as the lanes have room for, and hands it to them.
     fn claim(&mut self, queue: &mut dyn Queue) -> Result<(), Error> {
-        let Some(mut bounds) = self.shared.appetite(self.claiming.is_again(), Duration::from_millis(200)) else {
+        let Some(mut bounds) = self.dispatch.appetite(self.claiming.is_again(), Duration::from_millis(200)) else {
             return Ok(());
         };
         bounds.popped = self.popped.clone();
-        bounds.seen = self.shared.seen();
+        bounds.seen = self.dispatch.lease.seen();
         let Some(call) = self.claiming.call(Instant::now()) else { return Ok(()) };
         let sent = Instant::now();
         let claimed = queue.claim(call.agent, call.number, call.again, &bounds)?;
-        add(&self.shared.metrics.claims, 1);
+        add(&self.dispatch.metrics.claims, 1);
         let learns_lanes = self.claiming.answered(&claimed);
         match claimed {
-            Claimed::Gone => self.shared.report(Report::Gone(call.agent)),
+            Claimed::Gone => self.dispatch.report(Report::Gone(call.agent)),
             Claimed::Standby => {
                 if !std::mem::replace(&mut self.was_standby, true) {
                     info!("another agent delivers in order; standing by to take over");
                 }
-                self.shared.wait_for_change(STANDBY);
+                self.dispatch.lease.wait_for_change(STANDBY);
             }
             Claimed::Taken { claims, emptied, failures, oversized, due_in, more, at } => {
-                self.shared.note_clock(at, sent);
+                self.dispatch.lease.note_clock(at, sent);
                 let ids = claims.iter().map(|claim| claim.id).chain(oversized.iter().map(|(id, _)| *id));
-                self.shared.see(ids.map(|id| id.0).max().unwrap_or(0));
+                self.dispatch.lease.see(ids.map(|id| id.0).max().unwrap_or(0));
                 self.popped = None;
                 if std::mem::replace(&mut self.was_standby, false) {
                     info!("taking over: this agent delivers now");
                 }
                 if learns_lanes {
-                    self.shared.learn(&queue.lanes()?, call.asked);
+                    self.dispatch.learn(&queue.lanes()?, call.asked);
                 }
                 self.claiming.admitted();
                 self.note_oversized(&oversized);
                 let taken = claims.len();
-                add(&self.shared.metrics.claimed, taken as u64);
+                add(&self.dispatch.metrics.claimed, taken as u64);
                 let claims = claims.into_iter().map(|claim| self.decode(claim, call.agent)).collect();
                 let now = Instant::now();
-                self.shared.admit(
+                self.dispatch.admit(
                     call.agent,
                     |lanes| {
                         for origin in &emptied {
@@ -192,9 +158,9 @@ impl Reader<'_> {
     /// What was too large for any agent is dead already.
     fn note_oversized(&self, oversized: &[(Id, usize)]) {
         for (id, size) in oversized {
-            add(&self.shared.metrics.dead, 1);
+            add(&self.dispatch.metrics.dead, 1);
             let reason = format!("{size} bytes are more than 64 MiB and than '--in-flight-bytes'");
-            self.shared.journal.died(*id, "an unread endpoint", &reason);
+            self.dispatch.journal.died(*id, "an unread endpoint", &reason);
         }
     }
 
@@ -203,21 +169,21 @@ impl Reader<'_> {
         let begun = Instant::now();
         let due = begun + due_in.unwrap_or(self.look_every).min(self.look_every);
         loop {
-            if self.shared.is_draining() {
-                self.shared.wait_until_hungry(DRAINING_WAIT);
+            if self.dispatch.is_draining() {
+                self.dispatch.wait_until_hungry(DRAINING_WAIT);
                 return Ok(());
             }
             let left = due.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.shared.is_stopping() {
+            if left.is_zero() || self.dispatch.lease.is_stopping() {
                 return Ok(());
             }
-            let is_watching = self.shared.is_watching();
+            let is_watching = self.dispatch.is_watching();
             let at_most = if is_watching { left.min(WATCHING_WAIT) } else { left.min(LONGEST_WAIT) };
             match queue.wait(at_most)? {
                 Waited::Nothing => {
-                    self.shared.turn(0);
+                    self.dispatch.lease.turn(Thread::Reader);
                     if is_watching {
-                        self.shared.nudge();
+                        self.dispatch.nudge();
                     }
                 }
                 Waited::Something => return Ok(()),
@@ -229,7 +195,7 @@ impl Reader<'_> {
                     if !std::mem::replace(&mut self.refused, true) {
                         warn!("Redis is full and refuses to wait for messages: looking for them every 50 ms");
                     }
-                    self.shared.wait_for_change(POLL.min(left));
+                    self.dispatch.lease.wait_for_change(POLL.min(left));
                     return Ok(());
                 }
             }
@@ -240,7 +206,7 @@ impl Reader<'_> {
     /// What Redis records as in flight here, but is held nowhere, is due again: a
     /// rolled-back Redis leaves such. No claim is outstanding now.
     fn audit(&mut self, queue: &mut dyn Queue, number: AgentNumber) -> Result<(), Error> {
-        let strays = self.shared.not_held(queue.in_flight(number)?);
+        let strays = self.dispatch.not_held(queue.in_flight(number)?);
         self.claiming.audited(Instant::now());
         if !strays.is_empty() {
             let n = queue.give_back(number, &strays)?;
@@ -256,7 +222,7 @@ impl Reader<'_> {
         let reason = match decoded {
             Ok(Ok(envelope)) => {
                 let mut claim = Claim::new(id, envelope, history, recovered, source, number, Instant::now());
-                if !self.shared.tells_ages() {
+                if !self.dispatch.lease.tells_ages() {
                     claim.history.age = None;
                 }
                 return Ok(claim);
@@ -268,9 +234,9 @@ impl Reader<'_> {
             }
             Err(panic) => format!("internal error: {}", panic_message(&*panic)),
         };
-        add(&self.shared.metrics.undecodable, 1);
-        add(&self.shared.metrics.dead, 1);
-        self.shared.journal.died(id, "an unknown endpoint", &reason);
+        add(&self.dispatch.metrics.undecodable, 1);
+        add(&self.dispatch.metrics.dead, 1);
+        self.dispatch.journal.died(id, "an unknown endpoint", &reason);
         let history = History { last_error: reason, ..history };
         Err(Settlement { id, origin: Arc::from(""), place: Place::Dead, history, kept })
     }
@@ -313,8 +279,8 @@ mod tests {
         let mut queue = Memory::new();
         queue.push(["second"]);
         let number = registered(&mut queue);
-        let (shared, _ready, _reports) = Shared::for_tests(Duration::from_secs(15));
-        let mut reader = Reader::new(&shared, Duration::from_secs(1));
+        let (dispatch, _ready, _reports) = Dispatch::for_tests(Duration::from_secs(15));
+        let mut reader = Reader::new(&dispatch, Duration::from_secs(1));
         reader.claiming.next(number, Instant::now());
         reader.popped = Some(b"first".to_vec());
         reader.hand_over_popped(&mut queue);

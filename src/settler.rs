@@ -13,14 +13,15 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use log::{debug, error, info, warn};
 
+use crate::backoff::Backoff;
 use crate::claiming::taken_over;
+use crate::dispatch::{Dispatch, Report};
 use crate::journal::{Speaker, spell};
+use crate::lease::Thread;
 use crate::metrics::add;
 use crate::outbox::Outbox;
 use crate::peers::{Peers, between_beats};
 use crate::queue::{AgentNumber, Error, Fate, Id, Peer, Queue, Settlement};
-use crate::reader::Patience;
-use crate::shared::{Report, Shared};
 
 /// Settlements in one call at most; measured: 0.4 to 0.7 ms of Redis for 256 delivered.
 const BATCH: usize = 512;
@@ -62,20 +63,25 @@ pub struct Options {
 /// # Errors
 ///
 /// What waiting cannot mend: wrong password, no permission, wrong type at a key.
-pub fn run(queue: &mut dyn Queue, shared: &Shared, reports: &Receiver<Report>, options: &Options) -> Result<(), Error> {
-    let mut settler = Settler::new(shared, options);
-    let mut patience = Patience::default();
+pub fn run(
+    queue: &mut dyn Queue,
+    dispatch: &Dispatch,
+    reports: &Receiver<Report>,
+    options: &Options,
+) -> Result<(), Error> {
+    let mut settler = Settler::new(dispatch, options);
+    let mut backoff = Backoff::default();
     loop {
-        shared.turn(1);
+        dispatch.lease.turn(Thread::Settler);
         match settler.turn(queue) {
             Ok(true) => return Ok(()),
             Ok(false) => {
-                patience = Patience::default();
-                shared.journal.redis_back(Speaker::Settler);
+                backoff = Backoff::default();
+                dispatch.journal.redis_back(Speaker::Settler);
                 settler.listen(reports);
             }
             Err(Error::Unavailable(why)) => {
-                shared.journal.redis_lost(Speaker::Settler, &why);
+                dispatch.journal.redis_lost(Speaker::Settler, &why);
                 if settler.leaving {
                     return Err(Error::Unavailable(why));
                 }
@@ -84,7 +90,7 @@ pub fn run(queue: &mut dyn Queue, shared: &Shared, reports: &Receiver<Report>, o
                 // Reports are taken in meanwhile, so that a stop is heard.
                 // Never longer than between two beats: an agent that is slower to come back than others
                 // are to look three times is taken for dead, and what it holds goes out twice.
-                let until = Instant::now() + patience.next_pause().min(between_beats(options.lease));
+                let until = Instant::now() + backoff.next_pause().min(between_beats(options.lease));
                 while !settler.leaving
                     && let Ok(report) = reports.recv_deadline(until)
                 {
@@ -109,7 +115,7 @@ enum Chore {
 }
 
 struct Settler<'a> {
-    shared: &'a Shared,
+    dispatch: &'a Dispatch,
     options: &'a Options,
     number: Option<AgentNumber>,
     prepared: bool,
@@ -131,10 +137,10 @@ struct Settler<'a> {
 }
 
 impl Settler<'_> {
-    fn new<'a>(shared: &'a Shared, options: &'a Options) -> Settler<'a> {
+    fn new<'a>(dispatch: &'a Dispatch, options: &'a Options) -> Settler<'a> {
         let now = Instant::now();
         Settler {
-            shared,
+            dispatch,
             options,
             number: None,
             prepared: false,
@@ -182,7 +188,7 @@ impl Settler<'_> {
     /// An agent that cannot claim must not keep what it holds from the others: its lease is not renewed,
     /// until the reader turns again.
     fn reader_is_stuck(&mut self) -> bool {
-        let since = self.shared.since_turn(0);
+        let since = self.dispatch.lease.since_turn(Thread::Reader);
         let stuck = since > (self.options.lease * 2).max(READER_WAITS);
         if stuck && !self.said_stuck {
             error!(
@@ -229,7 +235,7 @@ impl Settler<'_> {
     }
 
     fn unregistered(&mut self) {
-        self.shared.unregistered();
+        self.dispatch.lease.unregistered();
         self.number = None;
     }
 
@@ -241,8 +247,8 @@ impl Settler<'_> {
                 self.unregistered();
                 return Ok(());
             };
-            add(&self.shared.metrics.settles, 1);
-            self.shared.confirmed(&self.outbox.confirmed(lost));
+            add(&self.dispatch.metrics.settles, 1);
+            self.dispatch.confirmed(&self.outbox.confirmed(lost));
             if Instant::now() >= self.next_beat {
                 return Ok(());
             }
@@ -278,7 +284,7 @@ impl Settler<'_> {
         for one in settlements {
             debug!("message {} is not ours any more: {why}", one.id);
         }
-        self.shared.confirmed(settlements);
+        self.dispatch.confirmed(settlements);
     }
 
     /// One call of the chore that has waited longest.
@@ -313,7 +319,7 @@ impl Settler<'_> {
     /// A call of taking over what another service has put off. What hinders it is said once, and tried again
     /// a minute later.
     fn adopt(&mut self, queue: &mut dyn Queue, from: String, so_far: usize) -> Result<(), Error> {
-        let adopted = match queue.adopt(self.shared.seen()) {
+        let adopted = match queue.adopt(self.dispatch.lease.seen()) {
             Ok(adopted) => adopted,
             Err(error) => {
                 self.chores.push_front(Chore::Adopt(from, so_far));
@@ -338,7 +344,7 @@ impl Settler<'_> {
     /// How many messages it was about; `None` if the chore is not to be done.
     fn one_call(&self, queue: &mut dyn Queue, me: AgentNumber, chore: &mut Chore) -> Result<Option<usize>, Error> {
         // What is too old is so by a clock that goes on as it did when it was last looked at.
-        let latest = self.shared.latest();
+        let latest = self.dispatch.lease.latest();
         let (n, so_far) = match chore {
             Chore::Recover(dead, recovered) => {
                 // Refused: it lives.
@@ -359,7 +365,7 @@ impl Settler<'_> {
         match chore {
             Chore::Recover(dead, recovered) => {
                 self.peers.forget(dead.number);
-                add(&self.shared.metrics.recovered, recovered as u64);
+                add(&self.dispatch.metrics.recovered, recovered as u64);
                 if recovered > 0 {
                     warn!("agent {} is dead: {recovered} messages that it had in flight are due again", dead.number);
                 } else {
@@ -386,20 +392,20 @@ impl Settler<'_> {
             }
             self.prepared = true;
         }
-        let old = self.shared.number();
+        let old = self.dispatch.lease.number();
         let sent = Instant::now();
-        let joined = queue.join(self.options.lease, old, self.shared.seen())?;
+        let joined = queue.join(self.options.lease, old, self.dispatch.lease.seen())?;
         let known = if joined.old == Fate::Recovered { HashSet::new() } else { self.known_of_held(queue)? };
         self.outbox.joined(old, joined.old);
         if old.is_none() {
             // Later steps are seen from one beat to the next.
-            self.shared.note_set_back(joined.set_back);
+            self.dispatch.lease.note_set_back(joined.set_back);
         }
         self.number = Some(joined.number);
         self.peers.clear();
         self.chores.retain(|chore| !matches!(chore, Chore::Recover(..)));
-        self.shared.see(joined.number.0);
-        self.shared.registered(joined.number, sent, taken_over(old, joined.old, |id| known.contains(&id)));
+        self.dispatch.lease.see(joined.number.0);
+        self.dispatch.registered(joined.number, sent, taken_over(old, joined.old, |id| known.contains(&id)));
         // The first look at the others is at once: a predecessor that died is known after one lease.
         self.next_beat = Instant::now();
         // A queue that forgets us time and again is not asked to remember us without a pause.
@@ -414,7 +420,7 @@ impl Settler<'_> {
 
     /// Of what is held, what the queue has, wherever.
     fn known_of_held(&self, queue: &mut dyn Queue) -> Result<HashSet<Id>, Error> {
-        let held = self.shared.held();
+        let held = self.dispatch.held();
         let known = queue.has(&held)?;
         Ok(held.into_iter().zip(known).filter(|(_, known)| *known).map(|(id, _)| id).collect())
     }
@@ -422,15 +428,15 @@ impl Settler<'_> {
     fn beat(&mut self, queue: &mut dyn Queue) -> Result<(), Error> {
         let Some(number) = self.number else { return Ok(()) };
         let sent = Instant::now();
-        let beat = queue.beat(number, self.options.lease, self.shared.seen(), self.options.longest_delay)?;
-        self.shared.note_clock(beat.at, sent);
+        let beat = queue.beat(number, self.options.lease, self.dispatch.lease.seen(), self.options.longest_delay)?;
+        self.dispatch.lease.note_clock(beat.at, sent);
         self.next_beat = sent + between_beats(self.options.lease);
         if !beat.registered {
             warn!("the queue does not know this agent any more; joining again");
             self.unregistered();
             return Ok(());
         }
-        self.shared.beat_confirmed(sent);
+        self.dispatch.lease.beat_confirmed(sent);
         for dead in self.peers.look_at(&beat.peers, self.options.lease, sent) {
             let is_known = |chore: &Chore| matches!(chore, Chore::Recover(known, _) if known.number == dead.number);
             if !self.chores.iter().any(is_known) {
@@ -439,7 +445,7 @@ impl Settler<'_> {
         }
         // After a step back what was put off is due too late by the step. Half of it: some of that was overdue;
         // what was really put off for longer is attempted once too early.
-        if let Some(by) = self.shared.take_set_back() {
+        if let Some(by) = self.dispatch.lease.take_set_back() {
             self.chores.push_back(Chore::Hasten(by / 2, 0));
         }
         let hastens = |chore: &Chore| matches!(chore, Chore::Hasten(..));
@@ -453,7 +459,7 @@ impl Settler<'_> {
             let asked = Instant::now();
             let lanes = queue.some_lanes(self.next_lane, LANES_PER_BEAT)?;
             self.next_lane = if lanes.len() < LANES_PER_BEAT { 0 } else { self.next_lane + lanes.len() };
-            self.shared.learn(&lanes, asked);
+            self.dispatch.learn(&lanes, asked);
         }
         Ok(())
     }
@@ -471,10 +477,10 @@ mod tests {
 
     #[test]
     fn while_the_reader_is_stuck_the_lease_is_not_renewed_and_then_it_is_again() {
-        let (mut shared, _ready, _reports) = Shared::for_tests(LEASE);
-        shared.grow_older(LEASE * 2 + Duration::from_secs(1));
+        let (mut dispatch, _ready, _reports) = Dispatch::for_tests(LEASE);
+        dispatch.lease.grow_older(LEASE * 2 + Duration::from_secs(1));
         let options = Options { lease: LEASE, keep_dead: None, longest_delay: LEASE };
-        let mut settler = Settler::new(&shared, &options);
+        let mut settler = Settler::new(&dispatch, &options);
         let mut queue = Memory::new();
         queue.set_clock(1_000_000_000);
         settler.turn(&mut queue).unwrap();
@@ -488,11 +494,11 @@ mod tests {
         assert!(settler.said_stuck);
         // It is looked at again soon, and all is as before.
         assert!(settler.next_beat <= Instant::now() + BEAT_OF_THE_STUCK);
-        shared.turn(0);
+        dispatch.lease.turn(Thread::Reader);
         settler.next_beat = Instant::now();
         settler.turn(&mut queue).unwrap();
         assert_eq!(lease_of(&queue), [1_016_000]);
-        assert!(shared.is_beat_fresh());
+        assert!(dispatch.lease.is_beat_fresh());
     }
 
     #[test]
@@ -517,13 +523,13 @@ mod tests {
         let now = put_off_at - 1_800_000_000;
         queue.set_clock(now);
         assert_eq!(due_in(now), [1_805_000]);
-        let (shared, _ready, _reports) = Shared::for_tests(LEASE);
+        let (dispatch, _ready, _reports) = Dispatch::for_tests(LEASE);
         let options = Options { lease: LEASE, keep_dead: None, longest_delay: Duration::from_secs(3600) };
-        let mut settler = Settler::new(&shared, &options);
+        let mut settler = Settler::new(&dispatch, &options);
         for _ in 0..3 {
             settler.turn(&mut queue.clone()).unwrap();
         }
         assert_eq!(due_in(now), [0]);
-        assert!(!shared.tells_ages());
+        assert!(!dispatch.lease.tells_ages());
     }
 }

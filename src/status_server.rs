@@ -28,8 +28,9 @@ use log::{info, warn};
 
 use self::figures::{Figures, Watcher};
 use crate::config::{Config, StatusEndpoint};
+use crate::dispatch::Dispatch;
+use crate::lease::Thread;
 use crate::metrics::{Metrics, read};
-use crate::shared::Shared;
 
 /// Connections at once.
 const SEATS: usize = 16;
@@ -111,7 +112,7 @@ pub struct StatusServer {
 
 /// What all connections share.
 struct Server {
-    shared: Arc<Shared>,
+    dispatch: Arc<Dispatch>,
     pages: Pages,
     /// For `/metrics`.
     watcher: Option<Watcher>,
@@ -166,13 +167,13 @@ impl Bound {
     /// If its thread cannot be started.
     pub fn serve(
         self,
-        shared: Arc<Shared>,
+        dispatch: Arc<Dispatch>,
         watcher: Option<Watcher>,
         lease: Duration,
         workers: usize,
     ) -> Result<StatusServer, String> {
         let server = Arc::new(Server {
-            shared,
+            dispatch,
             pages: self.pages,
             watcher,
             lease,
@@ -361,7 +362,7 @@ impl Server {
         }
         match path {
             "/status/live" => {
-                let alive = self.shared.journal.redis_is_up() && self.unwell().is_none();
+                let alive = self.dispatch.journal.redis_is_up() && self.unwell().is_none();
                 json(200, format!(r#"{{"alive":{alive}}}"#))
             }
             _ => json(200, format!(r#"{{"ready":{}}}"#, self.unready().is_none())),
@@ -369,28 +370,28 @@ impl Server {
     }
 
     fn unwell(&self) -> Option<String> {
-        let since_turn = [0, 1].map(|thread| self.shared.since_turn(thread));
-        unwell(since_turn, self.lease, self.shared.journal.redis_is_up())
+        let since_turn = [Thread::Reader, Thread::Settler].map(|thread| self.dispatch.lease.since_turn(thread));
+        unwell(since_turn, self.lease, self.dispatch.journal.redis_is_up())
     }
 
     /// Why the agent cannot deliver now.
     fn unready(&self) -> Option<String> {
-        let shared = &self.shared;
+        let dispatch = &self.dispatch;
         let lacks = [
-            (shared.is_stopping(), "stopping"),
-            (!shared.journal.redis_is_up(), "Redis cannot be used"),
-            (shared.number().is_none(), "not yet registered in Redis"),
-            (!shared.is_beat_fresh(), "Redis has not confirmed a beat for most of the lease"),
+            (dispatch.lease.is_stopping(), "stopping"),
+            (!dispatch.journal.redis_is_up(), "Redis cannot be used"),
+            (dispatch.lease.number().is_none(), "not yet registered in Redis"),
+            (!dispatch.lease.is_beat_fresh(), "Redis has not confirmed a beat for most of the lease"),
         ];
         unready(lacks, self.unwell())
     }
 
     fn metrics(&self, figures: Option<&Figures>) -> String {
-        let (shared, metrics) = (&self.shared, &self.shared.metrics);
+        let (dispatch, metrics) = (&self.dispatch, &self.dispatch.metrics);
         let mut page = Page::default();
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         page.name("build_info", "gauge", "Always 1; the version is its label.").value(&version, 1);
-        let redis_up = figures.is_some() && shared.journal.redis_is_up();
+        let redis_up = figures.is_some() && dispatch.journal.redis_is_up();
         page.name("redis_up", "gauge", "Whether Redis answers this agent.").value(&[], u8::from(redis_up));
         page.name("ready", "gauge", "Whether the agent is registered in Redis and delivers.")
             .value(&[], u8::from(self.unready().is_none()));
@@ -400,8 +401,8 @@ impl Server {
 
         page.name("workers", "gauge", "Attempts that may be made at the same time.").value(&[], self.workers);
         page.name("attempts_in_progress", "gauge", "Attempts being made now.")
-            .value(&[], shared.attempts_under_way().len());
-        let lanes = shared.lane_counts();
+            .value(&[], dispatch.attempts_under_way().len());
+        let lanes = dispatch.lane_counts();
         page.name("held_messages", "gauge", "Messages that this agent holds in memory.").value(&[], lanes.held);
         page.name("held_bytes", "gauge", "Bytes of the messages held and not yet attempted to an end.")
             .value(&[], lanes.bytes);

@@ -7,9 +7,10 @@ use std::time::Instant;
 use crossbeam_channel::Receiver;
 use log::debug;
 
+use crate::dispatch::{Attempting, Begin, Dispatch};
+use crate::journal::panic_message;
 use crate::lanes::Claim;
 use crate::policy::{self, Attempt, Fault, Outcome, Retry};
-use crate::shared::{Attempting, Begin, Shared};
 
 /// Asks whether a redirect to this origin may be followed now.
 pub type Enter<'a> = &'a mut dyn FnMut(&str) -> Result<(), Attempt>;
@@ -20,24 +21,24 @@ pub fn run(
     ready: &Receiver<Box<Claim>>,
     post: impl Fn(&Claim, Enter) -> Attempt,
     retry: &Retry,
-    shared: &Shared,
+    dispatch: &Dispatch,
 ) {
     let mut next = None;
     while let Some(claim) = next.take().or_else(|| ready.recv().ok()) {
-        if shared.may_begin(&claim) == Begin::Never {
-            shared.abandon(claim);
+        if dispatch.may_begin(&claim) == Begin::Never {
+            dispatch.abandon(claim);
             continue;
         }
         let (id, origin, history) = (claim.id, claim.origin.clone(), claim.history.clone());
-        shared.attempting(n, Some(Attempting { id, origin, history }));
+        dispatch.attempting(n, Some(Attempting { id, origin, history }));
         let begun = Instant::now();
         let mut guest_of = None;
-        let outcome = attempt(&claim, &post, &mut guest_of, retry, shared);
-        shared.metrics.attempted(&outcome, begun.elapsed());
-        note(&claim, &outcome, begun, shared);
+        let outcome = attempt(&claim, &post, &mut guest_of, retry, dispatch);
+        dispatch.metrics.attempted(&outcome, begun.elapsed());
+        note(&claim, &outcome, begun, dispatch);
         // Settled before the lane goes on, so that the next claim of this origin cannot overtake.
-        next = shared.finish(claim, outcome, guest_of.as_deref(), begun);
-        shared.attempting(n, None);
+        next = dispatch.finish(claim, outcome, guest_of.as_deref(), begun);
+        dispatch.attempting(n, None);
     }
 }
 
@@ -47,17 +48,17 @@ fn attempt(
     post: &impl Fn(&Claim, Enter) -> Attempt,
     guest_of: &mut Option<String>,
     retry: &Retry,
-    shared: &Shared,
+    dispatch: &Dispatch,
 ) -> Outcome {
     let judged = catch_unwind(AssertUnwindSafe(|| {
         // Where a redirect leads, it takes a place in that lane; back at its own it has one.
         let mut enter = |origin: &str| {
             let left = guest_of.take();
             if *origin == *claim.origin {
-                shared.leave(left.as_deref());
+                dispatch.leave(left.as_deref());
                 return Ok(());
             }
-            shared.enter(origin, left.as_deref()).map_err(|(wait, why)| Attempt::Elsewhere {
+            dispatch.enter(origin, left.as_deref()).map_err(|(wait, why)| Attempt::Elsewhere {
                 error: match why.as_str() {
                     "" => format!("redirected to {origin}, which is busy"),
                     why => format!("redirected to {origin}, which is down: {why}"),
@@ -76,23 +77,17 @@ fn attempt(
     })
 }
 
-/// What a panic said, if it said anything.
-pub fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
-}
-
-fn note(claim: &Claim, outcome: &Outcome, begun: Instant, shared: &Shared) {
+fn note(claim: &Claim, outcome: &Outcome, begun: Instant, dispatch: &Dispatch) {
     match outcome {
         Outcome::Delivered => debug!("message {} delivered to {} in {:?}", claim.id, claim.origin, begun.elapsed()),
         Outcome::Later { fault, error, .. } => {
             debug!("message {} for {}: later: {error}", claim.id, claim.origin);
             if *fault == Fault::Ours {
-                shared.journal.lacking(error);
+                dispatch.journal.lacking(error);
             }
         }
         Outcome::Dead { reason, .. } => {
-            shared.journal.died(claim.id, &claim.envelope.endpoint_for_people(), reason);
+            dispatch.journal.died(claim.id, &claim.envelope.endpoint_for_people(), reason);
         }
     }
 }

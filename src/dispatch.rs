@@ -1,21 +1,18 @@
-//! What the threads of an agent share: the lanes behind their mutex, the ends of
-//! the two channels, who the agent is to the queue, and whether it is to stop.
-//! Whatever the lanes want done is done here, after the mutex is released, in
-//! the order: settlements, lane changes, then what they made room for.
+//! The way of claims between the threads: the lanes behind their mutex, the channel to the workers and the one to
+//! the settler. Whatever the lanes want done is done here, after the mutex is released, in the order:
+//! settlements, lane changes, then what they made room for.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use log::warn;
 
-use crate::clock::{Clock, Step};
-use crate::journal::{Journal, spell};
+use crate::journal::Journal;
 use crate::lanes::{Claim, Effects, LaneCounts, Lanes, Limits, News};
+use crate::lease::Lease;
 use crate::metrics::{Metrics, add};
 use crate::policy::Outcome;
-use crate::queue::{AgentNumber, Bounds, HIGHEST_NUMBER, History, Id, LaneChange, Settlement, WaitingLane};
+use crate::queue::{AgentNumber, Bounds, History, Id, LaneChange, Settlement, WaitingLane};
 
 /// What the settler is told.
 #[derive(Debug)]
@@ -51,30 +48,14 @@ pub enum Begin {
 }
 
 /// Shared by all threads of one agent.
-pub struct Shared {
+pub struct Dispatch {
     inner: Mutex<Inner>,
     /// The reader waits here for room.
     room: Condvar,
     reports: Sender<Report>,
-    /// Nothing new is claimed or begun.
-    stopping: AtomicBool,
-    /// The agent's number; 0 while it is not registered.
-    number: AtomicU64,
-    /// When the last confirmed beat was sent, in milliseconds since `started`, plus one; 0: never.
-    beat_sent: AtomicU64,
-    /// Waited on by those who need a number or a fresh beat, and for the stop.
-    changed: (Mutex<()>, Condvar),
-    started: Instant,
-    lease: Duration,
-    /// The highest number, of a message or an agent, that has been seen.
-    seen: AtomicU64,
-    /// The queue's clock, as of the last claim or beat.
-    clock: Mutex<Clock>,
-    /// By how many milliseconds it was set back, for the settler; 0 once that has seen to it.
-    set_back: AtomicU64,
+    /// Who the agent is to the queue, and whether it is to stop.
+    pub lease: Lease,
     attempting: Vec<Mutex<Option<Attempting>>>,
-    /// When reader and settler last turned, in milliseconds since `started`.
-    pub turned: [AtomicU64; 2],
     /// Counters.
     pub metrics: Metrics,
     /// What has been said.
@@ -91,9 +72,9 @@ struct Inner {
 /// A redirected attempt waits so long for a place in the window of where it is redirected to; a worker is held up meanwhile.
 const PLACE_PATIENCE: Duration = Duration::from_millis(250);
 
-impl Shared {
+impl Dispatch {
     /// Returns it with the receiving ends for workers and settler.
-    pub fn new(limits: Limits, lease: Duration, seed: u64) -> (Shared, Receiver<Box<Claim>>, Receiver<Report>) {
+    pub fn new(limits: Limits, lease: Duration, seed: u64) -> (Dispatch, Receiver<Box<Claim>>, Receiver<Report>) {
         // Those who send here (the reader, and the workers themselves) are all who could ever make room, so a
         // bound would be a way to stand still for good. What bounds it are the lanes: each lets out as many as
         // its window, and together no more than they may hold (`--in-flight`), discarded ones included.
@@ -102,25 +83,16 @@ impl Shared {
         let (reports, reports_receiver) = unbounded();
         let attempting = (0..limits.workers).map(|_| Mutex::new(None)).collect();
         let inner = Inner { lanes: Lanes::new(limits, seed), ready: Some(ready_sender), reader_waits: false };
-        let shared = Shared {
+        let dispatch = Dispatch {
             inner: Mutex::new(inner),
             room: Condvar::new(),
             reports,
-            stopping: AtomicBool::new(false),
-            number: AtomicU64::new(0),
-            beat_sent: AtomicU64::new(0),
-            changed: (Mutex::new(()), Condvar::new()),
-            started: Instant::now(),
-            lease,
-            seen: AtomicU64::new(0),
-            clock: Mutex::default(),
-            set_back: AtomicU64::new(0),
+            lease: Lease::new(lease),
             attempting,
-            turned: [AtomicU64::new(0), AtomicU64::new(0)],
             metrics: Metrics::default(),
             journal: Journal::default(),
         };
-        (shared, ready, reports_receiver)
+        (dispatch, ready, reports_receiver)
     }
 
     // ---- for the reader ----
@@ -137,7 +109,7 @@ impl Shared {
                 inner = self.perform_and_lock(inner, effects);
             }
             let now = Instant::now();
-            if bounds.is_some() || self.is_stopping() || now >= until {
+            if bounds.is_some() || self.lease.is_stopping() || now >= until {
                 return bounds;
             }
             inner.reader_waits = true;
@@ -172,7 +144,7 @@ impl Shared {
         let mut inner = self.inner();
         if inner.lanes.is_hungry() {
             drop(inner);
-            return self.wait_for_change(at_most);
+            return self.lease.wait_for_change(at_most);
         }
         inner.reader_waits = true;
         inner = self.room.wait_timeout(inner, at_most).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
@@ -189,7 +161,7 @@ impl Shared {
     ) -> bool {
         let mut effects = Effects::default();
         let mut inner = self.inner();
-        if self.number() != Some(number) {
+        if self.lease.number() != Some(number) {
             return false;
         }
         before(&mut inner.lanes);
@@ -219,17 +191,17 @@ impl Shared {
     /// that the claim is still its own: no confirmed beat for two thirds of the lease.
     pub fn may_begin(&self, claim: &Claim) -> Begin {
         loop {
-            if self.is_stopping() {
+            if self.lease.is_stopping() {
                 return Begin::Never;
             }
-            if self.number() != Some(claim.agent) && self.inner().lanes.is_discarded(claim) {
+            if self.lease.number() != Some(claim.agent) && self.inner().lanes.is_discarded(claim) {
                 add(&self.metrics.taken_over, 1);
                 return Begin::Never;
             }
-            if self.is_beat_fresh() {
+            if self.lease.is_beat_fresh() {
                 return Begin::Now;
             }
-            self.wait_for_change(Duration::from_millis(100));
+            self.lease.wait_for_change(Duration::from_millis(100));
         }
     }
 
@@ -270,7 +242,7 @@ impl Shared {
         loop {
             let now = Instant::now();
             match self.inner().lanes.enter(origin, now) {
-                Err((_, why)) if why.is_empty() && now < until && !self.is_stopping() => {}
+                Err((_, why)) if why.is_empty() && now < until && !self.lease.is_stopping() => {}
                 entered => return entered,
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -319,98 +291,12 @@ impl Shared {
         let mut effects = Effects::default();
         let mut inner = self.inner();
         inner.lanes.discard(is_theirs, Instant::now(), &mut effects);
-        self.number.store(number.0, Ordering::SeqCst);
+        self.lease.registered(number);
         self.perform(inner, effects);
-        self.beat_confirmed(sent);
-    }
-
-    /// The lease was renewed by a beat sent at this time.
-    pub fn beat_confirmed(&self, sent: Instant) {
-        let millis = sent.saturating_duration_since(self.started).as_millis() as u64;
-        self.beat_sent.store(millis + 1, Ordering::SeqCst);
-        self.announce_change();
-    }
-
-    /// The agent is not registered any more: nothing is begun until it is again.
-    pub fn unregistered(&self) {
-        self.beat_sent.store(0, Ordering::SeqCst);
+        self.lease.beat_confirmed(sent);
     }
 
     // ---- for all ----
-
-    /// The agent's number, once it has one.
-    pub fn number(&self) -> Option<AgentNumber> {
-        match self.number.load(Ordering::SeqCst) {
-            0 => None,
-            number => Some(AgentNumber(number)),
-        }
-    }
-
-    /// Whether the agent may still take its claims for its own.
-    pub fn is_beat_fresh(&self) -> bool {
-        match self.beat_sent.load(Ordering::SeqCst) {
-            0 => false,
-            millis => self.started + Duration::from_millis(millis - 1) + self.lease * 2 / 3 > Instant::now(),
-        }
-    }
-
-    /// This number, of a message or an agent, was seen. One beyond what a counter of microseconds can
-    /// come to is nonsense that somebody wrote, and is not handed on.
-    pub fn see(&self, number: u64) {
-        if number < HIGHEST_NUMBER {
-            self.seen.fetch_max(number, Ordering::Relaxed);
-        }
-    }
-
-    /// The highest number that has been seen.
-    pub fn seen(&self) -> u64 {
-        self.seen.load(Ordering::Relaxed)
-    }
-
-    /// The queue's clock said `at`, in a call sent at `asked` whose answer is here now.
-    pub fn note_clock(&self, at: u64, asked: Instant) {
-        // All numbers given out later are higher, by whomever they are asked for.
-        self.see(at.saturating_mul(1000));
-        let step = lock(&self.clock).note(at, asked, Instant::now());
-        self.note_step(step);
-    }
-
-    /// At the first registration the queue's clock was behind the last beat of any agent by so much.
-    pub fn note_set_back(&self, by: Duration) {
-        let step = lock(&self.clock).was_set_back(by, Instant::now());
-        self.note_step(step);
-    }
-
-    fn note_step(&self, step: Option<Step>) {
-        let Some(step) = step else { return };
-        if !step.first && !step.ahead {
-            self.set_back.fetch_max(step.by.as_millis() as u64, Ordering::SeqCst);
-        }
-        let by = spell(step.by);
-        let what = match (step.first, step.ahead) {
-            (true, true) => format!("Redis's clock is {by} ahead of this machine's"),
-            (true, false) => format!("Redis's clock is {by} behind this machine's"),
-            (false, true) => format!("Redis's clock was set forwards by {by}, or this machine slept"),
-            (false, false) => format!("Redis's clock was set back by {by}"),
-        };
-        warn!("{what}: nothing is given up or removed for its age within the next hour");
-    }
-
-    /// By how much the queue's clock was set back since this was last asked.
-    pub fn take_set_back(&self) -> Option<Duration> {
-        let by = self.set_back.swap(0, Ordering::SeqCst);
-        (by > 0).then(|| Duration::from_millis(by))
-    }
-
-    /// Whether ages by the queue's clock mean anything.
-    pub fn tells_ages(&self) -> bool {
-        lock(&self.clock).tells_ages(Instant::now())
-    }
-
-    /// The queue's time is hardly later than this, unless its clock was set; 0 while ages mean nothing.
-    pub fn latest(&self) -> u64 {
-        lock(&self.clock).latest(Instant::now())
-    }
 
     /// Tells the settler.
     pub fn report(&self, report: Report) {
@@ -418,15 +304,9 @@ impl Shared {
         let _ = self.reports.send(report);
     }
 
-    /// Whether nothing new is to be claimed or begun.
-    pub fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::SeqCst)
-    }
-
     /// Claim and begin nothing more.
     pub fn stop(&self) {
-        self.stopping.store(true, Ordering::SeqCst);
-        self.announce_change();
+        self.lease.stop();
         self.room.notify_all();
     }
 
@@ -443,20 +323,9 @@ impl Shared {
         self.attempting.iter().filter_map(|slot| lock(slot).clone()).collect()
     }
 
-    /// Waits until something about the registration or the stop changes, at most this long.
-    pub fn wait_for_change(&self, at_most: Duration) {
-        let guard = lock(&self.changed.0);
-        let _ = self.changed.1.wait_timeout(guard, at_most);
-    }
-
-    /// Notes that the reader (0) or the settler (1) has turned.
-    pub fn turn(&self, thread: usize) {
-        self.turned[thread].store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
-    }
-
     /// For tests of one thread alone.
     #[cfg(test)]
-    pub fn for_tests(lease: Duration) -> (Shared, Receiver<Box<Claim>>, Receiver<Report>) {
+    pub fn for_tests(lease: Duration) -> (Dispatch, Receiver<Box<Claim>>, Receiver<Report>) {
         let limits = Limits {
             workers: 4,
             endpoint_concurrency: 4,
@@ -468,28 +337,12 @@ impl Shared {
             give_up_after: Duration::from_secs(86_400),
             attempt: Duration::from_secs(35),
         };
-        Shared::new(limits, lease, 1)
-    }
-
-    /// As if it had been started so long before.
-    #[cfg(test)]
-    pub fn grow_older(&mut self, by: Duration) {
-        self.started -= by;
-    }
-
-    /// How long ago it last did.
-    pub fn since_turn(&self, thread: usize) -> Duration {
-        self.started.elapsed().saturating_sub(Duration::from_millis(self.turned[thread].load(Ordering::Relaxed)))
+        Dispatch::new(limits, lease, 1)
     }
 
     /// Lanes by state, and what is held.
     pub fn lane_counts(&self) -> LaneCounts {
         self.inner().lanes.counts()
-    }
-
-    fn announce_change(&self) {
-        let _guard = lock(&self.changed.0);
-        self.changed.1.notify_all();
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
