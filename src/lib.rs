@@ -44,7 +44,6 @@ pub mod policy;
 pub mod poster;
 pub mod queue;
 pub mod reader;
-pub mod resolver;
 pub mod roots;
 pub mod settler;
 pub mod signals;

@@ -23,11 +23,11 @@ use super::dial::{self, Answered};
 use super::pool::{Key, Pool};
 use super::proxy::{Proxies, Proxy};
 use super::redirect::{is_secure, port};
+use super::resolver::Resolver;
 use super::tls::Trust;
 use super::transport::{Carrier, Pooled, Secure, Socket, Stream, Wire, handshake};
 use super::trouble::{Trouble, shorten, what_we_lack};
 use crate::policy::Failure;
-use crate::resolver::Resolver;
 
 /// The most that a proxy may say before a tunnel begins.
 const MAX_PROXY_ANSWER: usize = 16 * 1024;

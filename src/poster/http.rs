@@ -44,12 +44,12 @@ use super::exchange::{MAX_HEADERS, OUTPUT_WINDOW};
 use super::pool::Pool;
 use super::proxy::{Proxies, Proxy};
 use super::redirect::{not_followed, port};
+use super::resolver::Resolver;
 use super::transport::{Stage, Wire};
 use super::trouble::{Patience, Trouble, failed, shorten};
 use super::{Course, Parcel, Reply, USER_AGENT};
 use crate::metrics::add;
 use crate::policy::{Attempt, Failure, parse_retry_after};
-use crate::resolver::Resolver;
 
 /// How much of an answer's body is read, so that the connection can be used
 /// again. ACA-Py answers with nothing, or with up to a few kB.

@@ -23,13 +23,13 @@ use ureq::{Error, Timeout};
 use super::connector::{Connector, Goal};
 use super::exchange::{self, MAX_HEADERS, is_interim, status_of};
 use super::redirect::not_followed;
+use super::resolver::Resolver;
 use super::transport::Stream;
 use super::trouble::{Patience, Trouble, failed, shorten};
 use super::{Course, Parcel, Reply, USER_AGENT};
 use crate::frames::{self, Close, Event, Head, Reader};
 use crate::headers::belongs_to_handshake;
 use crate::policy::{Attempt, Failure, parse_retry_after};
-use crate::resolver::Resolver;
 
 /// The most that may come after the handshake: what ACA-Py takes for a message, so that an answer to
 /// one may pass by before the close frame.

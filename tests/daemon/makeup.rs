@@ -1,9 +1,10 @@
 //! What the program and the scripts are made of: its dependencies, and `scripts/run` from its
 //! start to Ctrl-C.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -211,4 +212,80 @@ impl Drop for Script {
             let _ = self.child.wait();
         }
     }
+}
+
+/// The rooms of the house, floor by floor: a room imports from the floors above its own and from rooms of its own
+/// floor, never from below.
+const FLOORS: [(&str, &[&str]); 6] = [
+    ("words", &["headers", "frames", "journal", "policy", "queue", "guard", "roots", "clock", "envelope", "lanes"]),
+    ("rules", &["peers", "claiming", "outbox", "metrics", "config"]),
+    ("edges", &["poster", "queue/"]),
+    ("shared by threads", &["lease", "backoff", "dispatch"]),
+    ("threads", &["reader", "worker", "settler", "status_server"]),
+    ("whole", &["signals", "agent", "commands", "lib", "main"]),
+];
+
+#[test]
+fn imports_go_one_way_floor_by_floor_and_in_no_circle() {
+    let floor_of = |room: &str| {
+        let at = FLOORS.iter().position(|(_, rooms)| rooms.contains(&room));
+        at.unwrap_or_else(|| panic!("'{room}' is in no floor: see FLOORS in {}", file!()))
+    };
+    let is_thread = |room: &str| FLOORS[floor_of(room)].0 == "threads";
+    let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for path in sources(&root().join("src")) {
+        let name = path.strip_prefix(root().join("src")).unwrap().to_str().unwrap().to_string();
+        if name.ends_with("tests.rs") {
+            continue;
+        }
+        let room = room(&name.replace(".rs", "").replace('/', "::"));
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        for line in code.lines().map(|line| line.split("//").next().unwrap()) {
+            for import in line.split("crate::").skip(1).flat_map(paths) {
+                let other = self::room(&import);
+                if other == room {
+                    continue;
+                }
+                if floor_of(&other) > floor_of(&room) || is_thread(&other) && is_thread(&room) {
+                    wrong.push(format!("{name} imports {other}"));
+                }
+                imports.entry(room.clone()).or_default().insert(other);
+            }
+        }
+    }
+    assert!(imports.len() > 15, "{imports:?}");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    // Rooms that import nothing but what is taken away already are taken away in turn; a circle stays.
+    while let Some(done) = imports.iter().find(|(_, others)| others.iter().all(|other| !imports.contains_key(other))) {
+        let done = done.0.clone();
+        imports.remove(&done);
+    }
+    assert!(imports.is_empty(), "a circle among {imports:?}");
+}
+
+/// The room of a path below the crate: its first part, but for what is below `queue`, which is Redis.
+fn room(path: &str) -> String {
+    let mut parts = path.split("::");
+    let (first, second) = (parts.next().unwrap(), parts.next());
+    let is_module = second.is_some_and(|second| second.starts_with(char::is_lowercase));
+    if first == "queue" && is_module { "queue/".to_string() } else { first.to_string() }
+}
+
+/// `a::b` of `a::b;`, and `a::b`, `a::c` of `a::{b, c::D}`.
+fn paths(import: &str) -> Vec<String> {
+    let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+    let path = import.split(|c| !is_path(c)).next().unwrap();
+    match import[path.len()..].strip_prefix('{') {
+        Some(list) => list.split('}').next().unwrap().split(',').map(|one| format!("{path}{}", one.trim())).collect(),
+        None => vec![path.to_string()],
+    }
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let (folders, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    let is_source = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "rs");
+    files.into_iter().filter(is_source).chain(folders.iter().flat_map(|folder| sources(folder))).collect()
 }

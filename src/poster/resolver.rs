@@ -24,10 +24,10 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver as UreqResolver};
 use ureq::unversioned::transport::NextTimeout;
 
+use super::proxy::Proxies;
+use super::{Trouble, is_secure, port, what_we_lack};
 use crate::guard::Guard;
 use crate::policy::Failure;
-use crate::poster::proxy::Proxies;
-use crate::poster::{Trouble, is_secure, port, what_we_lack};
 
 /// How many addresses ureq takes of one name.
 const MAX_ADDRESSES: usize = 16;
