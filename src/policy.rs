@@ -157,7 +157,7 @@ fn spell_close(code: Option<u16>, reason: &str) -> String {
         1008 => " (policy violation)",
         1009 => " (too big)",
         1010 => " (extension missing)",
-        1011 => " (internal error)",
+        1011 => " (server error)",
         1012 => " (restarting)",
         1013 => " (try again later)",
         1014 => " (bad gateway)",
@@ -470,7 +470,7 @@ mod tests {
         }
         for (code, words) in [
             (1001, "closed with 1001 (going away)"),
-            (1011, "closed with 1011 (internal error)"),
+            (1011, "closed with 1011 (server error)"),
             (1012, "closed with 1012 (restarting)"),
             (1013, "closed with 1013 (try again later)"),
             (1014, "closed with 1014 (bad gateway)"),

@@ -1,6 +1,6 @@
 //! The recipients of a round: healthy, slow, flapping, dead for a time, and such as cut connections
-//! in mid-answer; some of them behind a network that can fail. All note in the ledger what arrives,
-//! before they answer.
+//! in mid-answer; some of them behind a network that can fail, and about a third by WebSocket, where a
+//! close frame is the answer. All note in the ledger what arrives, before they answer.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -81,14 +81,19 @@ impl Recipient {
     /// All of them; with a wide one at the end, or without.
     pub fn all(ledger: &Arc<Ledger>, rng: &mut Rng, wide: bool) -> Vec<Recipient> {
         let tempers = ALL.iter().map(|(temper, _)| *temper).chain(wide.then_some(Temper::Wide));
-        tempers.enumerate().map(|(n, temper)| Recipient::start(n, temper, ledger.clone(), rng.next())).collect()
+        let start = |(n, temper)| {
+            // Strangers' paths have answers that only HTTP knows.
+            let by_ws = n != WITH_STRANGERS && temper != Temper::Wide && rng.between(0, 3) == 0;
+            Recipient::start(n, temper, if by_ws { "ws" } else { "http" }, ledger.clone(), rng.next())
+        };
+        tempers.enumerate().map(start).collect()
     }
 
     pub fn place(&self) -> Place {
         Place { wide: (self.temper == Temper::Wide).then(|| self.sink.address().port()), inbox: self.endpoint.clone() }
     }
 
-    fn start(n: usize, temper: Temper, ledger: Arc<Ledger>, seed: u64) -> Recipient {
+    fn start(n: usize, temper: Temper, scheme: &str, ledger: Arc<Ledger>, seed: u64) -> Recipient {
         let mood = Arc::new(AtomicU8::new(Mood::Usual as u8));
         let dice = AtomicU64::new(seed);
         let mood_now = mood.clone();
@@ -105,7 +110,7 @@ impl Recipient {
         };
         let proxy = (temper == Temper::Remote).then(|| Proxy::to(sink.address()));
         let address = proxy.as_ref().map_or(sink.address(), Proxy::address);
-        let endpoint = format!("http://{address}/inbox");
+        let endpoint = format!("{scheme}://{address}/inbox");
         let mut recipient =
             Recipient { temper, endpoint, proxy, troubled: false, sink, listens: true, mood, strangers };
         if temper == Temper::Dead {

@@ -10,6 +10,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use acapy_deliver_bench::closing::Closing;
 use acapy_deliver_bench::figures::{Machine, Row, Sample, Spread, Unit, Wanted, document, quantile, spread, table};
 use acapy_deliver_bench::ground::{Nginx, Redis};
 use acapy_deliver_bench::load::{Load, QUEUE};
@@ -21,7 +22,7 @@ use redis::Commands;
 type Measure = fn(&Bench) -> Vec<Row>;
 
 /// The names that `--only` takes, with what each measures.
-const MEASURES: [(&str, Measure); 11] = [
+const MEASURES: [(&str, Measure); 12] = [
     ("throughput", throughput),
     ("json", json),
     ("deliverer", deliverer),
@@ -33,6 +34,7 @@ const MEASURES: [(&str, Measure); 11] = [
     ("growth", growth),
     ("agents", agents),
     ("tls", tls),
+    ("websocket", websocket),
 ];
 /// What `--quick` measures.
 const QUICK: [&str; 3] = ["throughput", "latency", "start"];
@@ -507,6 +509,28 @@ fn tls(bench: &Bench) -> Vec<Row> {
     rows
 }
 
+/// Over ws and over http with a connection for each message, to the same recipient; sessions of TLS are resumed.
+fn websocket(bench: &Bench) -> Vec<Row> {
+    const ORIGINS: usize = 100;
+    let recipient = Closing::start(ORIGINS);
+    let ca = recipient.ca_file().display().to_string();
+    let mut rows = Vec::new();
+    for (what, messages, schemes, port) in [
+        ("plain, a connection each", 40_000, ["ws", "http"], recipient.plain),
+        ("TLS, a connection each", 20_000, ["wss", "https"], recipient.tls),
+    ] {
+        let [ws, http] = schemes.map(|scheme| Load { messages, bytes: 2048, origins: ORIGINS, scheme, port, json: false });
+        let [ws, http] = contest(
+            bench.rounds.min(3),
+            [&|| bench.agent(&["--ca-file", &ca], &ws), &|| bench.agent(&["--ca-file", &ca], &http)],
+        );
+        let cpu = format!("{what}: CPU of the agent per message");
+        rows.push(shown("WebSocket", what, Unit::PerSecond, &ws, &http, "per_second"));
+        rows.push(shown("WebSocket", &cpu, Unit::Micros, &ws, &http, "cpu"));
+    }
+    rows
+}
+
 fn both(group: &'static str, what: &str, agent: &[Sample], bare: &[Sample], pop: &[Sample]) -> Vec<Row> {
     let row = |name: String, theirs: &[Sample], times| Row {
         group,
@@ -526,6 +550,7 @@ fn shown(group: &'static str, what: &str, unit: Unit, seen: &[Sample], theirs: &
     let which = match group {
         "sizes" => "plain pop",
         "agents" => "1 agent",
+        "WebSocket" => "the same by HTTP",
         _ => "bare loop",
     };
     Row {
