@@ -65,6 +65,7 @@ fn scripts_run_shows_three_messages_arriving_and_stops_all_it_started() {
     for n in 1..=3 {
         assert!(first.output().contains(&format!("hello {n}")), "{}", first.output());
     }
+    assert!(first.output().contains("WebSocket /"), "{}", first.output());
     assert!(first.output().contains("delivers the queue 'acapy_outbound'"), "{}", first.output());
     let redis = first.address_after("redis://");
     let recipient = first.address_after("--endpoint http://");

@@ -519,7 +519,8 @@ fn websocket(bench: &Bench) -> Vec<Row> {
         ("plain, a connection each", 40_000, ["ws", "http"], recipient.plain),
         ("TLS, a connection each", 20_000, ["wss", "https"], recipient.tls),
     ] {
-        let [ws, http] = schemes.map(|scheme| Load { messages, bytes: 2048, origins: ORIGINS, scheme, port, json: false });
+        let [ws, http] =
+            schemes.map(|scheme| Load { messages, bytes: 2048, origins: ORIGINS, scheme, port, json: false });
         let [ws, http] = contest(
             bench.rounds.min(3),
             [&|| bench.agent(&["--ca-file", &ca], &ws), &|| bench.agent(&["--ca-file", &ca], &http)],
