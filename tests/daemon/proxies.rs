@@ -33,6 +33,7 @@ fn addresses_are_judged_through_a_proxy_too_and_names_are_the_proxys_to_judge() 
         "http://0.0.0.0:8020/".to_string(),
         format!("http://{}/", redis.address()),
     ];
+    let refused: Vec<String> = refused.iter().flat_map(|url| [url.clone(), url.replace("http:", "ws:")]).collect();
     redis.push_all(refused.iter().map(|url| envelope(url, b"x")));
     redis.push(&envelope("http://redirects.example/", b"x"));
     redis.push(&envelope("http://inside.example/", b"x"));
@@ -52,15 +53,17 @@ fn addresses_are_judged_through_a_proxy_too_and_names_are_the_proxys_to_judge() 
 }
 
 #[test]
-fn squid_as_it_is_installed_takes_http_and_https_and_what_needs_no_proxy_goes_directly() {
+fn squid_as_it_is_installed_takes_http_https_and_ws_and_what_needs_no_proxy_goes_directly() {
     let proxy = RealProxy::squid();
     let redis = Redis::start();
     let (through, direct) = (Sink::new(|_| Answer::ok()), Sink::new(|_| Answer::ok()));
+    let ws = Sink::at(Ipv4Addr::new(127, 77, 4, 45), 443, |_| Answer::ok());
     // CONNECT is for port 443 there, and for no other.
     let secure = SecureSink::start("127.77.4.43:443");
     redis.push_all(numbered(&through.url(), 20));
     redis.push_all(numbered(&direct.url(), 3));
     redis.push_all((0..5).map(|_| envelope("https://127.77.4.43/inbox", b"secret")));
+    redis.push_all(numbered("ws://127.77.4.45:443/inbox", 5));
     let mut command = Agent::command();
     command.args(["-oq", &redis.url(), "--ca-file", &secure.ca_file()]);
     command.env("http_proxy", proxy.url("")).env("HTTPS_PROXY", proxy.url(""));
@@ -68,6 +71,7 @@ fn squid_as_it_is_installed_takes_http_and_https_and_what_needs_no_proxy_goes_di
     let agent = Agent::spawn(command);
     redis.wait_empty(SOON);
     assert_eq!((through.n_delivered(), direct.n_delivered(), secure.requests()), (20, 3, 5));
+    assert_eq!(ws.n_delivered(), 5);
     assert!(through.requests().iter().all(|request| request.header("via").is_some_and(|via| via.contains("squid"))));
     assert!(direct.requests().iter().all(|request| request.header("via").is_none()));
     // A tunnel is written down when it ends.
@@ -75,15 +79,18 @@ fn squid_as_it_is_installed_takes_http_and_https_and_what_needs_no_proxy_goes_di
     let line = format!("POST {}", through.url());
     eventually("Squid has written down what it did", SOON, || {
         let log = proxy.log();
-        log.matches(&line).count() == 20 && log.contains("CONNECT 127.77.4.43:443") && !log.contains("DENIED")
+        log.matches(&line).count() == 20
+            && ["CONNECT 127.77.4.43:443", "CONNECT 127.77.4.45:443"].iter().all(|line| log.contains(line))
+            && !log.contains("DENIED")
     });
 }
 
 #[test]
-fn tinyproxy_as_it_is_installed_takes_http_and_https_and_a_password() {
+fn tinyproxy_as_it_is_installed_takes_http_https_and_ws_and_a_password() {
     let proxy = RealProxy::tinyproxy("");
     let redis = Redis::start();
     let sink = Sink::new(|_| Answer::ok());
+    let ws = Sink::new(|_| Answer::ok());
     let secure = SecureSink::start("127.77.4.44:0");
     let run = |proxy: String| {
         let mut command = Agent::command();
@@ -96,13 +103,16 @@ fn tinyproxy_as_it_is_installed_takes_http_and_https_and_a_password() {
     let push = || {
         redis.push_all(numbered(&sink.url(), 20));
         redis.push_all((0..5).map(|_| envelope(&format!("https://{}/inbox", secure.address), b"secret")));
+        redis.push_all(numbered(&ws.ws_url(), 5));
     };
     push();
     let agent = run(proxy.url(""));
     redis.wait_empty(SOON);
-    assert_eq!((sink.n_delivered(), secure.requests()), (20, 5));
+    assert_eq!((sink.n_delivered(), secure.requests(), ws.n_delivered()), (20, 5, 5));
     assert!(sink.requests().iter().all(|request| request.header("via").is_some_and(|via| via.contains("tinyproxy"))));
-    assert!(proxy.log().contains(&format!("CONNECT {} HTTP/1.1", secure.address)), "{}", proxy.log());
+    for address in [secure.address, ws.address()] {
+        assert!(proxy.log().contains(&format!("CONNECT {address} HTTP/1.1")), "{}", proxy.log());
+    }
     drop(agent);
 
     let strict = RealProxy::tinyproxy("BasicAuth agent passw0rd\n");
