@@ -37,7 +37,7 @@ use crate::roots::Roots;
 use connector::Connector;
 use dial::Answered;
 use http::Http;
-use pool::Pool;
+use pool::{Pool, Pools};
 use proxy::Proxies;
 use resolver::Resolver;
 use tls::{Sources, Trust};
@@ -67,7 +67,7 @@ pub struct Options {
     /// How many of them to one endpoint; as many idle connections are kept.
     pub endpoint_concurrency: usize,
     /// Idle connections kept in all; by default 1024, or eight for each worker if
-    /// that is more, as far as the limit of open files allows.
+    /// that is more, as far as the limit of open files allows. Through proxies at most 32 more.
     pub idle_connections: Option<usize>,
     /// How long a connection is kept idle: less than the 20 s or more after
     /// which most servers close theirs.
@@ -179,7 +179,9 @@ impl Poster {
         options.id_header.as_deref().map_or(Ok(()), check_id_header)?;
         let idle_connections =
             options.idle_connections.unwrap_or_else(|| idle_limit(options.workers, descriptor_limit()));
-        let pool = Pool::new(idle_connections, options.endpoint_concurrency, options.idle_age);
+        let pool = |max| Arc::new(Pool::new(max, options.endpoint_concurrency, options.idle_age));
+        let proxied = pool(idle_connections.min(IDLE_THROUGH_PROXIES));
+        let pools = Arc::new(Pools { direct: pool(idle_connections), proxied });
         let proxies = Arc::new(options.proxies);
         let resolver = Resolver::new(options.guard, proxies.clone());
         let sources = Sources { roots: options.roots, ca_file: options.ca_file, client: options.client_certificate };
@@ -196,7 +198,7 @@ impl Poster {
         });
         Ok(Poster {
             websocket: WebSocket { connector: connector.clone(), resolver: resolver.clone(), patience },
-            http: Http::new(connector, resolver.clone(), proxies, pool, options.idle_age, patience),
+            http: Http::new(connector, resolver.clone(), proxies, pools, options.idle_age, patience),
             resolver,
             timeout: options.timeout,
             id_header: options.id_header,
@@ -341,6 +343,10 @@ fn descriptor_limit() -> u64 {
 /// are met again only after all the others, and a connection costs far less to
 /// keep than to make.
 const MIN_IDLE: usize = 1024;
+
+/// How many of those through proxies: each takes up a place there, of which tinyproxy as it is installed has
+/// a hundred for all who use it, and lets all others wait.
+const IDLE_THROUGH_PROXIES: usize = 32;
 
 /// Half of what is left when each worker has its connection: the other half is
 /// for look-ups, for others in the same process, and for luck.

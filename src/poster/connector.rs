@@ -20,7 +20,7 @@ use ureq::unversioned::transport::{ConnectionDetails, Connector as UreqConnector
 use ureq::{Error, Timeout};
 
 use super::dial::{self, Answered};
-use super::pool::{Key, Pool};
+use super::pool::{Key, Pools};
 use super::proxy::{Proxies, Proxy};
 use super::redirect::{is_secure, port};
 use super::resolver::Resolver;
@@ -150,7 +150,7 @@ impl Connector {
 /// The connector as ureq sees it: idle connections come first.
 pub(super) struct Pooling {
     pub(super) connector: Arc<Connector>,
-    pub(super) pool: Arc<Pool<Wire>>,
+    pub(super) pools: Arc<Pools<Wire>>,
 }
 
 impl UreqConnector<()> for Pooling {
@@ -159,12 +159,13 @@ impl UreqConnector<()> for Pooling {
     fn connect(&self, details: &ConnectionDetails, _chained: Option<()>) -> Result<Option<Pooled>, Error> {
         let key = Key::of(details.uri).ok_or(Error::ConnectionFailed)?;
         let proxy = self.connector.proxies.of(details.uri);
+        let pool = if proxy.is_some() { &self.pools.proxied } else { &self.pools.direct };
         let absolute = proxy.filter(|_| !details.needs_tls()).map(|_| before_path(details.uri));
         // A second try has an idle age of nothing: it wants a fresh connection.
         if !details.config.max_idle_age().is_zero() {
-            while let Some(mut wire) = self.pool.take(&key, Instant::now()) {
+            while let Some(mut wire) = pool.take(&key, Instant::now()) {
                 if wire.is_quiet() {
-                    return Ok(Some(Pooled::new(wire, (self.pool.clone(), key), true, absolute)));
+                    return Ok(Some(Pooled::new(wire, (pool.clone(), key), true, absolute)));
                 }
             }
         }
@@ -176,7 +177,7 @@ impl UreqConnector<()> for Pooling {
         let deadline = began + (*details.timeout.after).min(Duration::from_secs(24 * 3600));
         let goal = Goal { uri: details.uri, addrs: &details.addrs, deadline, reason: details.timeout.reason };
         let wire = self.connector.open(&goal, proxy)?;
-        Ok(Some(Pooled::new(wire, (self.pool.clone(), key), false, absolute)))
+        Ok(Some(Pooled::new(wire, (pool.clone(), key), false, absolute)))
     }
 }
 

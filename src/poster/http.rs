@@ -41,7 +41,7 @@ use ureq::{Agent, Body, Error, RequestBuilder, Timeout};
 
 use super::connector::{Connector, Pooling};
 use super::exchange::{MAX_HEADERS, OUTPUT_WINDOW};
-use super::pool::Pool;
+use super::pool::{Pool, Pools};
 use super::proxy::{Proxies, Proxy};
 use super::redirect::{not_followed, port};
 use super::resolver::Resolver;
@@ -67,7 +67,7 @@ const SPELT_HEADERS: usize = 100;
 /// Sends requests over HTTP; one for all workers.
 pub(super) struct Http {
     agent: Agent,
-    pool: Arc<Pool<Wire>>,
+    pools: Arc<Pools<Wire>>,
     proxies: Arc<Proxies>,
     patience: Patience,
     repeated: Arc<AtomicU64>,
@@ -78,11 +78,10 @@ impl Http {
         connector: Arc<Connector>,
         resolver: Resolver,
         proxies: Arc<Proxies>,
-        pool: Pool<Wire>,
+        pools: Arc<Pools<Wire>>,
         idle_age: Duration,
         patience: Patience,
     ) -> Http {
-        let pool = Arc::new(pool);
         let config = Agent::config_builder()
             .http_status_as_error(false)
             // Redirects are followed by the poster: ureq does not send a body twice.
@@ -102,24 +101,24 @@ impl Http {
             .max_idle_connections(0)
             .max_idle_age(idle_age.max(Duration::from_millis(1)))
             .build();
-        let pooling = Pooling { connector, pool: pool.clone() };
+        let pooling = Pooling { connector, pools: pools.clone() };
         let agent = Agent::with_parts(config, pooling, resolver);
-        Http { agent, pool, proxies, patience, repeated: Arc::default() }
+        Http { agent, pools, proxies, patience, repeated: Arc::default() }
     }
 
     /// Closes connections that have been idle for too long.
     pub(super) fn tidy(&self) {
-        self.pool.tidy(Instant::now());
+        self.pools.both().into_iter().for_each(|pool| pool.tidy(Instant::now()));
     }
 
     /// Closes all idle connections.
     pub(super) fn close_idle(&self) {
-        self.pool.close_idle();
+        self.pools.both().into_iter().for_each(Pool::close_idle);
     }
 
     /// How many connections are idle now.
     pub(super) fn n_idle(&self) -> usize {
-        self.pool.len()
+        self.pools.both().into_iter().map(Pool::len).sum()
     }
 
     /// Counts requests that were sent once more within their attempt.

@@ -10,14 +10,15 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::mem;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use ureq::http::Uri;
 use ureq::http::uri::{Authority, Scheme};
 
-/// Which requests a connection may serve. With a configured proxy, whether it is
-/// used depends on the host alone, so it needs no part here.
+/// Which requests a connection may serve: those to one origin, through a proxy too. One proxy reads
+/// each request and sends it where it is to go; another (tinyproxy) reads the first and passes on what
+/// follows to the same server.
 #[derive(Clone, Debug)]
 pub(super) struct Key {
     https: bool,
@@ -43,6 +44,19 @@ impl Hash for Key {
 impl Key {
     pub(super) fn of(uri: &Uri) -> Option<Key> {
         Some(Key { https: uri.scheme() == Some(&Scheme::HTTPS), authority: uri.authority()?.clone() })
+    }
+}
+
+/// The idle connections that lead to their endpoints, and those that lead to a proxy.
+#[derive(Debug)]
+pub(super) struct Pools<T> {
+    pub(super) direct: Arc<Pool<T>>,
+    pub(super) proxied: Arc<Pool<T>>,
+}
+
+impl<T> Pools<T> {
+    pub(super) fn both(&self) -> [&Pool<T>; 2] {
+        [&self.direct, &self.proxied]
     }
 }
 

@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 use std::{env, fs, thread};
 
 use crate::support::wire::{envelope, numbered};
@@ -129,6 +130,31 @@ fn tinyproxy_as_it_is_installed_takes_http_https_and_ws_and_a_password() {
 }
 
 #[test]
+fn more_endpoints_than_tinyproxy_takes_connections_do_not_wait_for_idle_ones() {
+    let proxy = RealProxy::tinyproxy("");
+    let redis = Redis::start();
+    let plain = Sink::origins(55, |_| Answer::ok());
+    let hosts: Vec<String> = (1..=55).map(|n| format!("127.77.5.{n}")).collect();
+    let secure = SecureSink::start_as("0.0.0.0:0", hosts.clone());
+    let port = secure.address.port();
+    let endpoints: Vec<String> =
+        hosts.iter().map(|host| format!("https://{host}:{port}/")).chain(plain.urls()).collect();
+    let mut command = Agent::command();
+    command.args(["-oq", &redis.url(), "--connect-timeout", "20s", "--ca-file", &secure.ca_file()]);
+    command.env("ALL_PROXY", proxy.url(""));
+    let _agent = Agent::spawn(command);
+    for round in 1..=2 {
+        redis.push_all(endpoints.iter().map(|url| envelope(url, b"secret")));
+        let begun = Instant::now();
+        redis.wait_empty(SOON * 3);
+        println!("round {round}: {} endpoints in {:?}", endpoints.len(), begun.elapsed());
+        assert_eq!((secure.requests(), plain.n_delivered()), (55 * round, 55 * round));
+        // It takes a hundred in all, and has others wait until one ends.
+        eventually("few connections stay open", SOON, || proxy.n_connections() <= 32);
+    }
+}
+
+#[test]
 fn a_proxy_that_cannot_be_used_is_named_at_the_start_without_its_password() {
     for (name, value, words) in [
         ("HTTPS_PROXY", "socks5://user:secret@127.0.0.1:1", "names a SOCKS proxy, which is not supported"),
@@ -216,6 +242,14 @@ impl RealProxy {
         format!("http://{user}127.0.0.1:{}", self.port)
     }
 
+    /// How many connections there are to it.
+    fn n_connections(&self) -> usize {
+        let (remote, established) = (format!(":{:04X}", self.port), "01");
+        let table = fs::read_to_string("/proc/net/tcp").unwrap();
+        let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        rows.filter(|row| row[2].ends_with(&remote) && row[3] == established).count()
+    }
+
     fn log(&self) -> String {
         fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
@@ -237,11 +271,17 @@ struct SecureSink {
 
 impl SecureSink {
     fn start(address: &str) -> SecureSink {
+        let host = address.split(':').next().unwrap_or_default();
+        SecureSink::start_as(address, vec![host.to_string()])
+    }
+
+    /// With a certificate for these hosts.
+    fn start_as(address: &str, hosts: Vec<String>) -> SecureSink {
         let listener = TcpListener::bind(address).unwrap_or_else(|error| panic!("{address}: {error}; be root"));
         let address = listener.local_addr().unwrap();
         let dir = TempDir::new("secure-sink");
         let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new([address.ip().to_string()]).unwrap();
+        let params = rcgen::CertificateParams::new(hosts).unwrap();
         let certificate = params.self_signed(&key).unwrap();
         fs::write(dir.path().join("ca.pem"), certificate.pem()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
