@@ -11,6 +11,9 @@
 //! * `example.com` and `.example.com` in NO_PROXY both stand for the name and all below it (curl, Python);
 //! * loopback is no exception (curl, Python).
 //!
+//! What cannot be followed in a proxy's URL is an error. An entry of NO_PROXY that can stand for nothing is
+//! left out and said, since it may be meant for other programs.
+//!
 //! It leaves to the connector how a proxy is spoken to, and to the resolver what may go through one.
 
 use std::net::IpAddr;
@@ -29,6 +32,8 @@ pub struct Proxies {
     http: Option<Proxy>,
     https: Option<Proxy>,
     direct: Vec<Direct>,
+    /// What of NO_PROXY stands for nothing, and the variable's name.
+    odd: Option<(String, Vec<String>)>,
 }
 
 /// One proxy.
@@ -67,7 +72,14 @@ impl Proxies {
     ///
     /// If a variable that is followed cannot be; the sentence names it.
     pub fn from_environment() -> Result<Proxies, String> {
-        Proxies::from_variables(|name| std::env::var(name).ok())
+        let text = |name: &str| std::env::var_os(name).map(|value| value.into_string());
+        let names = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"];
+        for name in names.iter().flat_map(|name| [name.to_string(), name.to_uppercase()]) {
+            if let Some(Err(_)) = text(&name) {
+                return Err(format!("variable {name} is not UTF-8: set it anew, or unset it"));
+            }
+        }
+        Proxies::from_variables(|name| text(name)?.ok())
     }
 
     /// As these variables say.
@@ -82,12 +94,29 @@ impl Proxies {
                 .find_map(|name| Some((name.to_string(), variable(name)?)).filter(|(_, value)| !value.is_empty()))
         };
         let proxy = |names: &[&str]| first(names).map(|(name, value)| Proxy::read(name, &value)).transpose();
-        let direct = first(&["no_proxy", "NO_PROXY"]).map(|(_, list)| directs(&list)).unwrap_or_default();
-        Ok(Proxies {
+        let mut proxies = Proxies {
             http: proxy(&["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"])?,
             https: proxy(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"])?,
-            direct,
-        })
+            ..Proxies::default()
+        };
+        if let (false, Some((name, list))) = (proxies.is_empty(), first(&["no_proxy", "NO_PROXY"])) {
+            let mut odd = Vec::new();
+            for entry in list.split(|c: char| c == ',' || c.is_whitespace()).filter(|entry| !entry.is_empty()) {
+                match Direct::read(entry) {
+                    Some(direct) => proxies.direct.push(direct),
+                    None => odd.push(entry.to_string()),
+                }
+            }
+            proxies.odd = (!odd.is_empty()).then_some((name, odd));
+        }
+        Ok(proxies)
+    }
+
+    /// What of NO_PROXY has no effect, for people.
+    pub fn advice(&self) -> Option<String> {
+        let (name, entries) = self.odd.as_ref()?;
+        let entries = entries.iter().map(|entry| format!("'{entry}'")).collect::<Vec<_>>().join(", ");
+        Some(format!("variable {name}: no name, address or network: {entries}; left out"))
     }
 
     /// Whether there is none.
@@ -115,8 +144,16 @@ impl Proxy {
             format!("variable {variable} {what}: set it to http://host:port or https://host:port, or unset it")
         };
         let value = value.trim();
-        let url = if value.contains("://") { value.to_string() } else { format!("http://{value}") };
-        let url = url::Url::parse(&url).map_err(|_| wanted("is not the URL of a proxy"))?;
+        let (scheme, rest) = value.split_once("://").unwrap_or(("http", value));
+        // The standard would take these out or turn them round.
+        if rest.starts_with('/') || value.chars().any(|c| c.is_control() || c.is_whitespace() || c == '\\') {
+            return Err(wanted("is not the URL of a proxy"));
+        }
+        // In a user or password they would end the host, and what follows them go nowhere.
+        if rest.trim_end_matches('/').contains(['/', '?', '#']) {
+            return Err(wanted("holds '/', '?' or '#' (in a user or password to be written %2F, %3F, %23)"));
+        }
+        let url = url::Url::parse(&format!("{scheme}://{rest}")).map_err(|_| wanted("is not the URL of a proxy"))?;
         let is_tls = match url.scheme() {
             "http" => false,
             "https" => true,
@@ -163,12 +200,8 @@ fn bare(host: &str) -> String {
     host.trim_end_matches('.').to_ascii_lowercase()
 }
 
-fn directs(list: &str) -> Vec<Direct> {
-    list.split(|c: char| c == ',' || c.is_whitespace()).filter_map(Direct::read).collect()
-}
-
 impl Direct {
-    /// `None` for an empty entry.
+    /// `None` for what can stand for nothing.
     fn read(entry: &str) -> Option<Direct> {
         if entry == "*" {
             return Some(Direct { to: To::All, port: None });
@@ -185,8 +218,14 @@ impl Direct {
         let host = host.strip_prefix('*').filter(|rest| rest.starts_with('.')).unwrap_or(host);
         let host = bare(host);
         let host = host.trim_start_matches('.');
-        let to = net(host).map_or_else(|| To::Name(host.to_string()), To::Net);
-        (!host.is_empty()).then_some(Direct { to, port })
+        if let Some(net) = net(host) {
+            return Some(Direct { to: To::Net(net), port });
+        }
+        // As endpoints are read, so that it is the same name; but no address in an odd spelling.
+        match url::Host::parse(host) {
+            Ok(url::Host::Domain(name)) if !name.contains('*') => Some(Direct { to: To::Name(name), port }),
+            _ => None,
+        }
     }
 
     fn holds(&self, host: &str, port: u16) -> bool {
@@ -199,7 +238,8 @@ impl Direct {
                 host.parse::<IpAddr>().is_ok_and(|ip| net.contains(&ip) || net.contains(&ip.to_canonical()))
             }
             To::Name(name) => {
-                host.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+                let is_below = |rest: &str| rest.is_empty() || rest.ends_with('.');
+                host.strip_suffix(name.as_str()).is_some_and(is_below)
             }
         }
     }
@@ -267,6 +307,14 @@ mod tests {
             ("ftp://user:secret@proxy.example", "is not the URL of an HTTP proxy"),
             ("http://user:secret@:80", "is not the URL of a proxy"),
             ("proxy.example:secret", "is not the URL of a proxy"),
+            ("http:/secret.example:1", "holds '/', '?' or '#'"),
+            ("http:///secret.example:1", "is not the URL of a proxy"),
+            ("http://pro\txy.example:1", "is not the URL of a proxy"),
+            ("http://pro\\xy.example:1", "is not the URL of a proxy"),
+            ("http://user:1#secret@proxy.example:1", "holds '/', '?' or '#'"),
+            ("http://user:1/secret@proxy.example:1", "holds '/', '?' or '#'"),
+            ("http://user:1?secret@proxy.example:1", "holds '/', '?' or '#'"),
+            ("http://proxy.example/secret.pac", "holds '/', '?' or '#'"),
         ] {
             let error = read(&[("HTTPS_PROXY", value)]).unwrap_err();
             assert!(error.starts_with(&format!("variable HTTPS_PROXY {words}")), "{error}");
@@ -274,6 +322,22 @@ mod tests {
         }
         // What is not followed need not be right.
         read(&[("ALL_PROXY", "socks5://p"), ("HTTP_PROXY", "p"), ("HTTPS_PROXY", "p")]).unwrap();
+    }
+
+    #[test]
+    fn what_stands_for_nothing_in_no_proxy_is_said() {
+        let odd = "10.0.0.0/33 192.168.* <local> http://a.example/ 1.2 a*.example : .";
+        let list = format!("good.example, {odd}");
+        let some = proxies(&[("HTTP_PROXY", "http://p:1"), ("no_proxy", &list)]);
+        assert_eq!(way(&some, "http://good.example/"), "direct");
+        for uri in ["http://10.0.0.1/", "http://192.168.1.1/", "http://a.example/", "http://1.0.0.2/"] {
+            assert_eq!(way(&some, uri), "p:1");
+        }
+        let advice = some.advice().unwrap();
+        assert!(advice.starts_with("variable no_proxy: no name, address or network: '10.0.0.0/33', "), "{advice}");
+        assert!(odd.split(' ').all(|entry| advice.contains(&format!("'{entry}'"))), "{advice}");
+        // Without a proxy it means nothing.
+        assert_eq!(proxies(&[("NO_PROXY", &list)]).advice(), None);
     }
 
     #[test]
@@ -309,8 +373,11 @@ mod tests {
             ("[::1]:81,[::2]", &["http://[::1]:81/", "http://[::2]:9/"], &["http://[::1]/"]),
             (",, ", &[], &["http://a.example/"]),
             ("10.0.0.0", &[], &["http://10.0.0.1/", "http://x10.0.0.0.example/"]),
+            ("Bücher.example", &["http://xn--bcher-kva.example/", "http://a.XN--BCHER-KVA.example/"], &[]),
+            ("_a.example", &["http://_a.example/"], &[]),
         ] {
             let proxies = proxies(&[("ALL_PROXY", "http://p:1"), ("NO_PROXY", list)]);
+            assert_eq!(proxies.advice(), None);
             for uri in direct {
                 assert_eq!(way(&proxies, uri), "direct", "NO_PROXY={list}");
             }
