@@ -197,7 +197,11 @@ impl Agent {
         mut settler_queue: Box<dyn Queue>,
     ) -> Result<Agent, String> {
         poster::raise_descriptor_limit();
-        let poster = Arc::new(Poster::new(poster_options(config, guard)?)?);
+        let options = poster_options(config, guard)?;
+        if let Some(advice) = options.proxies.advice() {
+            warn!("{advice}");
+        }
+        let poster = Arc::new(Poster::new(options)?);
         let seed = seed();
         let (mut dispatch, ready, reports) = Dispatch::new(limits(config), config.lease, seed);
         dispatch.metrics.repeated = poster.repeated();

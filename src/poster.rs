@@ -38,7 +38,7 @@ use connector::Connector;
 use dial::Answered;
 use http::Http;
 use pool::{Pool, Pools};
-use proxy::Proxies;
+use proxy::{Proxies, Proxy};
 use resolver::Resolver;
 use tls::{Sources, Trust};
 use trouble::Patience;
@@ -109,8 +109,9 @@ impl Default for Options {
 pub struct Poster {
     http: Http,
     websocket: WebSocket,
+    connector: Arc<Connector>,
     resolver: Resolver,
-    timeout: Duration,
+    patience: Patience,
     id_header: Option<String>,
     tls: Arc<Trust>,
     /// What is known of the roots, for people.
@@ -198,9 +199,10 @@ impl Poster {
         });
         Ok(Poster {
             websocket: WebSocket { connector: connector.clone(), resolver: resolver.clone(), patience },
-            http: Http::new(connector, resolver.clone(), proxies, pools, options.idle_age, patience),
+            http: Http::new(connector.clone(), resolver.clone(), proxies, pools, options.idle_age, patience),
+            connector,
             resolver,
-            timeout: options.timeout,
+            patience,
             id_header: options.id_header,
             tls,
             roots: (loaded.to_string(), loaded.trouble),
@@ -229,7 +231,7 @@ impl Poster {
         id: Option<&'a str>,
         enter: &mut dyn FnMut(&str) -> Result<(), Attempt>,
     ) -> Attempt {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.patience.whole;
         let id = self.id_header.as_deref().zip(id.map(str::as_bytes));
         let parcel = Parcel { headers: headers.collect(), id, payload };
         let mut course = Course::new(uri, deadline);
@@ -244,7 +246,7 @@ impl Poster {
                     self.http.close_idle();
                     course.wants_fresh = true;
                 }
-                Reply::Attempt(attempt) => return attempt,
+                Reply::Attempt(attempt) => return self.name_proxy(attempt, &course.uri),
                 Reply::Redirect { attempt, .. } if n_redirects >= MAX_REDIRECTS => {
                     return attempt.with_note(format!("more than {MAX_REDIRECTS} redirects"));
                 }
@@ -275,7 +277,33 @@ impl Poster {
     /// What came instead.
     pub fn try_websocket(&self, uri: &Uri) -> Result<(), Attempt> {
         let parcel = Parcel { headers: Vec::new(), id: None, payload: &[] };
-        self.websocket.try_opening(&Course::new(uri, Instant::now() + self.timeout), &parcel)
+        let course = Course::new(uri, Instant::now() + self.patience.whole);
+        self.websocket.try_opening(&course, &parcel).map_err(|attempt| self.name_proxy(attempt, uri))
+    }
+
+    /// Connects as for a message over HTTP, and sends nothing.
+    ///
+    /// # Errors
+    ///
+    /// What came instead.
+    pub fn try_connection(&self, uri: &Uri) -> Result<(), Attempt> {
+        let tried = self.connector.try_connection(uri);
+        tried.map_err(|error| self.name_proxy(self.patience.attempt(error, uri), uri))
+    }
+
+    /// The proxy through which this is reached.
+    pub fn proxy_of(&self, uri: &Uri) -> Option<&Proxy> {
+        self.connector.proxies.of(uri)
+    }
+
+    /// What failed on the way through a proxy may be the fault of that.
+    fn name_proxy(&self, attempt: Attempt, uri: &Uri) -> Attempt {
+        match (attempt, self.proxy_of(uri)) {
+            (Attempt::Failed { failure, error }, Some(proxy)) if !error.contains("proxy ") => {
+                Attempt::Failed { failure, error: format!("{error} through proxy {}", proxy.place()) }
+            }
+            (attempt, _) => attempt,
+        }
     }
 
     /// Closes connections that have been idle for too long, which posting does by

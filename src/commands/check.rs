@@ -23,7 +23,7 @@ use crate::envelope::Envelope;
 use crate::guard::Guard;
 use crate::journal::spell;
 use crate::policy::{self, Attempt, Outcome};
-use crate::poster::proxy::Proxies;
+use crate::poster::proxy::{Proxies, Proxy};
 use crate::poster::{self, Poster, is_secure, is_websocket, port};
 use crate::queue::adopt::Schedule;
 use crate::queue::advice::Persistence;
@@ -105,6 +105,9 @@ fn check_options(config: &Config, report: &mut Report) -> Result<(Option<Guard>,
             let words = format!("{scheme} goes through {} but for what NO_PROXY names", proxy.place());
             report.ok("proxies", words)?;
         }
+    }
+    if let Some(advice) = proxies.advice() {
+        report.note("proxies", advice)?;
     }
     let options = poster::Options {
         connect_timeout: config.connect_timeout,
@@ -630,9 +633,9 @@ fn check_endpoint(
     let (uri, shown) = (envelope.uri(), envelope.endpoint_for_people());
     let (is_tls, port) = (is_secure(uri), port(uri));
     let host = uri.host().unwrap_or_default();
-    if let Some(proxy) = Proxies::from_environment().ok().as_ref().and_then(|proxies| proxies.of(uri)) {
-        let place = proxy.place();
-        return report.note(WHAT, format!("{shown} is reached through the proxy {place} of the environment, which resolves and judges it; not tried"));
+    if let Some((proxy, poster)) = poster.and_then(|poster| Some((poster.proxy_of(uri)?, poster))) {
+        report.ok(WHAT, format!("{shown} is reached through the proxy {}", proxy.place()))?;
+        return check_through_proxy(poster, uri, proxy, report);
     }
     let bare = host.trim_matches(['[', ']']);
     let addresses: Vec<SocketAddr> = match (bare, port).to_socket_addrs() {
@@ -707,6 +710,32 @@ fn check_endpoint(
     match is_websocket(uri) {
         true => check_handshake(poster, uri, report),
         false => Ok(()),
+    }
+}
+
+/// As far as to the proxy, for plain http, or to the endpoint.
+fn check_through_proxy(poster: &Poster, uri: &Uri, proxy: &Proxy, report: &mut Report) -> Result<(), Error> {
+    const WHAT: &str = "endpoint";
+    if is_websocket(uri) {
+        return check_handshake(poster, uri, report);
+    }
+    let began = Instant::now();
+    match poster.try_connection(uri) {
+        Ok(()) => {
+            let whither = match is_secure(uri) {
+                true => "leads to it, and the two ends agree on TLS with a good certificate",
+                false => "takes a connection; what it says of the endpoint is not tried",
+            };
+            report.ok(
+                WHAT,
+                format!("the proxy {} {whither} ({}); nothing was sent", proxy.place(), micro(began.elapsed())),
+            )
+        }
+        Err(attempt) => match policy::judge(&attempt, &History::default(), &policy::Retry::default()) {
+            Outcome::Dead { reason, .. } => report.mend(WHAT, format!("messages for it become dead letters: {reason}")),
+            Outcome::Later { error, .. } => report.mend(WHAT, error),
+            Outcome::Delivered => Ok(()),
+        },
     }
 }
 

@@ -20,6 +20,7 @@ use ureq::unversioned::transport::{ConnectionDetails, Connector as UreqConnector
 use ureq::{Error, Timeout};
 
 use super::dial::{self, Answered};
+use super::exchange::is_interim;
 use super::pool::{Key, Pools};
 use super::proxy::{Proxies, Proxy};
 use super::redirect::{is_secure, port};
@@ -36,7 +37,6 @@ const MAX_PROXY_ANSWER: usize = 16 * 1024;
 pub(super) struct Connector {
     pub(super) tls: Arc<Trust>,
     pub(super) proxies: Arc<Proxies>,
-    /// For the names of proxies.
     pub(super) resolver: Resolver,
     pub(super) answered: Answered,
     /// For the words alone.
@@ -69,6 +69,14 @@ impl Connector {
             Some(proxy) if proxy.is_tls => self.agree_with_proxy(goal, proxy).map(Wire::tls),
             Some(proxy) => self.dial_proxy(goal, proxy).map(Wire::plain),
         }
+    }
+
+    /// A new connection, over which nothing is sent.
+    pub(super) fn try_connection(&self, uri: &Uri) -> Result<(), Error> {
+        let within = self.connect_timeout;
+        let addrs = self.resolver.of_endpoint(uri, within)?;
+        let goal = Goal { uri, addrs: &addrs, deadline: Instant::now() + within, reason: Timeout::Connect };
+        self.open(&goal, self.proxies.of(uri)).map(|_| ())
     }
 
     /// For what is no request of HTTP.
@@ -222,6 +230,11 @@ fn tunnel(mut carrier: Carrier, proxy: &Proxy, goal: &Goal) -> Result<Carrier, E
         let mut headers = [httparse::EMPTY_HEADER; 64];
         let mut parsed = httparse::Response::new(&mut headers);
         match parsed.parse(&answer[..filled]) {
+            Ok(httparse::Status::Complete(length)) if is_interim(&answer[..filled]) => {
+                answer.copy_within(length..filled, 0);
+                filled -= length;
+                continue;
+            }
             Ok(httparse::Status::Complete(length)) => break (length, parsed.code.unwrap_or_default()),
             Ok(httparse::Status::Partial) if filled < answer.len() => {}
             Ok(httparse::Status::Partial) => {
@@ -244,7 +257,7 @@ fn tunnel(mut carrier: Carrier, proxy: &Proxy, goal: &Goal) -> Result<Carrier, E
             Err(failed(format!("proxy {place}: its answer is followed by what nobody asked for ({target})")))
         }
         200..=299 => Ok(carrier.begun_anew()),
-        407 => Err(failed(format!("{} ({target})", proxy.wants_credentials()))),
+        401 | 407 => Err(failed(format!("{} ({target})", proxy.wants_credentials(status)))),
         status => Err(failed(format!("proxy {place} answered {status} to CONNECT ({target})"))),
     }
 }

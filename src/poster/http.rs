@@ -184,9 +184,12 @@ impl Http {
     fn reply(&self, response: Response<Body>, uri: &Uri) -> Reply {
         let status = response.status().as_u16();
         // From whoever it is that a proxy leads to, it would mean nothing.
-        if let (407, Some(proxy)) = (status, self.reads_url(uri)) {
-            return Reply::Attempt(failed(Failure::Connect, &proxy.wants_credentials(), uri));
+        let proxy = self.reads_url(uri);
+        if let (407, Some(proxy)) = (status, proxy) {
+            return Reply::Attempt(failed(Failure::Connect, &proxy.wants_credentials(status), uri));
         }
+        let by_proxy = proxy.filter(|proxy| status == 401 && proxy.authorization.is_some());
+        let note = by_proxy.map(|proxy| format!("or {}", proxy.wants_credentials(status)));
         let text = |name| response.headers().get(name).map(|value| value.to_str());
         let location = matches!(status, 307 | 308).then(|| match text(header::LOCATION) {
             Some(Ok(location)) => Ok(location.to_string()),
@@ -197,7 +200,7 @@ impl Http {
             .and_then(|value| value.ok())
             .and_then(|value| parse_retry_after(value, SystemTime::now()));
         throw_away(response);
-        let attempt = Attempt::Answered { status, retry_after, note: not_followed(status) };
+        let attempt = Attempt::Answered { status, retry_after, note: note.or(not_followed(status)) };
         match location {
             Some(location) => Reply::Redirect { location, attempt },
             None => Reply::Attempt(attempt),

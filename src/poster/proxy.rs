@@ -177,12 +177,12 @@ impl Proxy {
         format!("{}:{}", self.host, self.port)
     }
 
-    /// Why a proxy that answers 407 does so, and what to do.
-    pub(super) fn wants_credentials(&self) -> String {
+    /// Why a proxy answers so (407; tinyproxy says 401 to a wrong password), and what to do.
+    pub(super) fn wants_credentials(&self, status: u16) -> String {
         let (place, variable) = (self.place(), &self.variable);
         match self.authorization {
-            Some(_) => format!("proxy {place} refuses the user or password in {variable} (407)"),
-            None => format!("proxy {place} wants a user and password (407): write them into {variable}"),
+            Some(_) => format!("proxy {place} refuses the user or password in {variable} ({status})"),
+            None => format!("proxy {place} wants a user and password ({status}): write them into {variable}"),
         }
     }
 }

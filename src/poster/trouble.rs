@@ -84,6 +84,15 @@ pub(super) struct Patience {
 }
 
 impl Patience {
+    /// What an attempt came to for want of an answer, where no idle connection was used and ureq has no say.
+    pub(super) fn attempt(self, error: Error, uri: &Uri) -> Attempt {
+        match Trouble::of(error) {
+            Ok(Trouble::Attempt(attempt)) => attempt,
+            Ok(Trouble::Stale) => failed(Failure::Broken, "connection closed before an answer", uri),
+            Err(error) => self.spell(error, uri),
+        }
+    }
+
     /// What is said when there is no answer, for a reason that is none of a protocol's.
     pub(super) fn spell(self, error: Error, uri: &Uri) -> Attempt {
         match error {

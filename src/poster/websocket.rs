@@ -92,8 +92,8 @@ impl WebSocket {
         let uri = &course.uri;
         let key = BASE64_STANDARD.encode(random::<16>());
         let request = request(uri, parcel, course.left_origin, &key).map_err(|reason| Attempt::Refused { reason })?;
-        let mut stream = self.connect(course).map_err(|error| self.spell(error, uri))?;
-        let mut answer = ask(&mut stream, &request).map_err(|error| self.spell(error, uri))?;
+        let mut stream = self.connect(course).map_err(|error| self.patience.attempt(error, uri))?;
+        let mut answer = ask(&mut stream, &request).map_err(|error| self.patience.attempt(error, uri))?;
         let head = read_head(&answer, uri)?;
         if head.status != 101 {
             let note = not_followed(head.status);
@@ -121,14 +121,6 @@ impl WebSocket {
         let mut stream = self.connector.lead(&goal)?;
         stream.set_deadline(course.deadline.saturating_duration_since(Instant::now()), Timeout::Global);
         Ok(stream)
-    }
-
-    fn spell(&self, error: Error, uri: &Uri) -> Attempt {
-        match Trouble::of(error) {
-            Ok(Trouble::Attempt(attempt)) => attempt,
-            Ok(Trouble::Stale) => failed(Failure::Broken, "connection closed before an answer", uri),
-            Err(error) => self.patience.spell(error, uri),
-        }
     }
 
     /// No close frame came.

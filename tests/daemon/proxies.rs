@@ -2,8 +2,10 @@
 //! installs them, on ports of their own; and through one written by hand that never connects to where it
 //! is asked to.
 
+use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -122,9 +124,36 @@ fn tinyproxy_as_it_is_installed_takes_http_https_and_ws_and_a_password() {
     agent.wait_log("wants a user and password (407): write them into ALL_PROXY");
     assert_eq!((sink.n_delivered(), secure.requests()), (20, 5));
     drop(agent);
+    // To a wrong one it answers as an endpoint might.
+    redis.push(&envelope(&sink.url(), b"x"));
+    let agent = run(strict.url("agent:wrong@"));
+    eventually("it is tried", SOON, || redis.put_off().iter().any(|held| held.history.contains("401 ")));
+    let held = redis.put_off();
+    assert!(held.iter().any(|held| held.history.contains("refuses the user or password in ALL_PROXY")), "{held:?}");
+    drop(agent);
+    let check = |proxy: String, endpoint: &str| {
+        let mut command = Agent::command();
+        command.args(["check", "-oq", &redis.url(), "--endpoint", endpoint, "--ca-file", &secure.ca_file()]);
+        let output = command.env("ALL_PROXY", proxy).env("NO_PROXY", "10.0.0.0/33").output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let endpoint = format!("https://{}/inbox", secure.address);
+    for (user, words) in [
+        ("", "mend  endpoint      proxy "),
+        ("agent:wrong@", "refuses the user or password in ALL_PROXY (401)"),
+        ("agent:passw%30rd@", " leads to it, and the two ends agree on TLS with a good certificate"),
+    ] {
+        let said = check(strict.url(user), &endpoint);
+        assert!(said.contains(words), "{user}: {said}");
+        assert!(said.contains("note  proxies       variable NO_PROXY: no name, address or network: '10.0.0.0/33'"));
+    }
+    let said = check(strict.url(""), "http://recipient.invalid/");
+    assert!(said.contains(" takes a connection; what it says of the endpoint is not tried"), "{said}");
+    let said = check("http://127.0.0.1:1".to_string(), "http://recipient.invalid/");
+    assert!(said.contains("connection refused (127.0.0.1:1) through proxy 127.0.0.1:1"), "{said}");
     let agent = run(strict.url("agent:passw%30rd@"));
     redis.wait_empty(SOON);
-    assert_eq!((sink.n_delivered(), secure.requests()), (40, 10));
+    assert_eq!((sink.n_delivered(), secure.requests()), (41, 10));
     assert!(!agent.log().contains("pass"), "{}", agent.log());
     assert!(sink.requests().iter().all(|request| request.header("proxy-authorization").is_none()));
 }
@@ -159,8 +188,14 @@ fn a_proxy_that_cannot_be_used_is_named_at_the_start_without_its_password() {
     for (name, value, words) in [
         ("HTTPS_PROXY", "socks5://user:secret@127.0.0.1:1", "names a SOCKS proxy, which is not supported"),
         ("all_proxy", "127.0.0.1:secret", "is not the URL of a proxy"),
+        ("HTTP_PROXY", "http://user:1#secret@127.0.0.1:1", "holds '/', '?' or '#'"),
+        ("NO_PROXY", "\u{fffd}", "is not UTF-8"),
     ] {
         let mut command = Agent::command();
+        let value = match value {
+            "\u{fffd}" => OsString::from_vec(vec![0xff]),
+            value => value.into(),
+        };
         let output = command.args(["-oq", "redis://127.0.0.1:1"]).env(name, value).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{said}");

@@ -1268,6 +1268,15 @@ fn proxy_is_used_and_decides_about_names() {
     assert_failed(attempt, Failure::Connect, "answered 403 to CONNECT (other.example:443)");
     // Without TLS it may be the recipient's word or the proxy's.
     assert_status(post(&poster, "http://other.example/x"), 403);
+    // What a proxy says before its answer is passed over.
+    let slow = Server::answering("HTTP/1.1 100 Continue\r\nX: y\r\n\r\nHTTP/1.1 502 No\r\n\r\n");
+    let poster = Poster::new(Options { proxies: proxies(&slow.url("")), ..options() }).unwrap();
+    let attempt = post(&poster, "https://other.example/x");
+    assert_failed(attempt, Failure::Connect, "answered 502 to CONNECT (other.example:443)");
+    let closing = Server::start(|mut stream, _| drop(read_head(&mut stream)));
+    let poster = Poster::new(Options { proxies: proxies(&closing.url("")), ..options() }).unwrap();
+    let words = format!("before an answer (other.example:80) through proxy {}", closing.addr);
+    assert_failed(post(&poster, "http://other.example/x"), Failure::Broken, &words);
     let refusing = Server::answering("HTTP/1.1 407 Who are you\r\nContent-Length: 0\r\n\r\n");
     let poster = Poster::new(Options { proxies: proxies(&refusing.url("")), ..options() }).unwrap();
     for url in ["http://other.example/x", "https://other.example/x"] {
