@@ -3,6 +3,7 @@
 //!
 //! | file | holds tests of |
 //! |---|---|
+//! | `figures.rs` | no tests: `scripts/failover-figures` |
 //! | `sentinel.rs` | Sentinels: failovers with the old master well, frozen, or sure that it still is one |
 //! | `cluster.rs` | a Cluster: each node, a slot that moves, failovers wanted and not |
 
@@ -15,4 +16,5 @@ mod daemon {
 use daemon::support;
 
 mod cluster;
+mod figures;
 mod sentinel;
