@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! scripts/torture [--minutes N] [--seed N] [--mode short|ordered|default|origins] [--round N]
+//! scripts/torture --minutes N --seed N --cluster
 //! scripts/torture --release --soak 1000000
 //! ```
 //!
@@ -21,6 +22,7 @@
 //! | `torture/agents.rs`, `recipients.rs`, `proxy.rs` | what is struck |
 //! | `torture/ledger.rs`, `history.rs` | what became of each message |
 //! | `torture/losses.rs` | what a Redis that forgot something may have taken along |
+//! | `torture/cluster.rs` | a Redis Cluster, and what befalls one |
 //! | `torture/soak.rs` | memory over many messages |
 
 #[path = "daemon"]
@@ -32,6 +34,7 @@ mod daemon {
 #[path = "torture"]
 mod torture {
     pub mod agents;
+    pub mod cluster;
     pub mod faults;
     pub mod history;
     pub mod ledger;
@@ -49,7 +52,7 @@ use std::time::{Duration, Instant};
 
 use daemon::support;
 use torture::round::{Mode, Plan, Report};
-use torture::{faults, round, soak};
+use torture::{cluster, faults, round, soak};
 
 /// The seed of the short round in `cargo test`.
 const FIXED_SEED: u64 = 20_240_229;
@@ -66,8 +69,13 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if let Some(n_messages) = options.soak {
-        return match soak::run(n_messages, options.seed) {
+    let other = match (options.soak, options.cluster) {
+        (Some(n_messages), _) => Some(soak::run(n_messages, options.seed)),
+        (None, true) => Some(cluster::run(options.minutes.unwrap_or(1), options.seed)),
+        (None, false) => None,
+    };
+    if let Some(came_to) = other {
+        return match came_to {
             Ok(()) => ExitCode::SUCCESS,
             Err(wrong) => {
                 println!("FAILED: {wrong}");
@@ -102,12 +110,15 @@ struct Options {
     round: Option<u64>,
     /// Instead of faults: so many messages at full speed, and the size of the agent.
     soak: Option<u64>,
+    /// On a Cluster, and with faults of its own.
+    cluster: bool,
 }
 
 impl Options {
     /// `None` if this run of `cargo test` is about other tests.
     fn from_args(mut args: impl Iterator<Item = String>) -> Result<Option<Options>, String> {
-        let mut options = Options { minutes: None, seed: FIXED_SEED, mode: None, round: None, soak: None };
+        let mut options =
+            Options { minutes: None, seed: FIXED_SEED, mode: None, round: None, soak: None, cluster: false };
         let mut filters = Vec::new();
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or(format!("option '{arg}' needs a value"));
@@ -116,6 +127,7 @@ impl Options {
                 "--minutes" => options.minutes = Some(number(value()?)?.min(10_000) as u32),
                 "--seed" => options.seed = number(value()?)?,
                 "--round" => options.round = Some(number(value()?)?),
+                "--cluster" => options.cluster = true,
                 "--soak" => options.soak = Some(number(value()?)?),
                 "--mode" => {
                     options.mode = Some(match value()?.as_str() {

@@ -26,7 +26,7 @@ pub use agent::{Agent, run_to_end};
 #[allow(unused_imports)] // as below
 pub use authority::Authority;
 #[allow(unused_imports)] // only some tests need one
-pub use cluster::Cluster;
+pub use cluster::{Cluster, Pusher};
 pub use redis_server::{Counts, Held, Redis};
 #[allow(unused_imports)] // as above
 pub use sentinels::Sentinels;

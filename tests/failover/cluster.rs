@@ -1,11 +1,14 @@
 //! A Cluster: its keys are found from any of its nodes, and again when they have moved.
 
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::support::wire::{envelope, numbered};
-use crate::support::{Agent, Answer, Authority, Cluster, SOON, Sink, eventually, eventually_eq, ms, run_to_end};
+use crate::support::{Agent, Answer, Authority, Cluster, Redis, SOON, Sink, eventually, eventually_eq, ms, run_to_end};
 
 #[test]
 fn from_whatever_node_the_queue_is_found() {
@@ -57,18 +60,67 @@ fn what_the_plugins_deliverer_put_off_on_another_master_is_taken_over() {
     assert_eq!(redis::cmd("EXISTS").arg(retry).query::<usize>(&mut client).unwrap(), 0);
 }
 
+/// A place that leads to a server, and later to another: what a name is to who looks it up anew.
+struct Name {
+    address: SocketAddr,
+    target: Arc<Mutex<String>>,
+}
+
+impl Name {
+    fn of(node: &Redis) -> Name {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, target) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(node.address())));
+        let served = target.clone();
+        // Its threads end with the connections, and the listener with the process.
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let Ok(server) = TcpStream::connect(served.lock().unwrap().as_str()) else { continue };
+                for (mut from, mut to) in [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)]
+                {
+                    thread::spawn(move || {
+                        let _ = io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Both);
+                    });
+                }
+            }
+        });
+        Name { address, target }
+    }
+}
+
+#[test]
+fn a_cluster_that_comes_back_elsewhere_behind_the_same_names_is_found() {
+    let mut cluster = Cluster::start();
+    let sink = Sink::new(|_| Answer::ok());
+    // None of them is the one that has the queue.
+    let names = [0, 4].map(|n| (n, Name::of(&cluster.nodes()[n])));
+    let url = format!("redis://{},{}", names[0].1.address, names[1].1.address);
+    let mut agent = cluster.agent(&url, &[]);
+    cluster.push(&sink.url(), b"before");
+    eventually("it is delivered", SOON, || sink.n_delivered() == 1);
+    cluster.home().wait_empty(SOON);
+    cluster.restart_on_other_ports();
+    for (n, name) in &names {
+        *name.target.lock().unwrap() = cluster.nodes()[*n].address();
+    }
+    cluster.push(&sink.url(), b"after");
+    eventually("it is delivered", ms(60_000), || sink.copies().contains_key("after"));
+    cluster.home().wait_empty(SOON);
+    assert!(agent.is_running());
+    assert_said_at_most(&agent, 2);
+}
+
 /// Pushes while `faults` happen, and then until this many have been delivered, each at least once.
 fn under_load(cluster: &mut Cluster, sink: &Sink, faults: impl FnOnce(&mut Cluster)) -> usize {
     let url = sink.url();
     let stop = AtomicBool::new(false);
-    // The pusher looks for the queue's home by itself, and so has no need of the fixture.
-    let addresses: Vec<String> = cluster.nodes().iter().map(|node| node.url()).collect();
+    let client = cluster.pusher();
     let pushed = thread::scope(|scope| {
         let pusher = scope.spawn(|| {
             let mut n = 0;
             while !stop.load(Ordering::Relaxed) {
                 for message in numbered(&url, n + 5).into_iter().skip(n) {
-                    eventually("a message is pushed", ms(60_000), || push(&addresses, &message));
+                    eventually("a message is pushed", ms(60_000), || client.push(&message));
                 }
                 n += 5;
             }
@@ -85,20 +137,6 @@ fn under_load(cluster: &mut Cluster, sink: &Sink, faults: impl FnOnce(&mut Clust
     let home = cluster.home();
     home.wait_empty(ms(60_000));
     pushed
-}
-
-/// Whether the node that has the queue has taken it, and a replica too.
-fn push(nodes: &[String], message: &[u8]) -> bool {
-    nodes.iter().any(|url| {
-        let pushed = || -> redis::RedisResult<usize> {
-            let client = redis::Client::open(url.as_str())?;
-            let mut client = client.get_connection_with_timeout(ms(1000))?;
-            client.set_read_timeout(Some(ms(2000)))?;
-            redis::cmd("RPUSH").arg("acapy_outbound").arg(message).exec(&mut client)?;
-            redis::cmd("WAIT").arg(&["1", "1000"]).query(&mut client)
-        };
-        pushed().is_ok_and(|replicas| replicas > 0)
-    })
 }
 
 /// It said of each outage once that it began, whatever was tried meanwhile.

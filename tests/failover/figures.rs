@@ -8,8 +8,8 @@ use crate::support::wire::envelope;
 use crate::support::{Agent, Answer, Cluster, Redis, SOON, Sink, TempDir, eventually, ms, run_to_end};
 
 const FAILOVERS: usize = 20;
-const ROUNDS: usize = 5;
-const MESSAGES: usize = 100_000;
+const ROUNDS: usize = 10;
+const MESSAGES: usize = 50_000;
 
 /// From the moment at which a replica is master to the delivery of what is pushed there at once.
 #[test]
@@ -59,9 +59,12 @@ fn throughput() {
     let payload = dir.path().join("payload");
     std::fs::write(&payload, vec![b'x'; 2000]).unwrap();
     let (_recipient, endpoint) = listen();
-    let (mut rates, mut ratios) = ([Vec::new(), Vec::new()], Vec::new());
-    for round in 0..=ROUNDS {
-        let measured = [&plain, &cluster].map(|redis| {
+    // Of each the best, for what else the machine does only takes away.
+    let mut best = [0.0_f64; 2];
+    for round in 0..ROUNDS {
+        let mut turn = [(0, &plain), (1, &cluster)];
+        turn.rotate_left(round % 2);
+        for (which, redis) in turn {
             let (url, count, payload) = (redis.url(), MESSAGES.to_string(), payload.display().to_string());
             let queue = ["-oq", &url, "--queue", "acapy_outbound"];
             let what = ["enqueue", "--endpoint", &endpoint, "--count", &count, &payload];
@@ -73,25 +76,17 @@ fn throughput() {
                 let counts = redis.counts();
                 counts.queue + counts.messages == 0
             });
+            best[which] = best[which].max(MESSAGES as f64 / begun.elapsed().as_secs_f64());
             drop(agent);
-            MESSAGES as f64 / begun.elapsed().as_secs_f64()
-        });
-        // The first round warms up.
-        if round > 0 {
-            rates[0].push(measured[0]);
-            rates[1].push(measured[1]);
-            ratios.push(measured[1] / measured[0]);
+            // So that the next one need not wait for its lease.
+            redis::cmd("FLUSHALL").exec(&mut redis.client()).unwrap();
         }
     }
-    for all in rates.iter_mut().chain([&mut ratios]) {
-        all.sort_by(f64::total_cmp);
-    }
-    let middle = ROUNDS / 2;
-    let (plain, cluster, ratio) = (rates[0][middle], rates[1][middle], ratios[middle]);
+    let ([plain, cluster], ratio) = (best, best[1] / best[0]);
     println!(
-        "messages of 2 kB, {ROUNDS} rounds: {cluster:.0}/s of a Cluster, {plain:.0}/s of a plain Redis: {ratio:.3}"
+        "messages of 2 kB, best of {ROUNDS}: {cluster:.0}/s of a Cluster, {plain:.0}/s of a plain Redis: {ratio:.3}"
     );
-    assert!(ratio >= 0.95, "{ratios:?}");
+    assert!(ratio >= 0.95, "{ratio}");
 }
 
 struct Listening(Child);

@@ -3,10 +3,8 @@
 
 #![allow(dead_code)] // only some tests need one
 
-use std::ops::RangeInclusive;
-use std::time::{Duration, Instant};
-
 use super::{Agent, Redis, SOON, eventually, ms, wire};
+use std::ops::RangeInclusive;
 
 /// Its slot is 7658.
 const QUEUE: &str = "acapy_outbound";
@@ -138,6 +136,18 @@ impl Cluster {
         &self.nodes[owner.unwrap()]
     }
 
+    /// Kills all nodes and starts them on other ports; they are told so, and find each other again.
+    pub fn restart_on_other_ports(&mut self) {
+        for node in &mut self.nodes {
+            node.restart_on_another_port();
+        }
+        for node in &self.nodes[1..] {
+            let (host, port) = self.place(node);
+            cluster(&self.nodes[0], &["MEET", &host, &port]);
+        }
+        self.wait_whole();
+    }
+
     /// A replica of that node.
     #[track_caller]
     pub fn replica_of(&self, master: usize) -> usize {
@@ -153,25 +163,17 @@ impl Cluster {
         found.unwrap()
     }
 
-    /// Appends messages as a client of the Cluster does; each is in a replica too before the next, and is
-    /// pushed again if that is not certain.
-    pub fn push_all<B: AsRef<[u8]>>(&self, messages: impl IntoIterator<Item = B>) {
-        for message in messages {
-            let begun = Instant::now();
-            while let Err(error) = self.try_push(message.as_ref()) {
-                assert!(begun.elapsed() < Duration::from_secs(60), "cannot push: {error}");
-            }
-        }
+    /// For a client that pushes while its nodes are struck.
+    pub fn pusher(&self) -> Pusher {
+        Pusher(self.nodes.iter().map(Redis::url).collect())
     }
 
-    fn try_push(&self, message: &[u8]) -> redis::RedisResult<()> {
-        let node = &self.nodes[self.owner().ok_or((redis::ErrorKind::Io, "no node has the queue"))?];
-        let mut client = node.try_client()?;
-        client.set_read_timeout(Some(ms(2000)))?;
-        redis::cmd("RPUSH").arg(QUEUE).arg(message).exec(&mut client)?;
-        match redis::cmd("WAIT").arg(&["1", "1000"]).query::<usize>(&mut client)? {
-            0 => Err((redis::ErrorKind::Io, "no replica has it").into()),
-            _ => Ok(()),
+    /// Appends messages, each until it is certain.
+    #[track_caller]
+    pub fn push_all<B: AsRef<[u8]>>(&self, messages: impl IntoIterator<Item = B>) {
+        let pusher = self.pusher();
+        for message in messages {
+            eventually("a message is pushed", ms(60_000), || pusher.push(message.as_ref()));
         }
     }
 
@@ -197,6 +199,25 @@ impl Cluster {
         for node in [new, old] {
             cluster(node, &["SETSLOT", &slot, "NODE", &new_id]);
         }
+    }
+}
+
+/// A client of the Cluster that looks for the queue's home by itself.
+pub struct Pusher(Vec<String>);
+
+impl Pusher {
+    /// Whether the node that has the queue has taken the message, and a replica of it too. If not, it may
+    /// still have.
+    pub fn push(&self, message: &[u8]) -> bool {
+        self.0.iter().any(|url| {
+            let pushed = || -> redis::RedisResult<usize> {
+                let mut client = redis::Client::open(url.as_str())?.get_connection_with_timeout(ms(1000))?;
+                client.set_read_timeout(Some(ms(2000)))?;
+                redis::cmd("RPUSH").arg(QUEUE).arg(message).exec(&mut client)?;
+                redis::cmd("WAIT").arg(&["1", "1000"]).query(&mut client)
+            };
+            pushed().is_ok_and(|replicas| replicas > 0)
+        })
     }
 }
 

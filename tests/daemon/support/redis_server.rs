@@ -203,6 +203,18 @@ impl Redis {
         server.wait().unwrap();
     }
 
+    /// Kills it and starts it on another port of its address, with all that it had.
+    #[allow(dead_code)] // As above.
+    pub fn restart_on_another_port(&mut self) {
+        self.kill9();
+        let file = self.dir.path().join("redis.conf");
+        let lines = fs::read_to_string(&file).unwrap();
+        let before = format!("\nport {}\n", self.port);
+        self.port += 1;
+        fs::write(&file, lines.replace(&before, &format!("\nport {}\n", self.port))).unwrap();
+        self.restart();
+    }
+
     /// Whether it has not been killed.
     #[allow(dead_code)] // As above.
     pub fn is_running(&self) -> bool {
