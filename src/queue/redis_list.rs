@@ -153,6 +153,8 @@ pub struct RedisList {
     pop: Pop,
     /// False once the server has refused BLMOVE: it is older than 6.2.
     has_blmove: bool,
+    /// False once the server has refused a fraction of a second: it is older than 6.0.
+    has_fractions: bool,
     unheard: Unheard,
     ordered: bool,
     /// How often entries of the keys that no agent writes were met, and left out; shared by all ends.
@@ -215,6 +217,7 @@ impl RedisList {
             moves: Arc::new(Moves::new(clock, edit)),
             pop,
             has_blmove: true,
+            has_fractions: true,
             unheard: Unheard::Unknown,
             ordered,
             odd: Arc::default(),
@@ -231,6 +234,7 @@ impl RedisList {
             moves: self.moves.clone(),
             pop: self.pop,
             has_blmove: self.has_blmove,
+            has_fractions: self.has_fractions,
             unheard: Unheard::Unknown,
             ordered: self.ordered,
             odd: self.odd.clone(),
@@ -411,8 +415,7 @@ impl RedisList {
             command = redis::cmd("BRPOPLPUSH");
             command.arg(key).arg(key);
         }
-        // Servers before 6 take whole seconds; those have no BLMOVE either.
-        if self.has_blmove {
+        if self.has_fractions {
             command.arg(seconds)
         } else {
             command.arg(1)
@@ -549,9 +552,8 @@ impl Queue for RedisList {
                     self.has_blmove = false;
                     return self.wait(at_most);
                 }
-                // BLPOP takes a fraction of a second from 6.0 on.
-                if self.has_blmove && text.contains("not an integer") {
-                    self.has_blmove = false;
+                if self.has_fractions && text.contains("not an integer") {
+                    self.has_fractions = false;
                     return self.wait(at_most);
                 }
                 if text.contains("OOM ") {

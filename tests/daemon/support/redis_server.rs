@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
@@ -138,7 +139,9 @@ impl Redis {
             format!("cluster-announce-ip {address}"),
             format!("replica-announce-ip {address}"),
         ];
-        let lines = lines.iter().map(String::as_str).chain(configuration.iter().copied());
+        // A server that has no BLMOVE need not be told to forget it, and would not start.
+        let is_known = |line: &&str| !line.contains("BLMOVE") || version() >= (6, 2);
+        let lines = lines.iter().map(String::as_str).chain(configuration.iter().copied().filter(is_known));
         let lines = lines.collect::<Vec<_>>().join("\n");
         fs::write(dir.path().join("redis.conf"), lines + "\n").unwrap();
         let password = configuration.iter().find_map(|line| line.strip_prefix("requirepass "));
@@ -241,7 +244,12 @@ impl Redis {
     /// Leaves every command of every client unanswered for a while.
     pub fn pause(&self, milliseconds: u64) {
         let mut client = self.client();
-        redis::cmd("CLIENT").arg("PAUSE").arg(milliseconds).arg("ALL").exec(&mut client).unwrap();
+        let mut pause = redis::cmd("CLIENT");
+        pause.arg("PAUSE").arg(milliseconds);
+        if version() >= (6, 2) {
+            pause.arg("ALL");
+        }
+        pause.exec(&mut client).unwrap();
     }
 
     /// Where it is, with the password if there is one.
@@ -471,6 +479,18 @@ impl Drop for Redis {
             let _ = server.wait();
         }
     }
+}
+
+/// Which Redis, or what has come from it, these tests run against.
+fn version() -> (u32, u32) {
+    static VERSION: OnceLock<(u32, u32)> = OnceLock::new();
+    *VERSION.get_or_init(|| {
+        let said = Command::new("redis-server").arg("--version").output().map(|output| output.stdout);
+        let said = String::from_utf8(said.unwrap_or_default()).unwrap_or_default();
+        let mut numbers = said.split("v=").nth(1).unwrap_or_default().split('.').map(|number| number.parse().ok());
+        let mut number = || numbers.next().flatten();
+        Option::zip(number(), number()).unwrap_or((7, 0))
+    })
 }
 
 /// Commands that read, carried out in one step: by a script, since a full Redis refuses EXEC.
