@@ -18,7 +18,7 @@
 //!
 //! [`Envelope`](envelope::Envelope) reads and writes what ACA-Py pushes. [`Queue`](queue::Queue)
 //! is what an agent needs of a queue: [`RedisList`](queue::redis_list::RedisList) is ACA-Py's,
-//! [`memory`](queue::memory) one for tests, and [`Agent::start_on`](agent::Agent::start_on) takes any.
+//! and [`Agent::start_on`](agent::Agent::start_on) takes any.
 //!
 //! A message's way: [`reader`] claims it and hands it to the [`lanes`], a [`worker`] attempts it
 //! with the [`poster`], [`policy`] judges, and the [`settler`] tells the queue.
@@ -49,3 +49,9 @@ pub mod settler;
 pub mod signals;
 pub mod status_server;
 pub mod worker;
+
+/// The queue in memory of the tests, for those of single threads.
+#[cfg(test)]
+#[allow(dead_code, reason = "the simulation in tests/moves uses the rest")]
+#[path = "../tests/moves/memory.rs"]
+mod memory;

@@ -14,7 +14,6 @@ pub mod adopt;
 pub mod advice;
 pub mod connection;
 pub mod locate;
-pub mod memory;
 pub mod names;
 pub mod operator;
 pub mod redis_list;
@@ -113,7 +112,7 @@ pub struct Adopted {
 
 /// Numbers are microseconds since 1970 or a little more: this is in the year 2223, and a double holds it exactly.
 /// One beyond it is nonsense that somebody wrote.
-pub(crate) const HIGHEST_NUMBER: u64 = 8_000_000_000_000_000;
+pub const HIGHEST_NUMBER: u64 = 8_000_000_000_000_000;
 
 /// What a wait came to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -142,7 +141,7 @@ impl Id {
 
     /// When it was claimed first, in milliseconds since 1970 by the queue's clock; later than that while
     /// the clock is behind what it was.
-    pub(crate) fn claimed_ms(self) -> i64 {
+    pub fn claimed_ms(self) -> i64 {
         (self.0 / 1000) as i64
     }
 }

@@ -272,7 +272,7 @@ impl Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::memory::Memory;
+    use crate::memory::Memory;
 
     /// What is left in the queue when an agent stops that has popped a message and was registered so.
     fn handed_over(registered: impl FnOnce(&mut Memory) -> Option<AgentNumber>) -> (Memory, Option<AgentNumber>) {

@@ -470,7 +470,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    use crate::queue::memory::Memory;
+    use crate::memory::Memory;
     use crate::queue::{Bounds, Claimed, History, Place};
 
     const LEASE: Duration = Duration::from_secs(15);

@@ -15,12 +15,12 @@ use super::server::{is_answer, is_elsewhere};
 use super::{Adopted, Error, Id};
 
 /// Entries in one step. Their sizes are not known before they are read.
-pub(super) const AT_ONCE: usize = 16;
+pub const AT_ONCE: usize = 16;
 /// What was kept, and of which nothing more is known, is due after this: longer than it takes to find
 /// out, and so long that two copies do not arrive within a second.
 const HOLD: Duration = Duration::from_secs(15);
 /// Both services put off by half a minute at most: what claims to be due later has a wrong time.
-pub(super) const LONGEST: Duration = Duration::from_secs(3600);
+pub const LONGEST: Duration = Duration::from_secs(3600);
 
 /// Where another service keeps what it has put off.
 #[derive(Clone, PartialEq, Eq, Debug)]

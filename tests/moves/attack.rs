@@ -11,10 +11,10 @@ use acapy_deliver::envelope::Envelope;
 use acapy_deliver::lanes::{Claim, Limits};
 use acapy_deliver::peers;
 use acapy_deliver::policy::{Attempt, Failure, Retry};
-use acapy_deliver::queue::memory::{Memory, Record, State};
 use acapy_deliver::queue::{AgentNumber, Id, Peer, RawClaim};
 
 use crate::agent::{Ledger, SimAgent, Stop};
+use crate::memory::{Memory, Record, State};
 use crate::support::Redis;
 use crate::world::{Answer, Move, OnRedis, World, invariant};
 

@@ -2,7 +2,8 @@
 //! the queue in memory, and both side by side.
 //!
 //! - `world.rs`: a queue that a test may look into, roll back and set the clock of.
-//! - `agent.rs`: an agent in simulated time around the real lanes.
+//! - `memory.rs`: the queue in memory.
+//! - `agent.rs`: an agent in simulated time around the product's own lanes, claiming and outbox.
 //! - `attack.rs`: random sequences of everything, and what must hold after every step.
 //! - `scenarios.rs`: one rule each, on a real redis-server.
 //! - `mutations.rs`: takes each safety out in turn; something must notice.
@@ -12,6 +13,7 @@
 
 mod agent;
 mod attack;
+mod memory;
 mod mutations;
 mod scenarios;
 mod world;
@@ -22,4 +24,6 @@ mod world;
 mod daemon {
     pub mod support;
 }
+// As in the crate itself, whose unit tests use the queue in memory too.
+use acapy_deliver::queue;
 use daemon::support;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use acapy_deliver::queue::memory::{Record, State};
 use acapy_deliver::queue::redis_list::{Keys, Pop, RedisList};
 use acapy_deliver::queue::server::Server;
 use acapy_deliver::queue::{
@@ -14,6 +13,7 @@ use acapy_deliver::queue::{
 };
 use redis::Value;
 
+use crate::memory::{Record, State};
 use crate::support::{Redis, ms};
 use crate::world::{invariant, read_state};
 

@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use acapy_deliver::queue::memory::{Memory, Record, State};
 use acapy_deliver::queue::redis_list::{Keys, RedisList};
 use acapy_deliver::queue::server::Server;
 use acapy_deliver::queue::{
     AgentNumber, Beat, Bounds, Claimed, Error, Id, Joined, LaneChange, Peer, Queue, Settlement, Source, WaitingLane,
 };
 
+use crate::memory::{Memory, Record, State};
 use crate::support::Redis;
 
 /// What the moves that are bounded do in one call.

@@ -1,14 +1,11 @@
-//! The queue in memory, for tests and for trying an agent inside another program
-//! without a Redis. Every move does what its script does on Redis, result by
-//! result and place by place; a test plays both against each other. It can be
-//! told to fail, to lose its answers and to go back to an older state, and its
-//! clock can be set. It keeps nothing beyond the process.
+//! The queue in memory. Every move does what its script does on Redis, result by result and place by place; a
+//! test plays both against each other. It can go back to an older state, and its clock can be set.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::{
+use crate::queue::{
     Adopted, AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, HIGHEST_NUMBER, History, Id, Joined,
     LaneChange, Peer, Place, Queue, RawClaim, Settlement, Source, Waited, WaitingLane, Want, adopt,
 };
@@ -34,16 +31,6 @@ struct Inner {
     state: State,
     /// Microseconds; `None`: the machine's clock.
     clock: Option<u64>,
-    troubles: VecDeque<Trouble>,
-}
-
-/// What one move meets in place of an answer.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Trouble {
-    /// The move is not made, and fails so.
-    Fails(Error),
-    /// The move is made, and its answer is lost.
-    AnswerLost,
 }
 
 /// Everything that a queue holds. Times are milliseconds since 1970 by the queue's clock.
@@ -117,11 +104,6 @@ impl Memory {
         self.shared.pushed.notify_all();
     }
 
-    /// The next moves, by whichever end, meet these.
-    pub fn trouble(&self, troubles: impl IntoIterator<Item = Trouble>) {
-        self.inner().troubles.extend(troubles);
-    }
-
     /// Everything as it is now.
     pub fn state(&self) -> State {
         self.inner().state.clone()
@@ -134,19 +116,11 @@ impl Memory {
     }
 
     /// Makes dead messages due again, as if they had never been attempted; returns how many of them were dead.
-    ///
-    /// # Errors
-    ///
-    /// What the queue was told to fail with.
     pub fn replay(&mut self, ids: &[Id]) -> Result<usize, Error> {
         self.make(|state, clock| state.replay(clock, ids))
     }
 
     /// Removes dead messages for good; returns how many of them were dead.
-    ///
-    /// # Errors
-    ///
-    /// What the queue was told to fail with.
     pub fn drop_dead(&mut self, ids: &[Id]) -> Result<usize, Error> {
         self.make(|state, _| state.drop_dead(ids))
     }
@@ -157,18 +131,10 @@ impl Memory {
 
     fn make<T>(&self, a_move: impl FnOnce(&mut State, Clock) -> T) -> Result<T, Error> {
         let mut inner = self.inner();
-        let trouble = inner.troubles.pop_front();
-        if let Some(Trouble::Fails(error)) = trouble {
-            return Err(error);
-        }
         let clock = inner.clock.unwrap_or_else(|| {
             SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros().try_into().unwrap_or(u64::MAX)
         });
-        let answer = a_move(&mut inner.state, Clock(clock));
-        match trouble {
-            None => Ok(answer),
-            Some(_) => Err(Error::Unavailable("the answer was lost".to_string())),
-        }
+        Ok(a_move(&mut inner.state, Clock(clock)))
     }
 }
 
