@@ -104,14 +104,17 @@ fn taken(config: &Config) -> String {
     }
 }
 
-/// An agent at work, in this process.
+/// An agent at work, in this process. It owns its threads: if it is dropped, all of them stop and what it holds is
+/// given back, as with [`Agent::stop`] without any time for attempts to end; the thread of an attempt that is cut
+/// off ends with it, after `--timeout` at the latest.
 pub struct Agent {
     dispatch: Arc<Dispatch>,
     poster: Arc<Poster>,
     ends: Receiver<End>,
-    reader: JoinHandle<()>,
+    /// Nothing but an agent whose start failed, or that has stopped, lacks a thread.
+    reader: Option<JoinHandle<()>>,
     workers: Vec<JoinHandle<()>>,
-    settler: JoinHandle<()>,
+    settler: Option<JoinHandle<()>>,
     retry_first: Duration,
     ordered: bool,
     /// Answers until everything else has stopped.
@@ -160,15 +163,9 @@ impl Agent {
                 true => Watcher::start(Server::from(&config.redis), &config.redis.key()).map(Some),
                 false => Ok(None),
             };
-            let served =
-                watcher.and_then(|watcher| status.serve(agent.dispatch.clone(), watcher, config.lease, config.workers));
-            match served {
-                Ok(status) => agent.status.push(status),
-                Err(why) => {
-                    agent.stop(Duration::ZERO, &never::<()>());
-                    return Err(why);
-                }
-            }
+            let watcher = watcher?;
+            let status = status.serve(agent.dispatch.clone(), watcher, config.lease, config.workers)?;
+            agent.status.push(status);
         }
         Ok(agent)
     }
@@ -214,50 +211,42 @@ impl Agent {
         // One message per thread.
         let (end_sender, ends) = bounded(config.workers + 2);
 
-        let settler = {
-            let (dispatch, options) = (dispatch.clone(), settler_options(config));
-            spawn("settler".to_string(), None, end_sender.clone(), move || {
-                settler::run(&mut *settler_queue, &dispatch, &reports, &options)
-            })?
+        // From here on an error drops it, and so stops what has been started.
+        let mut agent = Agent {
+            dispatch: dispatch.clone(),
+            poster: poster.clone(),
+            ends,
+            reader: None,
+            workers: Vec::with_capacity(config.workers),
+            settler: None,
+            retry_first: config.retry_first,
+            ordered: config.ordered,
+            status: Vec::new(),
+            names: Names::default(),
         };
-        let mut workers = Vec::with_capacity(config.workers);
+        agent.settler = {
+            let (dispatch, options) = (dispatch.clone(), settler_options(config));
+            Some(spawn("settler".to_string(), None, end_sender.clone(), move || {
+                settler::run(&mut *settler_queue, &dispatch, &reports, &options)
+            })?)
+        };
         for n in 0..config.workers {
             let (worker_shared, ready, retry, poster) =
                 (dispatch.clone(), ready.clone(), retry.clone(), poster.clone());
             let named = config.id_header.is_some();
-            let started = spawn(format!("worker-{}", n + 1), Some(WORKER_STACK), end_sender.clone(), move || {
+            let worker = spawn(format!("worker-{}", n + 1), Some(WORKER_STACK), end_sender.clone(), move || {
                 worker::run(n, &ready, |claim, enter| post(&poster, claim, named, enter), &retry, &worker_shared);
                 Ok(())
-            });
-            match started {
-                Ok(worker) => workers.push(worker),
-                Err(why) => {
-                    dispatch.stop();
-                    dispatch.close();
-                    dispatch.report(Report::Leave);
-                    return Err(format!("{why}: lower '--workers' or raise the limit of processes (ulimit -u)"));
-                }
-            }
+            })?;
+            agent.workers.push(worker);
         }
-        let reader = {
-            let (dispatch, retry_first) = (dispatch.clone(), config.retry_first);
-            spawn("reader".to_string(), None, end_sender, move || {
+        agent.reader = {
+            let retry_first = config.retry_first;
+            Some(spawn("reader".to_string(), None, end_sender, move || {
                 reader::run(&mut *reader_queue, &dispatch, retry_first)
-            })?
+            })?)
         };
-        let (retry_first, ordered) = (config.retry_first, config.ordered);
-        Ok(Agent {
-            dispatch,
-            poster,
-            ends,
-            reader,
-            workers,
-            settler,
-            retry_first,
-            ordered,
-            status: Vec::new(),
-            names: Names::default(),
-        })
+        Ok(agent)
     }
 
     /// What its threads share, for those who watch it.
@@ -267,13 +256,18 @@ impl Agent {
 
     /// Stops: claims no more, lets what is being attempted end within `drain` (a
     /// value on `hurry` cuts that short), gives back the rest.
-    pub fn stop<T>(self, drain: Duration, hurry: &Receiver<T>) {
+    pub fn stop<T>(mut self, drain: Duration, hurry: &Receiver<T>) {
+        self.stop_within(drain, hurry);
+    }
+
+    fn stop_within<T>(&mut self, drain: Duration, hurry: &Receiver<T>) {
+        let Some(settler) = self.settler.take() else { return };
         let begun = Instant::now();
         let deadline = begun + drain;
         self.dispatch.stop();
         self.names.hurry();
         let unattempted = self.dispatch.close();
-        let at_work = || !self.reader.is_finished() || self.workers.iter().any(|worker| !worker.is_finished());
+        let at_work = || self.reader.iter().chain(&self.workers).any(|thread| !thread.is_finished());
         let mut hurry = hurry.clone();
         while at_work() && Instant::now() < deadline {
             select! {
@@ -293,17 +287,17 @@ impl Agent {
         }
         self.dispatch.report(Report::Leave);
         let leave_by = Instant::now() + LEAVE_TIMEOUT;
-        while !self.settler.is_finished() && Instant::now() < leave_by {
+        while !settler.is_finished() && Instant::now() < leave_by {
             if let Ok(end) = self.ends.recv_timeout(Duration::from_millis(20)) {
                 self.note_end(Some(end));
             }
         }
-        if !self.settler.is_finished() {
+        if !settler.is_finished() {
             warn!("Redis does not answer: what is in flight is taken back when the lease has run out");
         }
-        // Attempts still under way end with their sockets; within another program their threads must not linger.
+        // Attempts that were cut off end by their own deadline; what idles within another program is closed now.
         self.poster.close_idle();
-        for worker in self.workers {
+        for worker in self.workers.drain(..) {
             if worker.is_finished() {
                 let _ = worker.join();
             }
@@ -348,6 +342,12 @@ impl Agent {
     }
 }
 
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.stop_within(Duration::ZERO, &never::<()>());
+    }
+}
+
 fn spawn(
     name: String,
     stack: Option<usize>,
@@ -366,7 +366,12 @@ fn spawn(
             });
             let _ = ends.send(End { name, result });
         })
-        .map_err(|error| format!("cannot start the thread '{thread}' ({error})"))
+        .map_err(|error| {
+            format!(
+                "cannot start the thread '{thread}' ({error}): lower '--workers', or raise the limit of processes \
+                 or of memory (ulimit -u, ulimit -v)"
+            )
+        })
 }
 
 fn why_ended(end: Option<End>) -> String {
@@ -458,5 +463,88 @@ impl Counted {
             info!("in the last minute: {delivered} delivered, {later} put off, {dead} dead");
         }
         *self = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+    use crate::config::RedisAddress;
+    use crate::memory::Memory;
+
+    const SOON: Duration = Duration::from_secs(30);
+
+    /// Answers as many requests with 200 as there are connections, each after `takes`.
+    fn recipient(takes: Duration) -> (String, Receiver<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (arrived, arrivals) = crossbeam_channel::unbounded();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (mut stream, arrived) = (stream.unwrap(), arrived.clone());
+                thread::spawn(move || {
+                    let mut buffer = [0; 4096];
+                    while stream.read(&mut buffer).is_ok_and(|n| n > 0) {
+                        let _ = arrived.send(());
+                        thread::sleep(takes);
+                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+                    }
+                });
+            }
+        });
+        (url, arrivals)
+    }
+
+    fn agent_on(queue: &Memory) -> Agent {
+        let timeout = Duration::from_secs(3);
+        let config = Config { workers: 2, timeout, ..Config::with_defaults(RedisAddress::new("redis://127.0.0.1:1")) };
+        Agent::start_on(&config, Box::new(queue.clone()), Box::new(queue.clone())).unwrap()
+    }
+
+    fn message(url: &str) -> Vec<u8> {
+        format!(r#"{{"service": {{"url": "{url}"}}, "payload": "eA=="}}"#).into_bytes()
+    }
+
+    fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+        let until = Instant::now() + SOON;
+        while !holds() {
+            assert!(Instant::now() < until, "{what}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn an_agent_delivers_from_any_queue_and_leaves_nothing_behind() {
+        let queue = Memory::new();
+        let (url, arrivals) = recipient(Duration::ZERO);
+        queue.push((0..20).map(|_| message(&url)));
+        queue.push(["neither JSON nor MessagePack"]);
+        let agent = agent_on(&queue);
+        for _ in 0..20 {
+            arrivals.recv_timeout(SOON).unwrap();
+        }
+        eventually("all but the unreadable one are gone", || queue.state().messages.len() == 1);
+        agent.stop(SOON, &never::<()>());
+        let state = queue.state();
+        assert_eq!((state.dead.len(), state.agents.len(), state.inflight.len()), (1, 0, 0));
+    }
+
+    #[test]
+    fn an_agent_that_is_dropped_stops_its_threads_and_gives_back_what_it_holds() {
+        let queue = Memory::new();
+        let (url, arrivals) = recipient(SOON * 10);
+        queue.push((0..5).map(|_| message(&url)));
+        let agent = agent_on(&queue);
+        arrivals.recv_timeout(SOON).unwrap();
+        eventually("it has claimed all", || queue.state().inflight.len() == 5);
+        let dispatch = Arc::downgrade(&agent.dispatch);
+        drop(agent);
+        let state = queue.state();
+        assert_eq!((state.retry.len(), state.agents.len(), state.inflight.len()), (5, 0, 0));
+        eventually("the last thread has let go of what they share", || dispatch.strong_count() == 0);
     }
 }
