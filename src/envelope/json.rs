@@ -5,16 +5,18 @@
 //! matter as the pieces of JSON they are, copies nothing and judges nothing. Whatever stands in other
 //! members costs no stack, however deep it nests, and a byte of memory for each level at most. Then the
 //! parts are decoded, one behind the other, into one buffer.
+//!
+//! serde_json reads all but the outermost: where a text ends is found by its quote alone, for the payload is
+//! nine tenths of a message, and is looked at letter by letter when its base64 is decoded.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE;
+use memchr::memchr2;
 use rmp::encode::ByteBuf;
-use serde_core::de::{Deserializer as _, MapAccess, Visitor};
-use serde_json::error::Category;
-use serde_json::value::RawValue;
+use serde_core::de::IgnoredAny;
 
 use super::msgpack::{HeaderEntries, truncated, write_text as write_msgpack_text};
 use super::{Parts, base64 as letters, bounded};
@@ -56,8 +58,8 @@ pub(super) fn read(raw: &[u8]) -> Result<(Vec<u8>, Parts), String> {
     let payload = payload.ok_or("no payload")?;
     let headers = headers.map_or(Ok(Vec::new()), list)?;
 
-    let n_headers: usize = headers.iter().map(|(name, value)| name.len() + value.get().len() + 8).sum();
-    let mut decoded = vec![0; endpoint.len() + letters::most(payload.get().len()) + n_headers];
+    let n_headers: usize = headers.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
+    let mut decoded = vec![0; endpoint.len() + letters::most(payload.len()) + n_headers];
     let (before, after) = decoded.split_at_mut(endpoint.len());
     before.copy_from_slice(endpoint.as_bytes());
     let endpoint = 0..endpoint.len();
@@ -126,52 +128,120 @@ pub(crate) fn write_text(out: &mut String, text: &str, is_escaped: impl Fn(char)
     out.push('"');
 }
 
-/// Hands out the members of an object, in their order, each value as it is written.
+/// Hands out the members of an object, in their order, each value as it is written. A value that is a text
+/// may hold anything.
 fn members<'a>(json: &'a [u8], take: Take<'_, 'a>) -> Result<(), String> {
-    if !json.trim_ascii_start().starts_with(b"{") {
+    let mut reader = Reader { json, at: 0 };
+    if reader.next() != Some(b'{') {
         return Err("not a JSON object".into());
     }
-    let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let read = deserializer.deserialize_map(Members(take)).and_then(|()| deserializer.end());
-    read.map_err(|error| match error.classify() {
-        Category::Eof => truncated(),
-        _ => format!("not JSON: {error}"),
-    })
+    let mut next = reader.expect(b"\"}", "a member's name")?;
+    while next == b'"' {
+        let name = reader.text()?;
+        reader.expect(b":", "a colon")?;
+        let value = reader.value()?;
+        // A name that is no text (half of a surrogate pair) is none that is looked for, nor a header's.
+        take(unescaped(name).unwrap_or(Cow::Borrowed("\u{fffd}")), value);
+        next = match reader.expect(b",}", "a comma or the end")? {
+            b',' => reader.expect(b"\"", "a member's name")?,
+            end => end,
+        };
+    }
+    match reader.next() {
+        None => Ok(()),
+        Some(_) => reader.wrong("its end"),
+    }
 }
 
 /// The same of a value that has to be an object.
-fn members_of<'a>(what: &str, value: &'a RawValue, take: Take<'_, 'a>) -> Result<(), String> {
-    match value.get().as_bytes() {
-        json @ [b'{', ..] => members(json, take),
+fn members_of<'a>(what: &str, value: &'a [u8], take: Take<'_, 'a>) -> Result<(), String> {
+    match value {
+        [b'{', ..] => members(value, take),
         _ => Err(format!("{what} is {}, not an object", kind(value))),
     }
 }
 
-type Take<'t, 'a> = &'t mut dyn FnMut(Cow<'a, str>, &'a RawValue);
+/// Its name, and its value as it is written.
+type Member<'a> = (Cow<'a, str>, &'a [u8]);
+type Take<'t, 'a> = &'t mut dyn FnMut(Cow<'a, str>, &'a [u8]);
 
-struct Members<'t, 'a>(Take<'t, 'a>);
+/// Steps through one object.
+struct Reader<'a> {
+    json: &'a [u8],
+    at: usize,
+}
 
-impl<'a> Visitor<'a> for Members<'_, 'a> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
+impl<'a> Reader<'a> {
+    /// What comes after white space.
+    fn next(&mut self) -> Option<u8> {
+        loop {
+            let byte = *self.json.get(self.at)?;
+            self.at += 1;
+            if !matches!(byte, b' ' | b'\n' | b'\r' | b'\t') {
+                return Some(byte);
+            }
+        }
     }
 
-    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some((name, value)) = map.next_entry::<&'a RawValue, &'a RawValue>()? {
-            // A name that is no text (half of a surrogate pair) is none that is looked for, nor a header's.
-            (self.0)(unescaped(name).unwrap_or(Cow::Borrowed("\u{fffd}")), value);
+    /// What has to be one of these.
+    fn expect(&mut self, bytes: &[u8], what: &str) -> Result<u8, String> {
+        match self.next() {
+            Some(byte) if bytes.contains(&byte) => Ok(byte),
+            None => Err(truncated()),
+            Some(_) => self.wrong(what),
         }
-        Ok(())
+    }
+
+    /// What was read last is not what should be there.
+    fn wrong<T>(&self, expected: &str) -> Result<T, String> {
+        Err(format!("not JSON: byte {} is not {expected}", self.at - 1))
+    }
+
+    /// A text with its quotes, of which the first has been read.
+    fn text(&mut self) -> Result<&'a [u8], String> {
+        let start = self.at - 1;
+        loop {
+            let rest = self.json.get(self.at..).ok_or_else(truncated)?;
+            let found = memchr2(b'"', b'\\', rest).ok_or_else(truncated)?;
+            self.at += found + 1;
+            if rest[found] == b'"' {
+                return Ok(&self.json[start..self.at]);
+            }
+            // What is escaped, which may be a quote.
+            self.at += 1;
+        }
+    }
+
+    fn value(&mut self) -> Result<&'a [u8], String> {
+        if self.next().ok_or_else(truncated)? == b'"' {
+            return self.text();
+        }
+        let start = self.at - 1;
+        let rest = &self.json[start..];
+        let mut values = serde_json::Deserializer::from_slice(rest).into_iter::<IgnoredAny>();
+        match values.next() {
+            Some(Ok(_)) => {}
+            Some(Err(error)) if !error.is_eof() => {
+                return Err(format!("not JSON: {}, in what begins at byte {start}", without_place(&error)));
+            }
+            _ => return Err(truncated()),
+        }
+        self.at = start + values.byte_offset();
+        Ok(&self.json[start..self.at])
     }
 }
 
+/// What is wrong; where it is, serde_json counts from the beginning of what it was given.
+fn without_place(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.split(" at line ").next().unwrap_or_default().to_owned()
+}
+
 /// The headers, a name where it came first. What they may be is asked of HTTP later.
-fn list(value: &RawValue) -> Result<Vec<(Cow<'_, str>, &RawValue)>, String> {
-    let mut found: Vec<(Cow<str>, &RawValue)> = Vec::new();
+fn list(value: &[u8]) -> Result<Vec<Member<'_>>, String> {
+    let mut found: Vec<Member> = Vec::new();
     let mut n_read = 0;
-    if value.get() != "null" {
+    if value != b"null" {
         members_of("headers", value, &mut |name, value| {
             n_read += 1;
             match found.iter_mut().find(|(other, _)| n_read <= MAX_ENTRIES && *other == name) {
@@ -188,25 +258,23 @@ fn list(value: &RawValue) -> Result<Vec<(Cow<'_, str>, &RawValue)>, String> {
 }
 
 /// The error is the end of a sentence that begins with its name.
-fn text(value: &RawValue) -> Result<Cow<'_, str>, String> {
-    if !value.get().starts_with('"') {
+fn text(value: &[u8]) -> Result<Cow<'_, str>, String> {
+    if !value.starts_with(b"\"") {
         return Err(format!("is {}, not text", kind(value)));
     }
-    unescaped(value).ok_or_else(|| "is not text: it holds half of a surrogate pair".into())
+    unescaped(value).map_err(|error| format!("is not text: {}", without_place(&error)))
 }
 
-/// What a JSON string says.
-fn unescaped(string: &RawValue) -> Option<Cow<'_, str>> {
-    let json = string.get();
-    match json.strip_prefix('"')?.strip_suffix('"')? {
-        plain if !plain.as_bytes().contains(&b'\\') => Some(Cow::Borrowed(plain)),
-        // As bytes, as all else is read: for text serde_json would bring itself a second time.
-        _ => serde_json::from_slice(json.as_bytes()).ok().map(Cow::Owned),
+/// What a JSON text says.
+fn unescaped(text: &[u8]) -> Result<Cow<'_, str>, serde_json::Error> {
+    match text.contains(&b'\\') {
+        false => serde_json::from_slice(text).map(Cow::Borrowed),
+        true => serde_json::from_slice(text).map(Cow::Owned),
     }
 }
 
-fn kind(value: &RawValue) -> &'static str {
-    match value.get().as_bytes() {
+fn kind(value: &[u8]) -> &'static str {
+    match value {
         [b'{', ..] => "an object",
         [b'[', ..] => "an array",
         [b'"', ..] => "text",
@@ -217,18 +285,19 @@ fn kind(value: &RawValue) -> &'static str {
 }
 
 /// A count, if it is one; if it is too large, the largest.
-fn count(value: &RawValue) -> u32 {
-    match value.get() {
-        digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().unwrap_or(u32::MAX),
+fn count(value: &[u8]) -> u32 {
+    match str::from_utf8(value) {
+        Ok(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().unwrap_or(u32::MAX),
         _ => 0,
     }
 }
 
 /// The payload as bytes, and how many they are.
-fn decode(payload: &RawValue, out: &mut [u8]) -> Result<usize, String> {
+fn decode(payload: &[u8], out: &mut [u8]) -> Result<usize, String> {
     // A backslash is no letter: what can be read so is as it is written.
-    let written = payload.get().strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-    if let Some(n) = written.and_then(|text| letters::decode_plain(text.as_bytes(), out)) {
+    if let [b'"', letters @ .., b'"'] = payload
+        && let Some(n) = letters::decode_plain(letters, out)
+    {
         return Ok(n);
     }
     let text = text(payload).map_err(|why| format!("payload {why}"))?;

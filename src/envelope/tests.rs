@@ -521,12 +521,12 @@ fn what_is_missing_in_json_or_of_a_wrong_type_is_named() {
     check_json(r#"{"service": {"url": null}, "payload": ""}"#, Err("service.url is null, not text"));
     check_json(
         r#"{"service": {"url": "\ud800"}, "payload": ""}"#,
-        Err("service.url is not text: it holds half of a surrogate pair"),
+        Err("service.url is not text: unexpected end of hex escape"),
     );
     check_member(r#""headers": []"#, Err("headers is an array, not an object"));
     check_member(r#""headers": {"n": 5}"#, Err("header n is a number, not text"));
     check_member(r#""headers": {"n": null}"#, Err("header n is null, not text"));
-    check_member(r#""headers": {"n": "secret\ud800"}"#, Err("header n is not text: it holds half of a surrogate pair"));
+    check_member(r#""headers": {"n": "secret\ud800"}"#, Err("header n is not text: unexpected end of hex escape"));
     check_member(r#""headers": {"\ud800": ""}"#, Err("name of header \"...\" has byte 0xef, not allowed"));
     check_member(r#""headers": {"n": "a\r\nb: c"}"#, Err("value of header n has byte 0x0d, not allowed"));
 }
@@ -536,11 +536,19 @@ fn what_is_not_json_is_said_without_quoting_it() {
     check_json("{", Err("truncated: it ends within a value"));
     check_json("  ", Err("not a JSON object"));
     check_json(" [1]", Err("not a JSON object"));
-    check_json("{secret: 1}", Err("not JSON: key must be a string at line 1 column 2"));
-    check_json("{'secret': 1}", Err("not JSON: key must be a string at line 1 column 2"));
-    check_json("{\"a\": secret}", Err("not JSON: expected value at line 1 column 7"));
-    check_json("{\"a\": 1} secret", Err("not JSON: trailing characters at line 1 column 10"));
-    check(b"{\"a\": \"\xff\"}", Err("not JSON: invalid unicode code point at line 1 column 8"));
+    check_json("{secret: 1}", Err("not JSON: byte 1 is not a member's name"));
+    check_json("{'secret': 1}", Err("not JSON: byte 1 is not a member's name"));
+    check_json("{\"a\" secret}", Err("not JSON: byte 5 is not a colon"));
+    check_json("{\"a\": secret}", Err("not JSON: expected value, in what begins at byte 6"));
+    check_json("{\"a\": {\n\"b\": {\"c\", 1}}}", Err("not JSON: expected `:`, in what begins at byte 6"));
+    check_json("{\"a\": 1secret}", Err("not JSON: trailing characters, in what begins at byte 6"));
+    check_json("{\"a\": 1; secret}", Err("not JSON: trailing characters, in what begins at byte 6"));
+    check_json("{\"a\": \"\"; secret}", Err("not JSON: byte 8 is not a comma or the end"));
+    check_json("{\"a\": 1,}", Err("not JSON: byte 8 is not a member's name"));
+    check_json("{,}", Err("not JSON: byte 1 is not a member's name"));
+    check_json("{\"a\": 1} secret", Err("not JSON: byte 9 is not its end"));
+    check_json("{\"a\": \"\\", Err("truncated: it ends within a value"));
+    check_json("{\"a\": \"\\\"", Err("truncated: it ends within a value"));
     let whole = Format::Json.encode([("n", "v")], "http://h", b"x");
     for n in 1..whole.len() {
         check(&whole[..n], Err("truncated: it ends within a value"));
