@@ -106,9 +106,13 @@ impl Head {
 
 /// Masks a payload, or the reverse: both are the same. A part of one begins at a multiple of four.
 pub(crate) fn apply_mask(payload: &mut [u8], mask: [u8; 4]) {
-    for four in payload.chunks_mut(4) {
-        four.iter_mut().zip(mask).for_each(|(byte, key)| *byte ^= key);
+    let [a, b, c, d] = mask;
+    let twice = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
+    let (eights, rest) = payload.as_chunks_mut();
+    for eight in eights {
+        *eight = (u64::from_ne_bytes(*eight) ^ twice).to_ne_bytes();
     }
+    rest.iter_mut().zip(mask.iter().cycle()).for_each(|(byte, key)| *byte ^= key);
 }
 
 /// Writes a whole frame, masked if there is a mask.
@@ -237,6 +241,21 @@ mod tests {
         out.clear();
         write(TEXT, b"Hello", Some([0x37, 0xfa, 0x21, 0x3d]), &mut out);
         assert_eq!(out, [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58]);
+    }
+
+    #[test]
+    fn a_mask_is_laid_over_every_byte_and_taken_off_by_itself() {
+        let mask = [0x37, 0xfa, 0x21, 0x3d];
+        for length in 0..40 {
+            let payload: Vec<u8> = (0..length).collect();
+            let mut masked = payload.clone();
+            apply_mask(&mut masked, mask);
+            for (n, byte) in masked.iter().enumerate() {
+                assert_eq!(*byte, payload[n] ^ mask[n % 4], "byte {n} of {length}");
+            }
+            apply_mask(&mut masked, mask);
+            assert_eq!(masked, payload);
+        }
     }
 
     fn all(bytes: &[u8], step: usize) -> Result<Vec<Event>, &'static str> {

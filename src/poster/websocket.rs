@@ -186,7 +186,8 @@ fn ask(stream: &mut Stream, request: &[u8]) -> Result<Vec<u8>, Error> {
     let mut has_new_line = true;
     loop {
         skip_interim(&mut bytes);
-        if has_new_line && is_whole(&bytes) || bytes.len() >= MAX_HEADERS {
+        let begins_otherwise = bytes.first().is_some_and(|byte| *byte != b'H');
+        if begins_otherwise || bytes.len() >= MAX_HEADERS || has_new_line && is_whole(&bytes) {
             return Ok(bytes);
         }
         if total > exchange::MAX_RECEIVED {
@@ -207,8 +208,7 @@ fn ask(stream: &mut Stream, request: &[u8]) -> Result<Vec<u8>, Error> {
 /// Whether a head can be read, or never can.
 fn is_whole(bytes: &[u8]) -> bool {
     let mut headers = [httparse::EMPTY_HEADER; N_HEADERS];
-    let begins_otherwise = bytes.first().is_some_and(|byte| *byte != b'H');
-    begins_otherwise || !matches!(httparse::Response::new(&mut headers).parse(bytes), Ok(httparse::Status::Partial))
+    !matches!(httparse::Response::new(&mut headers).parse(bytes), Ok(httparse::Status::Partial))
 }
 
 /// Passes over interim answers, which mean nothing to us.
@@ -238,7 +238,7 @@ fn read_head(bytes: &[u8], uri: &Uri) -> Result<AnswerHead, Attempt> {
     let mut parsed = httparse::Response::new(&mut headers);
     let length = match parsed.parse(bytes) {
         Ok(httparse::Status::Complete(length)) => Ok(length),
-        Ok(httparse::Status::Partial) if bytes.len() < MAX_HEADERS => Err("it begins with an empty line".to_string()),
+        Ok(httparse::Status::Partial) if bytes.len() < MAX_HEADERS => Err("it begins otherwise".to_string()),
         Ok(httparse::Status::Partial) => Err(format!("they are over {} kB", MAX_HEADERS / 1024)),
         Err(error) => Err(shorten(&error.to_string())),
     };
