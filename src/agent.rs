@@ -47,7 +47,7 @@ const SUMMARY_EVERY: Duration = Duration::from_secs(60);
 ///
 /// Why it could not go on, as a sentence for people.
 pub fn run(config: &Config) -> Result<(), String> {
-    let (_watch, signals) = signals::watch().map_err(|error| format!("cannot watch for signals: {error}"))?;
+    let (_watch, signals, hang_ups) = signals::watch().map_err(|error| format!("cannot watch for signals: {error}"))?;
     info!(
         "acapy-deliver {} delivers the queue '{}' at {} with {} workers{}{}",
         env!("CARGO_PKG_VERSION"),
@@ -63,7 +63,7 @@ pub fn run(config: &Config) -> Result<(), String> {
     let agent = Agent::start(config)?;
     let summary = tick(SUMMARY_EVERY);
     let mut counted = Counted::default();
-    let mut trust_read = Instant::now();
+    let hourly = tick(READ_EVERY);
     let why = loop {
         select! {
             recv(signals) -> signal => match signal {
@@ -79,14 +79,11 @@ pub fn run(config: &Config) -> Result<(), String> {
                 agent.dispatch.journal.flush();
                 // While nothing is posted, nobody else closes connections that have been idle for too long.
                 agent.poster.tidy();
-                if trust_read.elapsed() >= READ_EVERY {
-                    trust_read = Instant::now();
-                    match agent.poster.renew_trust() {
-                        Ok(Some(roots)) => info!("whom TLS trusts has changed: {roots}"),
-                        Ok(None) => {}
-                        Err(why) => warn!("{why}; TLS goes on with what was read before"),
-                    }
-                }
+            }
+            recv(hourly) -> _ => agent.renew_trust(),
+            recv(hang_ups) -> asked => if asked.is_ok() {
+                info!("SIGHUP: roots and client certificate are read again");
+                agent.renew_trust();
             }
         }
     };
@@ -247,6 +244,15 @@ impl Agent {
             })?)
         };
         Ok(agent)
+    }
+
+    /// Whom TLS trusts is read again, and who we are.
+    fn renew_trust(&self) {
+        match self.poster.renew_trust() {
+            Ok(Some(roots)) => info!("whom TLS trusts has changed: {roots}"),
+            Ok(None) => {}
+            Err(why) => warn!("{why}; TLS goes on with what was read before"),
+        }
     }
 
     /// What its threads share, for those who watch it.

@@ -114,8 +114,6 @@ pub struct Poster {
     patience: Patience,
     id_header: Option<String>,
     tls: Arc<Trust>,
-    /// What is known of the roots, for people.
-    roots: (String, Option<String>),
 }
 
 /// What stays the same over the redirects and second tries of one attempt.
@@ -186,8 +184,7 @@ impl Poster {
         let proxies = Arc::new(options.proxies);
         let resolver = Resolver::new(options.guard, proxies.clone());
         let sources = Sources { roots: options.roots, ca_file: options.ca_file, client: options.client_certificate };
-        let (tls, loaded) = Trust::read(sources)?;
-        let tls = Arc::new(tls);
+        let tls = Arc::new(Trust::read(sources)?);
         let patience = Patience { connect: options.connect_timeout, whole: options.timeout };
         let connector = Arc::new(Connector {
             tls: tls.clone(),
@@ -205,7 +202,6 @@ impl Poster {
             patience,
             id_header: options.id_header,
             tls,
-            roots: (loaded.to_string(), loaded.trouble),
         })
     }
 
@@ -321,12 +317,12 @@ impl Poster {
     ///
     /// If something cannot be read; then all stays as it was.
     pub fn renew_trust(&self) -> Result<Option<String>, String> {
-        Ok(self.tls.renew()?.map(|loaded| loaded.to_string()))
+        self.tls.renew()
     }
 
-    /// How many roots of each kind were found at the start, and what of them could not be read.
-    pub fn roots(&self) -> (&str, Option<&str>) {
-        (&self.roots.0, self.roots.1.as_deref())
+    /// How many roots of each kind there are, and what of them could not be read.
+    pub fn roots(&self) -> (String, Option<String>) {
+        self.tls.roots()
     }
 
     /// The settings of TLS towards endpoints.

@@ -4,9 +4,14 @@
 //! The bundled ones age with the binary, those of the system are missing in an empty root directory, so
 //! both is the default and neither has to be there. The system's are where OpenSSL looks for them, or
 //! where `SSL_CERT_FILE` and `SSL_CERT_DIR` say.
+//!
+//! They are read again now and then. What then cannot be read, and could before, takes no root away: a
+//! file may be replaced at that moment.
 
 use std::collections::HashSet;
+use std::env;
 use std::fmt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,8 +20,11 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// How long roots are used before they are read again.
+/// How long roots are used towards recipients before they are read again.
 pub const READ_EVERY: Duration = Duration::from_secs(3600);
+
+/// The same towards Redis, where they are needed for each connection, and for no other time.
+const READ_FOR_REDIS: Duration = Duration::from_secs(60);
 
 /// Which roots are trusted, beside those of an option's own file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -58,8 +66,16 @@ impl Roots {
         if self != Roots::Bundled {
             let found = rustls_native_certs::load_native_certs();
             let mut system = RootCertStore::empty();
-            (n_system, _) = system.add_parsable_certificates(found.certs);
-            trouble = found.errors.first().map(|error| format!("not all roots of the system can be read: {error}"));
+            let n_odd;
+            (n_system, n_odd) = system.add_parsable_certificates(found.certs);
+            let places = places();
+            let why = match found.errors.first() {
+                Some(error) => Some(spell_error(error)),
+                None if n_odd > 0 => Some(format!("{n_odd} of them are no certificates that can be used")),
+                None if n_system == 0 && !places.is_empty() => Some("there is no PEM certificate".to_string()),
+                None => None,
+            };
+            trouble = why.map(|why| format!("not all roots of the system can be read{places}: {why}"));
             let known: HashSet<(Vec<u8>, Vec<u8>)> = store.roots.iter().map(identity).collect();
             store.extend(system.roots.into_iter().filter(|root| !known.contains(&identity(root))));
         }
@@ -78,6 +94,43 @@ impl Roots {
             None => None,
         };
         Ok(Loaded { store: Arc::new(store), n_bundled, n_system, n_new, n_added, trouble })
+    }
+
+    /// Reads them again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Roots::load`], and if something of the system's cannot be read, or is gone, that could be before.
+    pub fn load_again(self, ca_file: Option<&Path>, before: &Loaded) -> Result<Loaded, String> {
+        let loaded = self.load(ca_file)?;
+        match &loaded.trouble {
+            Some(trouble) if before.trouble.as_ref() != Some(trouble) => Err(trouble.clone()),
+            None if loaded.n_system == 0 && before.n_system > 0 => {
+                Err("the roots of the system are not found any more".to_string())
+            }
+            _ => Ok(loaded),
+        }
+    }
+}
+
+/// Where the environment says that the system's are, for people; nothing if it does not.
+fn places() -> String {
+    let named = ["SSL_CERT_FILE", "SSL_CERT_DIR"].map(|name| {
+        let place = env::var_os(name)?;
+        Some(format!("{name} is '{}'", place.display()))
+    });
+    match named.into_iter().flatten().collect::<Vec<_>>() {
+        none if none.is_empty() => String::new(),
+        some => format!(" ({})", some.join(", ")),
+    }
+}
+
+fn spell_error(error: &rustls_native_certs::Error) -> String {
+    use rustls_native_certs::ErrorKind;
+    match &error.kind {
+        ErrorKind::Io { inner, path } => format!("{}: {inner}", path.display()),
+        ErrorKind::Pem(error) => format!("a file {}", spell_pem_error(error)),
+        _ => error.to_string(),
     }
 }
 
@@ -134,6 +187,7 @@ pub(crate) fn read_identity(files: &(PathBuf, PathBuf), options: [&str; 2]) -> R
     }
     let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| {
         let why = match error {
+            pem::Error::NoItemsFound if is_encrypted(key_file) => "is encrypted: decrypt it".to_string(),
             pem::Error::NoItemsFound => "holds no PEM private key".to_string(),
             error => spell_pem_error(&error),
         };
@@ -145,27 +199,44 @@ pub(crate) fn read_identity(files: &(PathBuf, PathBuf), options: [&str; 2]) -> R
 /// What is shown to who asks who we are.
 pub(crate) type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-/// Said where certificate and key are of different pairs.
-pub(crate) fn unfit(options: [&str; 2], error: &rustls::Error) -> String {
-    format!("options '{}' and '{}': the two do not fit together: {error}", options[0], options[1])
+fn is_encrypted(key_file: &Path) -> bool {
+    fs::read_to_string(key_file).is_ok_and(|text| text.contains("ENCRYPTED"))
 }
 
-fn spell_pem_error(error: &pem::Error) -> String {
+/// Said where certificate and key cannot be used together.
+pub(crate) fn unfit([certificate, key]: [&str; 2], error: &rustls::Error) -> String {
     match error {
-        pem::Error::Io(error) => error.to_string(),
-        error => format!("is not PEM: {error:?}"),
+        rustls::Error::InconsistentKeys(_) => {
+            format!("options '{certificate}' and '{key}': the key is not that of the certificate")
+        }
+        rustls::Error::InvalidCertificate(error) if format!("{error:?}").contains("UnsupportedCertVersion") => {
+            format!("option '{certificate}': the certificate is of an old version, X.509 v3 is needed")
+        }
+        rustls::Error::InvalidCertificate(_) => format!("option '{certificate}': {error}"),
+        _ => format!("option '{key}': no key that can be used (RSA, P-256, P-384 and Ed25519 can)"),
     }
 }
 
-/// Roots that are read again after an hour, for connections that are opened now and then. Clones are the same.
+fn spell_pem_error(error: &pem::Error) -> String {
+    let why = match error {
+        pem::Error::Io(error) => return error.to_string(),
+        pem::Error::MissingSectionEnd { .. } => "a part of it has no end".to_string(),
+        pem::Error::IllegalSectionStart { .. } => "a part of it has no right beginning".to_string(),
+        pem::Error::Base64Decode(_) => "a part of it is not base64".to_string(),
+        error => format!("{error:?}"),
+    };
+    format!("is not PEM: {why}")
+}
+
+/// Roots that are read again after a while, for connections that are opened now and then. Clones are the same.
 #[derive(Clone, Default)]
 pub struct Kept {
     roots: Roots,
     read: Arc<Mutex<Option<Read>>>,
 }
 
-/// When they were read, and what they are.
-type Read = (Instant, Arc<RootCertStore>);
+/// When they were read last, and what they are.
+type Read = (Instant, Loaded);
 
 impl Kept {
     /// Nothing is read yet.
@@ -173,20 +244,20 @@ impl Kept {
         Kept { roots, read: Arc::default() }
     }
 
-    /// As of the last hour.
+    /// As of the last minute.
     ///
     /// # Errors
     ///
-    /// As [`Roots::load`], if there are none of an earlier hour.
+    /// As [`Roots::load`], if there are none from before.
     pub fn store(&self) -> Result<Arc<RootCertStore>, String> {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*read {
-            Some((at, store)) if at.elapsed() < READ_EVERY => Ok(store.clone()),
-            earlier => match (self.roots.load(None), earlier) {
-                (Ok(loaded), _) => Ok(read.insert((Instant::now(), loaded.store)).1.clone()),
-                (Err(_), Some((_, store))) => Ok(store.clone()),
-                (Err(why), None) => Err(why),
-            },
-        }
+        let loaded = match read.take() {
+            Some((at, loaded)) if at.elapsed() < READ_FOR_REDIS => {
+                return Ok(read.insert((at, loaded)).1.store.clone());
+            }
+            Some((_, before)) => self.roots.load_again(None, &before).unwrap_or(before),
+            None => self.roots.load(None)?,
+        };
+        Ok(read.insert((Instant::now(), loaded)).1.store.clone())
     }
 }

@@ -1,8 +1,8 @@
-//! Turns SIGTERM and SIGINT into values on a channel; the only file that knows signals.
+//! Turns SIGTERM, SIGINT and SIGHUP into values on channels; the only file that knows signals.
 //!
-//! The first value asks for a clean stop, a second one for a stop at once: the receiver
-//! counts them, for only it knows what it has begun. Further ones say nothing new and are
-//! dropped. SIGPIPE stays ignored, as Rust starts every program with it: a reader of our
+//! The first of the first two asks for a clean stop, a second one for a stop at once: the receiver
+//! counts them, for only it knows what it has begun. SIGHUP asks for what was read at the start to
+//! be read again. Further ones say nothing new and are dropped. SIGPIPE stays ignored, as Rust starts every program with it: a reader of our
 //! output that went away becomes an error of the write (see `commands::Error`), and never
 //! the end of an agent whose log pipe broke.
 
@@ -11,7 +11,7 @@ use std::io;
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, bounded};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
 /// A request to stop.
@@ -32,31 +32,37 @@ impl fmt::Display for Signal {
     }
 }
 
-/// The thread `signals`. While it lives the two signals end nothing by themselves; it ends
-/// when this is closed or dropped, and the channel with it. From then on they are ignored.
+/// The thread `signals`. While it lives these signals end nothing by themselves; it ends
+/// when this is closed or dropped, and the channels with it. From then on they are ignored.
 #[derive(Debug)]
 pub struct Watch {
     handle: Handle,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Starts to watch; call it before anything that must not be cut off.
+/// Starts to watch; call it before anything that must not be cut off. Requests to stop come on the first channel,
+/// to read again on the second.
 ///
 /// # Errors
 ///
 /// If the system refuses a handler or a thread.
-pub fn watch() -> io::Result<(Watch, Receiver<Signal>)> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+pub fn watch() -> io::Result<(Watch, Receiver<Signal>, Receiver<()>)> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let handle = signals.handle();
     // Two: the request and the urgent one.
-    let (sender, receiver) = bounded(2);
+    let (stop, stops) = bounded(2);
+    // One: what is read after the last request is what all of them meant.
+    let (hang_up, hang_ups) = bounded(1);
     let thread = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         for number in signals.forever() {
-            let signal = if number == SIGINT { Signal::Interrupt } else { Signal::Terminate };
-            let _ = sender.try_send(signal);
+            let _ = match number {
+                SIGHUP => hang_up.try_send(()).is_ok(),
+                SIGINT => stop.try_send(Signal::Interrupt).is_ok(),
+                _ => stop.try_send(Signal::Terminate).is_ok(),
+            };
         }
     })?;
-    Ok((Watch { handle, thread: Some(thread) }, receiver))
+    Ok((Watch { handle, thread: Some(thread) }, stops, hang_ups))
 }
 
 impl Watch {
@@ -82,13 +88,18 @@ mod tests {
 
     // One test, for signals reach every watch of a process.
     #[test]
-    fn both_signals_arrive_as_values_a_third_is_dropped_and_closing_ends_the_channel() {
-        let (watch, receiver) = watch().unwrap();
+    fn signals_arrive_as_values_a_third_is_dropped_and_closing_ends_the_channels() {
+        let (watch, receiver, hang_ups) = watch().unwrap();
         let patience = Duration::from_secs(10);
         raise(SIGTERM).unwrap();
         assert_eq!(receiver.recv_timeout(patience), Ok(Signal::Terminate));
         raise(SIGINT).unwrap();
         assert_eq!(receiver.recv_timeout(patience), Ok(Signal::Interrupt));
+
+        assert!(hang_ups.is_empty());
+        raise(SIGHUP).unwrap();
+        assert_eq!(hang_ups.recv_timeout(patience), Ok(()));
+        assert!(receiver.is_empty());
 
         for _ in 0..10 {
             raise(SIGTERM).unwrap();

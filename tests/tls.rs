@@ -161,7 +161,7 @@ fn a_client_certificate_is_shown_and_read_anew_at_each_connection() {
     let whole = fs::read(&key).unwrap();
     fs::copy(strangers.certify(&["client"], |_| {}).1, &key).unwrap();
     redis::cmd("CLIENT").arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"]).exec(&mut redis.client()).unwrap();
-    agent.wait_log("do not fit together");
+    agent.wait_log("the key is not that of the certificate");
     fs::write(&key, whole).unwrap();
     redis.push(&wire::envelope(&sink.url(), b"y"));
     redis.wait_empty(SOON);

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use rustls::{AlertDescription, CertificateError, ClientConfig, PeerIncompatible, RootCertStore};
+use rustls::{AlertDescription, CertificateError, ClientConfig, PeerIncompatible};
 
 use crate::roots::{Identity, Loaded, Roots, read_identity, unfit};
 
@@ -30,25 +30,30 @@ pub(super) struct Trust {
 
 /// What the settings were made of, to see whether anything has changed.
 struct Seen {
-    store: Arc<RootCertStore>,
+    roots: Loaded,
     client: Option<Identity>,
 }
 
 impl Trust {
-    /// The error names the option that cannot be followed. Also what was read.
-    pub(super) fn read(sources: Sources) -> Result<(Trust, Loaded), String> {
-        let (seen, loaded) = Seen::read(&sources)?;
+    /// The error names the option that cannot be followed.
+    pub(super) fn read(sources: Sources) -> Result<Trust, String> {
+        let seen = Seen { roots: sources.roots.load(sources.ca_file.as_deref())?, client: sources.client()? };
         let (endpoints, proxies) = seen.settings()?;
-        let trust =
-            Trust { sources, endpoints: RwLock::new(endpoints), proxies: RwLock::new(proxies), seen: Mutex::new(seen) };
-        Ok((trust, loaded))
+        Ok(Trust { sources, endpoints: RwLock::new(endpoints), proxies: RwLock::new(proxies), seen: Mutex::new(seen) })
+    }
+
+    /// How many roots of each kind there are, and what of them could not be read.
+    pub(super) fn roots(&self) -> (String, Option<String>) {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        (seen.roots.to_string(), seen.roots.trouble.clone())
     }
 
     /// Reads everything again; what it is now, if anything has changed. Settings that have not changed stay,
     /// since sessions are resumed within the same settings only. After an error, too, all stays as it was.
-    pub(super) fn renew(&self) -> Result<Option<Loaded>, String> {
-        let (seen, loaded) = Seen::read(&self.sources)?;
+    pub(super) fn renew(&self) -> Result<Option<String>, String> {
         let mut last = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let roots = self.sources.roots.load_again(self.sources.ca_file.as_deref(), &last.roots)?;
+        let seen = Seen { roots, client: self.sources.client()? };
         if *last == seen {
             return Ok(None);
         }
@@ -56,7 +61,7 @@ impl Trust {
         *self.endpoints.write().unwrap_or_else(PoisonError::into_inner) = endpoints;
         *self.proxies.write().unwrap_or_else(PoisonError::into_inner) = proxies;
         *last = seen;
-        Ok(Some(loaded))
+        Ok(Some(last.roots.to_string()))
     }
 
     /// Towards recipients.
@@ -70,19 +75,19 @@ impl Trust {
     }
 }
 
-impl Seen {
-    fn read(sources: &Sources) -> Result<(Seen, Loaded), String> {
-        let loaded = sources.roots.load(sources.ca_file.as_deref())?;
-        let client = sources.client.as_ref().map(|files| read_identity(files, OPTIONS)).transpose()?;
-        Ok((Seen { store: loaded.store.clone(), client }, loaded))
+impl Sources {
+    fn client(&self) -> Result<Option<Identity>, String> {
+        self.client.as_ref().map(|files| read_identity(files, OPTIONS)).transpose()
     }
+}
 
+impl Seen {
     /// TLS 1.2 and 1.3, towards endpoints and towards proxies.
     fn settings(&self) -> Result<(Arc<ClientConfig>, Arc<ClientConfig>), String> {
         let builder = || {
             ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
                 .with_safe_default_protocol_versions()
-                .map(|builder| builder.with_root_certificates(self.store.clone()))
+                .map(|builder| builder.with_root_certificates(self.roots.store.clone()))
                 .map_err(|error| format!("TLS: {error}"))
         };
         let nobody = Arc::new(builder()?.with_no_client_auth());
@@ -95,7 +100,7 @@ impl Seen {
 
 impl PartialEq for Seen {
     fn eq(&self, other: &Seen) -> bool {
-        self.store.roots == other.store.roots && self.client == other.client
+        self.roots.store.roots == other.roots.store.roots && self.client == other.client
     }
 }
 
@@ -110,14 +115,33 @@ pub(super) fn spell_tls_error(error: &rustls::Error) -> String {
         | Tls::AlertReceived(AlertDescription::ProtocolVersion) => {
             "no common protocol version (1.2 and 1.3 are offered)".to_string()
         }
-        Tls::PeerIncompatible(_) | Tls::AlertReceived(AlertDescription::HandshakeFailure) => {
-            "no common cipher or other parameter".to_string()
-        }
-        Tls::AlertReceived(alert) => format!("the recipient refused: {alert:?}"),
+        Tls::PeerIncompatible(_) => "no common cipher or other parameter".to_string(),
+        Tls::AlertReceived(alert) => spell_alert(*alert),
         Tls::InvalidMessage(_) => "what came is not TLS".to_string(),
         Tls::NoCertificatesPresented => "no certificate presented".to_string(),
         error => error.to_string().chars().take(120).collect(),
     }
+}
+
+/// What the other side says of us.
+fn spell_alert(alert: AlertDescription) -> String {
+    let why = match alert {
+        AlertDescription::HandshakeFailure => {
+            return "no common cipher or other parameter, or a client certificate is wanted ('--client-cert-file')"
+                .to_string();
+        }
+        AlertDescription::CertificateRequired | AlertDescription::NoCertificate => {
+            return "a client certificate is wanted ('--client-cert-file')".to_string();
+        }
+        AlertDescription::CertificateExpired => "it has expired",
+        AlertDescription::CertificateRevoked => "it is revoked",
+        AlertDescription::UnknownCA => "its authority is unknown there",
+        AlertDescription::BadCertificate
+        | AlertDescription::UnsupportedCertificate
+        | AlertDescription::CertificateUnknown => "it is not acceptable there",
+        alert => return format!("the recipient refused: {alert:?}"),
+    };
+    format!("the certificate of '--client-cert-file' was refused: {why}")
 }
 
 fn spell_certificate_error(error: &CertificateError) -> String {
@@ -131,9 +155,13 @@ fn spell_certificate_error(error: &CertificateError) -> String {
         }
         CertificateError::NotValidForName => "certificate not valid for this name".to_string(),
         CertificateError::UnknownIssuer => "certificate from an unknown issuer ('--ca-file' adds one)".to_string(),
-        error => {
-            let words: String = format!("{error:?}").chars().take(80).collect();
-            format!("certificate not acceptable: {words}")
-        }
+        CertificateError::BadSignature => "certificate not signed by the issuer that it names".to_string(),
+        // Known by its words alone: the type is not ours to name.
+        error => match format!("{error:?}") {
+            words if words.contains("CaUsedAsEndEntity") => {
+                "certificate is an authority's (CA:TRUE), which cannot be a server's too".to_string()
+            }
+            words => format!("certificate not acceptable: {}", words.chars().take(80).collect::<String>()),
+        },
     }
 }

@@ -8,6 +8,7 @@
 //! | `answers.rs` | recipients that answer oddly, late, twice or not at all: what counts as an answer |
 //! | `websocket.rs` | what goes over ws, also to recipients that others wrote |
 //! | `proxies.rs` | what goes through a proxy, and what does not even so |
+//! | `trust.rs` | whom TLS trusts, and what of it changes while an agent runs |
 //! | `retry.rs` | what is attempted again, when, and when no more |
 //! | `lanes.rs` | a bad endpoint delays nobody else; messages that nobody survives |
 //! | `paths.rs` | a bad path is not its origin; redirects are no way round a lane |
@@ -50,4 +51,5 @@ mod shares;
 mod shutdown;
 mod support;
 mod today;
+mod trust;
 mod websocket;

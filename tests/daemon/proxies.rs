@@ -14,7 +14,7 @@ use std::time::Instant;
 use std::{env, fs, thread};
 
 use crate::support::wire::{envelope, numbered};
-use crate::support::{Agent, Answer, Redis, SOON, Sink, TempDir, eventually, eventually_eq};
+use crate::support::{Agent, Answer, Redis, SOON, SecureSink, Sink, TempDir, eventually, eventually_eq};
 
 /// Set in the namespace that a test runs itself again in.
 const INSIDE: &str = "ACAPY_DELIVER_TEST_INSIDE";
@@ -294,72 +294,6 @@ impl Drop for RealProxy {
     fn drop(&mut self) {
         let _ = self.server.kill();
         let _ = self.server.wait();
-    }
-}
-
-/// A recipient with TLS that counts what it is sent.
-struct SecureSink {
-    address: std::net::SocketAddr,
-    n: Arc<std::sync::atomic::AtomicUsize>,
-    dir: TempDir,
-}
-
-impl SecureSink {
-    fn start(address: &str) -> SecureSink {
-        let host = address.split(':').next().unwrap_or_default();
-        SecureSink::start_as(address, vec![host.to_string()])
-    }
-
-    /// With a certificate for these hosts.
-    fn start_as(address: &str, hosts: Vec<String>) -> SecureSink {
-        let listener = TcpListener::bind(address).unwrap_or_else(|error| panic!("{address}: {error}; be root"));
-        let address = listener.local_addr().unwrap();
-        let dir = TempDir::new("secure-sink");
-        let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(hosts).unwrap();
-        let certificate = params.self_signed(&key).unwrap();
-        fs::write(dir.path().join("ca.pem"), certificate.pem()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![certificate.der().clone()],
-                rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-            )
-            .unwrap();
-        let (config, n) = (Arc::new(config), Arc::<std::sync::atomic::AtomicUsize>::default());
-        let counted = n.clone();
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let conn = rustls::ServerConnection::new(config.clone()).unwrap();
-                let mut stream = rustls::StreamOwned::new(conn, stream.unwrap());
-                let counted = counted.clone();
-                thread::spawn(move || {
-                    let mut text = Vec::new();
-                    let mut buffer = [0; 4096];
-                    while let Ok(amount @ 1..) = stream.read(&mut buffer) {
-                        text.extend_from_slice(&buffer[..amount]);
-                        if text.ends_with(b"secret") {
-                            counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-                            text.clear();
-                            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
-                            let _ = stream.flush();
-                        }
-                    }
-                });
-            }
-        });
-        SecureSink { address, n, dir }
-    }
-
-    fn ca_file(&self) -> String {
-        self.dir.path().join("ca.pem").display().to_string()
-    }
-
-    fn requests(&self) -> usize {
-        self.n.load(std::sync::atomic::Ordering::SeqCst)
     }
 }
 

@@ -10,6 +10,7 @@ mod agent;
 mod authority;
 mod cluster;
 mod redis_server;
+mod secure_sink;
 mod sentinels;
 mod sink;
 mod websocket;
@@ -28,6 +29,7 @@ pub use authority::Authority;
 #[allow(unused_imports)] // only some tests need one
 pub use cluster::{Cluster, Pusher};
 pub use redis_server::{Counts, Held, Redis};
+pub use secure_sink::SecureSink;
 #[allow(unused_imports)] // as above
 pub use sentinels::Sentinels;
 pub use sink::{Answer, Request, Sink};

@@ -1838,12 +1838,16 @@ fn roots_are_read_again_and_what_is_open_stays_open() {
 fn a_client_certificate_is_shown_to_endpoints_that_ask_for_one() {
     let ca = Ca::new();
     let directory = std::env::temp_dir();
-    let files =
-        ["cert", "key"].map(|kind| directory.join(format!("acapy-deliver-client-{kind}-{}", std::process::id())));
+    let files = ["cert", "key", "expired", "encrypted"]
+        .map(|kind| directory.join(format!("acapy-deliver-client-{kind}-{}", std::process::id())));
     let key = rcgen::KeyPair::generate().unwrap();
-    let params = rcgen::CertificateParams::new(vec!["agent.example".to_string()]).unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["agent.example".to_string()]).unwrap();
     std::fs::write(&files[0], params.signed_by(&key, &ca.issuer).unwrap().pem()).unwrap();
     std::fs::write(&files[1], key.serialize_pem()).unwrap();
+    params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+    std::fs::write(&files[2], params.signed_by(&key, &ca.issuer).unwrap().pem()).unwrap();
+    let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    std::fs::write(&files[3], encrypted).unwrap();
 
     let mut asked_by = rustls::RootCertStore::empty();
     let pem = std::fs::read(&ca.file).unwrap();
@@ -1871,13 +1875,20 @@ fn a_client_certificate_is_shown_to_endpoints_that_ask_for_one() {
     let with = |client_certificate: Option<(PathBuf, PathBuf)>| {
         Poster::new(Options { ca_file: Some(ca.file.clone()), client_certificate, ..options() })
     };
-    let [certificate_file, key_file] = files.clone();
+    let [certificate_file, key_file, expired, encrypted] = files.clone();
     assert_status(post(&with(Some((certificate_file.clone(), key_file.clone()))).unwrap(), &tls_url(&server)), 200);
-    assert!(!matches!(post(&with(None).unwrap(), &tls_url(&server)), Attempt::Answered { .. }));
+    let none = post(&with(None).unwrap(), &tls_url(&server));
+    assert_failed(none, Failure::Tls, "a client certificate is wanted ('--client-cert-file')");
+    let expired = post(&with(Some((expired, key_file.clone()))).unwrap(), &tls_url(&server));
+    assert_failed(expired, Failure::Tls, "the certificate of '--client-cert-file' was refused: it has expired");
     for (pair, words) in [
         ((key_file.clone(), key_file.clone()), "option '--client-cert-file': "),
         ((certificate_file.clone(), certificate_file.clone()), "option '--client-key-file': "),
-        ((ca.file.clone(), key_file), "options '--client-cert-file' and '--client-key-file': the two do not fit"),
+        (
+            (certificate_file, encrypted.clone()),
+            &format!("option '--client-key-file': {}: is enc", encrypted.display()),
+        ),
+        ((ca.file.clone(), key_file), "options '--client-cert-file' and '--client-key-file': the key is not that of"),
     ] {
         let error = with(Some(pair)).unwrap_err();
         assert!(error.starts_with(words), "{error}");

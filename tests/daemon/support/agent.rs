@@ -89,6 +89,11 @@ impl Agent {
         self.signal("INT");
     }
 
+    /// SIGHUP: what was read at the start is read again.
+    pub fn hang_up(&self) {
+        self.signal("HUP");
+    }
+
     /// SIGSTOP: the process does not run until `thaw`.
     pub fn freeze(&self) {
         self.signal("STOP");
