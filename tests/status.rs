@@ -133,10 +133,10 @@ fn what_happened_is_counted_and_promtool_finds_no_fault() {
     let (content, said) = run("promtool", &["check", "metrics"], &page);
     assert!(content && said.trim().is_empty(), "promtool: {said}\n{page}");
 
-    let readme = include_str!("../README.md");
+    let text = include_str!("../scripts/OPERATING.md");
     for name in names(&page) {
         let short = name.strip_prefix("acapy_deliver_").unwrap_or("process_");
-        assert!(readme.contains(short), "README does not name {name}");
+        assert!(text.contains(short), "scripts/OPERATING.md does not name {name}");
     }
 }
 

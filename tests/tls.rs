@@ -293,24 +293,24 @@ fn a_password_that_changes_not_quite_at_once_is_waited_for_by_an_agent_that_was_
     assert!(agent.complaints().len() <= 16, "{:#?}", agent.complaints());
 }
 
-/// The line of the README that begins like this.
-fn readme_line(beginning: &str) -> &'static str {
-    let readme = include_str!("../README.md");
-    let line = readme.lines().find(|line| line.starts_with(beginning));
-    line.unwrap_or_else(|| panic!("README has no line {beginning:?}"))
+/// The line of scripts/OPERATING.md that begins like this.
+fn line_of_operating(beginning: &str) -> &'static str {
+    let text = include_str!("../scripts/OPERATING.md");
+    let line = text.lines().find(|line| line.starts_with(beginning));
+    line.unwrap_or_else(|| panic!("scripts/OPERATING.md has no line {beginning:?}"))
 }
 
-/// The README's rule for `run`, word by word, with its password, and the keys of the queue that these tests serve.
+/// The rule of scripts/OPERATING.md for `run`, word by word, with its password, and the keys of the queue that these tests serve.
 fn rule() -> Vec<String> {
     let of_ours = |word: &str| {
         let word = word.replace("acapy_outbound_retry", "acapy.outbound_retry");
         word.replace("acapy_outbound", "acapy.outbound_transport")
     };
-    readme_line("ACL SETUSER acapy-deliver ").split(' ').skip(3).map(of_ours).collect()
+    line_of_operating("ACL SETUSER acapy-deliver ").split(' ').skip(3).map(of_ours).collect()
 }
 
 #[test]
-fn an_agent_needs_no_more_than_the_acl_rule_of_the_readme() {
+fn an_agent_needs_no_more_than_the_acl_rule_that_is_shown() {
     let redis = Redis::start();
     let mut client = redis.client();
     redis::cmd("ACL").arg("SETUSER").arg("acapy-deliver").arg(rule()).exec(&mut client).unwrap();
@@ -383,8 +383,8 @@ fn an_agent_needs_no_more_than_the_acl_rule_of_the_readme() {
         assert_eq!(agent.wait_exit(SOON), Some(0));
     }
 
-    // The operator's commands, with what the README adds for them.
-    let more = readme_line("`check`, `status` and `dead` need `").split('`').nth(7).unwrap();
+    // The operator's commands, with what that file adds for them.
+    let more = line_of_operating("`check`, `status` and `dead` need `").split('`').nth(7).unwrap();
     redis::cmd("ACL")
         .arg("SETUSER")
         .arg("acapy-deliver")
@@ -419,7 +419,7 @@ fn page(address: &str) -> String {
 
 /// The rule names what the moves and the client use, and nothing that they do not.
 #[test]
-fn the_acl_rule_of_the_readme_has_no_command_too_many() {
+fn the_acl_rule_that_is_shown_has_no_command_too_many() {
     let mut used = BTreeSet::new();
     // What the moves of `run` call, by the names between the quotes.
     let queue = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/queue");
