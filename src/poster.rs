@@ -124,21 +124,17 @@ struct Parcel<'a> {
     payload: &'a [u8],
 }
 
-impl<'a> Parcel<'a> {
-    /// The headers to send, or why one cannot be; those of a connection are left out.
-    fn headers(&self, left_origin: bool) -> impl Iterator<Item = Result<(&'a str, &'a [u8]), String>> {
-        let own = self.headers.iter().filter_map(move |&(name, value)| {
-            // Nobody else's check is relied on: what breaks out of a header breaks out of the request.
-            let is_name = !name.is_empty() && name.bytes().all(is_token);
-            if !is_name || !value.iter().all(|&byte| byte == b'\t' || (byte >= b' ' && byte != 0x7f)) {
-                return Some(Err(format!("header {name:?} is not allowed by HTTP")));
-            }
-            let is_left_out = belongs_to_connection(name.as_bytes())
-                || (left_origin && !goes_elsewhere(name))
-                || self.id.is_some_and(|(id_header, _)| name.eq_ignore_ascii_case(id_header));
-            (!is_left_out).then_some(Ok((name, value)))
-        });
-        own.chain(self.id.map(Ok))
+impl Parcel<'_> {
+    /// Whether a header of the envelope is sent, or why it cannot be; those of a connection are left out.
+    fn sends(&self, name: &str, value: &[u8], left_origin: bool) -> Result<bool, String> {
+        // Nobody else's check is relied on: what breaks out of a header breaks out of the request.
+        let is_name = !name.is_empty() && name.bytes().all(is_token);
+        if !is_name || !value.iter().all(|&byte| byte == b'\t' || (byte >= b' ' && byte != 0x7f)) {
+            return Err(format!("header {name:?} is not allowed by HTTP"));
+        }
+        Ok(!belongs_to_connection(name.as_bytes())
+            && (!left_origin || goes_elsewhere(name))
+            && !self.id.is_some_and(|(id_header, _)| name.eq_ignore_ascii_case(id_header)))
     }
 }
 

@@ -162,13 +162,18 @@ impl Http {
 
     fn request(&self, course: &Course, parcel: &Parcel) -> Result<RequestBuilder<WithBody>, String> {
         let mut request = self.agent.post(&course.uri);
-        for (n, header) in parcel.headers(course.left_origin).enumerate() {
-            let (name, value) = header?;
+        for (n, &(name, value)) in parcel.headers.iter().enumerate() {
+            if !parcel.sends(name, value, course.left_origin)? {
+                continue;
+            }
             // ureq wants to read this one, and would say so when the connection has been made.
             if name.eq_ignore_ascii_case("Authorization") && !value.is_ascii() {
                 return Err("value of header authorization is not plain ASCII, which it must be".to_string());
             }
             request = if n < SPELT_HEADERS { request.header_raw(name, value) } else { request.header(name, value) };
+        }
+        if let Some((name, id)) = parcel.id {
+            request = request.header_raw(name, id);
         }
         if let Some(authorization) = self.reads_url(&course.uri).and_then(|proxy| proxy.authorization.as_deref()) {
             request = request.header(header::PROXY_AUTHORIZATION, authorization);
@@ -190,14 +195,11 @@ impl Http {
         }
         let by_proxy = proxy.filter(|proxy| status == 401 && proxy.authorization.is_some());
         let note = by_proxy.map(|proxy| format!("or {}", proxy.wants_credentials(status)));
-        let text = |name| response.headers().get(name).map(|value| value.to_str());
-        let location = matches!(status, 307 | 308).then(|| match text(header::LOCATION) {
-            Some(Ok(location)) => Ok(location.to_string()),
-            Some(Err(_)) => Err("redirect to an unreadable location"),
-            None => Err("redirect without a location"),
-        });
-        let retry_after = text(header::RETRY_AFTER)
-            .and_then(|value| value.ok())
+        let location = matches!(status, 307 | 308).then(|| location(&response));
+        let retry_after = response
+            .headers()
+            .get(header::RETRY_AFTER)
+            .and_then(|value| value.to_str().ok())
             .and_then(|value| parse_retry_after(value, SystemTime::now()));
         throw_away(response);
         let attempt = Attempt::Answered { status, retry_after, note: note.or(not_followed(status)) };
@@ -241,6 +243,11 @@ impl Http {
             error => self.patience.spell(error, uri),
         }
     }
+}
+
+fn location(response: &Response<Body>) -> Result<String, &'static str> {
+    let location = response.headers().get(header::LOCATION).ok_or("redirect without a location")?;
+    location.to_str().map(str::to_string).map_err(|_| "redirect to an unreadable location")
 }
 
 /// Within what is left of the attempt's time.

@@ -158,16 +158,18 @@ fn request(uri: &Uri, parcel: &Parcel, left_origin: bool, key: &str) -> Result<V
     )
     .into_bytes();
     let mut has_user_agent = false;
-    for header in parcel.headers(left_origin) {
-        let (name, value) = header?;
-        if belongs_to_handshake(name) {
-            continue;
+    let mut add = |name: &str, value: &[u8]| request.extend([name.as_bytes(), b": ", value, b"\r\n"].concat());
+    for &(name, value) in &parcel.headers {
+        if parcel.sends(name, value, left_origin)? && !belongs_to_handshake(name) {
+            has_user_agent |= name.eq_ignore_ascii_case("User-Agent");
+            add(name, value);
         }
-        has_user_agent |= name.eq_ignore_ascii_case("User-Agent");
-        request.extend([name.as_bytes(), b": ", value, b"\r\n"].concat());
+    }
+    if let Some((name, id)) = parcel.id {
+        add(name, id);
     }
     if !has_user_agent {
-        request.extend(format!("User-Agent: {USER_AGENT}\r\n").into_bytes());
+        add("User-Agent", USER_AGENT.as_bytes());
     }
     request.extend(b"\r\n");
     Ok(request)
