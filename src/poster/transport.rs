@@ -409,14 +409,19 @@ impl Tls {
                 }
             }
         }
-        Ok(())
+        loop {
+            match Slice(&mut self.stream.sock).flush() {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.look(),
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// As that of a plain connection; but what comes may be TLS's own.
     fn look(&mut self) {
         let Tls { stream, buffers } = self;
-        let Way::Socket { socket, .. } = &stream.sock.way else { return };
-        if !socket.has_input() || stream.conn.read_tls(&mut stream.sock).is_err() {
+        if stream.conn.read_tls(&mut Come(&mut stream.sock)).is_err() {
             return;
         }
         if matches!(stream.conn.process_new_packets(), Ok(state) if state.plaintext_bytes_to_read() > 0)
@@ -424,8 +429,8 @@ impl Tls {
             && let Ok(amount) = stream.conn.reader().read(room)
         {
             buffers.came_early(amount);
-            if let Way::Socket { socket, .. } = &mut stream.sock.way {
-                socket.deaf |= buffers.is_refusal();
+            if buffers.is_refusal() {
+                stream.sock.deafen();
             }
         }
     }
@@ -468,12 +473,9 @@ impl Stream {
 
     /// What has come already, if there is anything. What goes wrong here is seen again when it is waited for.
     pub(super) fn look(&mut self, buf: &mut [u8]) -> usize {
-        if !self.carrier().has_input() {
-            return 0;
-        }
         match self {
-            Stream::Plain(carrier) => carrier.read(buf).unwrap_or(0),
-            Stream::Tls(stream) => match stream.conn.read_tls(&mut stream.sock) {
+            Stream::Plain(carrier) => Come(carrier).read(buf).unwrap_or(0),
+            Stream::Tls(stream) => match stream.conn.read_tls(&mut Come(&mut stream.sock)) {
                 Ok(_) if stream.conn.process_new_packets().is_ok_and(|state| state.plaintext_bytes_to_read() > 0) => {
                     stream.conn.reader().read(buf).unwrap_or(0)
                 }
@@ -506,6 +508,7 @@ impl Stream {
             Stream::Plain(carrier) => {
                 let amount = Slice(carrier).write(bytes)?;
                 *bytes = &bytes[amount..];
+                Slice(carrier).flush()
             }
             Stream::Tls(stream) => {
                 let amount = stream.conn.writer().write(bytes)?;
@@ -513,9 +516,9 @@ impl Stream {
                 while stream.conn.wants_write() {
                     stream.conn.write_tls(&mut Slice(&mut stream.sock))?;
                 }
+                Slice(&mut stream.sock).flush()
             }
         }
-        Ok(())
     }
 }
 
@@ -576,9 +579,12 @@ impl Carrier {
         }
     }
 
-    /// Whether something can be read at once; of what is inside TLS it is not looked for.
-    fn has_input(&self) -> bool {
-        matches!(&self.way, Way::Socket { socket, .. } if socket.has_input())
+    /// Nothing more is sent.
+    fn deafen(&mut self) {
+        match &mut self.way {
+            Way::Socket { socket, .. } => socket.deaf = true,
+            Way::Inside(stream) => stream.sock.deafen(),
+        }
     }
 
     fn is_quiet(&mut self) -> bool {
@@ -626,16 +632,44 @@ struct Slice<'a>(&'a mut Carrier);
 
 impl Write for Slice<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        // What TLS holds back goes first: it would take whatever it is given.
+        self.flush()?;
         match &mut self.0.way {
             Way::Socket { socket, deadline, reason } => socket
                 .send_some(buf, deadline.saturating_duration_since(Instant::now()))
                 .map_err(|error| wrap_timeout(error, *reason)),
-            Way::Inside(_) => self.0.write(buf),
+            Way::Inside(stream) => stream.conn.writer().write(buf),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        let Way::Inside(stream) = &mut self.0.way else { return Ok(()) };
+        while stream.conn.wants_write() {
+            stream.conn.write_tls(&mut Slice(&mut stream.sock))?;
+        }
+        Slice(&mut stream.sock).flush()
+    }
+}
+
+/// What has come to a carrier already; `WouldBlock` if nothing has.
+struct Come<'a>(&'a mut Carrier);
+
+impl Read for Come<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let amount = match &mut self.0.way {
+            Way::Socket { socket, .. } if socket.has_input() => socket.receive(buf, SHORT),
+            Way::Socket { .. } => Err(io::ErrorKind::WouldBlock.into()),
+            Way::Inside(stream) => match stream.conn.reader().read(buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    stream.conn.read_tls(&mut Come(&mut stream.sock))?;
+                    stream.conn.process_new_packets().map_err(io::Error::other)?;
+                    stream.conn.reader().read(buf)
+                }
+                result => result,
+            },
+        }?;
+        self.0.received.pass(&buf[..amount]);
+        Ok(amount)
     }
 }
 
