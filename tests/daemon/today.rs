@@ -277,6 +277,50 @@ fn what_another_service_put_off_is_taken_over_at_the_start_and_due_when_it_was()
     }
 }
 
+#[test]
+fn garbage_among_what_was_put_off_is_dead_and_no_score_hinders_the_rest() {
+    let (queue, schedule) = BEFORE[0];
+    let redis = Redis::cluster_of(queue);
+    let sink = Sink::new(|_| Answer::ok());
+    let mut client = redis.client();
+    let mut put_off = |score: String, member: &[u8]| {
+        redis::cmd("ZADD").arg(schedule).arg(score).arg(member).exec(&mut client).unwrap();
+    };
+    let now = unix_now();
+    let garbage: [&[u8]; 6] = [
+        b"",
+        b"garbage",
+        b"\xff\0",
+        b"[]",
+        br#"{"payload": "eA=="}"#,
+        br#"{"service": {"url": ""}, "payload": "", "retries": 3}"#,
+    ];
+    for (n, member) in garbage.into_iter().enumerate() {
+        put_off((now - n as i64).to_string(), member);
+    }
+    // The last two are seconds and milliseconds mixed up: no time to wait for.
+    let scores = ["-inf", "-1e300", "-5", "0", "1.5", "inf", "1e300"].map(str::to_string);
+    let scores = [&scores[..], &[(now * 1000).to_string(), (now / 1000).to_string()]].concat();
+    for (n, score) in scores.iter().enumerate() {
+        put_off(score.clone(), &entry(queue, &sink.url(), &format!("good {n}")));
+    }
+    let wire = String::from_utf8(entry(queue, &sink.url(), "odd counts")).unwrap();
+    for retries in ["-1", "1e99", "\"x\"", "null", "99999999999999999999"] {
+        put_off("1".into(), wire.replace("\"headers\"", &format!("\"retries\": {retries}, \"headers\"")).as_bytes());
+    }
+    // Written by the service of the other format.
+    put_off("1".into(), &wire::envelope(&sink.url(), b"in MessagePack"));
+
+    let agent = Agent::start(&redis, &["--queue", queue]);
+    eventually_eq("all that can be delivered arrives", SOON, scores.len() + 6, || sink.n_delivered());
+    eventually_eq("the rest is dead", SOON, garbage.len(), || redis.counts().dead);
+    redis.wait_empty_but_dead(SOON);
+    redis.check_invariant();
+    assert_eq!(length(&mut client, schedule), 0);
+    assert_eq!(sink.copies().values().sum::<usize>(), scores.len() + 6);
+    assert!(!agent.log().contains("panic"), "{}", agent.log());
+}
+
 /// As the services before us do it each second: what is due goes to the right of the queue, unless somebody
 /// else was faster.
 fn push_what_is_due(client: &mut redis::Connection, queue: &str, schedule: &str) {
