@@ -92,6 +92,22 @@ fn deliver_from_an_empty_root(binary: &Path) {
     let said = String::from_utf8_lossy(&version.stdout);
     assert!(version.status.success() && said.contains(env!("CARGO_PKG_VERSION")), "{version:?}");
 
+    // There are no roots of a system there, which is no trouble beside the bundled ones.
+    let queue = format!("redis://redis.test:{redis_port}");
+    let checked = Command::new("chroot")
+        .arg(root.path())
+        .args(["/acapy-deliver", "check", "-oq", &queue])
+        .env_remove("SSL_CERT_FILE")
+        .env_remove("SSL_CERT_DIR")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&checked.stdout);
+    let roots: Vec<&str> = said.lines().filter(|line| line.contains("roots")).collect();
+    assert_eq!(roots.len(), 1, "{said}");
+    let n_bundled =
+        roots[0].strip_prefix("ok    roots         ").and_then(|words| words.strip_suffix(" bundled, 0 of the system"));
+    assert!(n_bundled.is_some_and(|n| n.parse::<usize>().is_ok_and(|n| n > 100)), "{said}");
+
     redis.push(&wire::envelope(&format!("http://recipient.test:{sink_port}/"), b"through DNS"));
     redis.push(&wire::envelope(&format!("http://by-hosts.test:{sink_port}/"), b"through /etc/hosts"));
     redis.push(&wire::envelope(&format!("https://secure.test:{}/", secure.address.port()), b"through TLS"));
@@ -99,7 +115,7 @@ fn deliver_from_an_empty_root(binary: &Path) {
     let mut command = Command::new("chroot");
     command.arg(root.path()).arg("/acapy-deliver").env_clear().args([
         "-oq",
-        &format!("redis://redis.test:{redis_port}"),
+        &queue,
         "--ca-file",
         "/ca.pem",
         "--status-addr",

@@ -77,6 +77,69 @@ fn idle_connections_are_given_up_only_with_the_agent() {
 }
 
 #[test]
+fn each_request_looks_at_all_idle_connections() {
+    let port = {
+        let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                thread::spawn(move || {
+                    while read_head(&mut stream).is_some() {
+                        let _ = stream.write_all(OK);
+                    }
+                });
+            }
+        });
+        port
+    };
+    let config = Agent::config_builder().max_idle_connections(1_000).max_idle_age(Duration::from_secs(600));
+    let agent: Agent = config.build().into();
+    let first = SocketAddr::from(([127, 66, 0, 1], port));
+    let cost = || {
+        let begun = time_on_processor();
+        for _ in 0..20 {
+            assert_eq!(post(&agent, first, b"").unwrap(), 200);
+        }
+        time_on_processor() - begun
+    };
+    assert_eq!(post(&agent, first, b"").unwrap(), 200);
+    let with_one = cost();
+    for n in 0..300_u16 {
+        let [high, low] = n.to_be_bytes();
+        assert_eq!(post(&agent, SocketAddr::from(([127, 66, 1 + high, low], port)), b"").unwrap(), 200);
+    }
+    let with_many = cost();
+    println!("20 requests with 1 idle connection: {with_one:?}, with 301: {with_many:?}");
+    assert!(with_many > 2 * with_one, "{with_one:?} {with_many:?}");
+}
+
+/// Of this thread.
+fn time_on_processor() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
+    Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+}
+
+#[test]
+fn what_follows_a_body_is_read_until_the_time_is_over() {
+    let sent = Arc::<AtomicUsize>::default();
+    let counted = sent.clone();
+    let addr = server(move |mut stream, _| {
+        read_head(&mut stream);
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n");
+        let trailers = b"Trailer: x\r\n".repeat(1_000);
+        while stream.write_all(&trailers).is_ok() {
+            counted.fetch_add(trailers.len(), SeqCst);
+        }
+    });
+    let agent = agent(None);
+    let request = agent.post(format!("http://{addr}/")).config().timeout_global(Some(Duration::from_secs(2))).build();
+    assert!(request.send(&b""[..]).unwrap().body_mut().read_to_vec().is_err());
+    println!("{} kB were read after the body", sent.load(SeqCst) / 1024);
+    assert!(sent.load(SeqCst) > 8 << 20);
+}
+
+#[test]
 fn a_request_that_met_the_end_of_an_idle_connection_fails() {
     let addr = server(|mut stream, n| {
         read_head(&mut stream);
@@ -192,6 +255,29 @@ fn plain_http_goes_through_a_proxy_by_connect() {
     });
     let agent = agent(Some(Proxy::new(&format!("http://{proxy}")).unwrap()));
     assert!(agent.post("http://inside.example/").send(&b""[..]).is_err());
+    assert!(heads.lock().unwrap()[0].starts_with("CONNECT inside.example:80 "));
+}
+
+/// Set for the test that runs again with the environment that it is about.
+const PROXY: &str = "HTTPS_PROXY";
+
+#[test]
+fn one_proxy_of_the_environment_is_for_all_schemes() {
+    if std::env::var_os(PROXY).is_some() {
+        let agent: Agent = Agent::config_builder().timeout_global(Some(Duration::from_secs(4))).build().into();
+        assert!(agent.post("http://inside.example/").send(&b""[..]).is_err());
+        return;
+    }
+    let heads = Arc::new(Mutex::new(Vec::new()));
+    let seen = heads.clone();
+    let proxy = server(move |mut stream, _| seen.lock().unwrap().extend(read_head(&mut stream)));
+    let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", "one_proxy_of_the_environment_is_for_all_schemes"]);
+    ["ALL_PROXY", "HTTP_PROXY", "NO_PROXY"].iter().for_each(|name| {
+        again.env_remove(name).env_remove(name.to_lowercase());
+    });
+    let output = again.env(PROXY, format!("http://{proxy}")).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
     assert!(heads.lock().unwrap()[0].starts_with("CONNECT inside.example:80 "));
 }
 

@@ -7,11 +7,13 @@
 //! characters, blanks, backslashes, and any number of slashes but two before the host are refused, which
 //! the URL standard would take out or turn round. Left to the standard's leniency, since each has one
 //! meaning that all of its readers agree on, is
-//! * in the scheme and the host: upper case, and for the host what IDNA maps (`Ｅxample`, soft hyphens,
-//!   percent-encoding), an IPv4 address in odd numbers (`0x7f.1`), an IPv6 address written out;
+//! * in the scheme and the host: upper case, and for the host what IDNA maps (`Ｅxample`, other full stops,
+//!   soft hyphens, percent-encoding), an IPv4 address in odd numbers or with a dot at its end (`0x7f.1.`), an
+//!   IPv6 address written out;
 //! * a port left empty, or the scheme's own; leading zeros of a port; an empty path;
 //! * `.` and `..` in the path, percent-encoded ones too; what must be percent-encoded in path and query
-//!   (letters beyond ASCII, `"`, `<`, `>`) and is not; a `%` without two digits, which stays as it is;
+//!   (all beyond ASCII, `"`, `<`, `>`, in the path also `` ` ``, `{` and `}`, in the query `'`) and is not; a
+//!   `%` without two digits, which stays as it is;
 //! * a fragment, which is not sent.
 
 use std::collections::HashMap;

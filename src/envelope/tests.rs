@@ -98,6 +98,9 @@ fn endpoints_become_what_http_can_request() {
     check_endpoint("http://h/../a/./b?x=`{|}^\"<>", Ok("http://h/a/b?x=`{|}^%22%3C%3E http://h:80"));
     check_endpoint("http://h:/%2e%2E/a/%2e/b%zz%4", Ok("http://h/a/b%zz%4 http://h:80"));
     check_endpoint("http://\u{ff28}%41\u{ad}:0080?q", Ok("http://ha/?q http://ha:80"));
+    check_endpoint("http://h/`{|}^'\u{200b}?'", Ok("http://h/%60%7B|%7D^'%E2%80%8B?%27 http://h:80"));
+    check_endpoint("http://127.1./", Ok("http://127.0.0.1/ http://127.0.0.1:80"));
+    check_endpoint("http://127\u{3002}0\u{ff0e}0.1/", Ok("http://127.0.0.1/ http://127.0.0.1:80"));
     check_endpoint("http://[0:0:0:0:0:0:0:1]/", Ok("http://[::1]/ http://[::1]:80"));
 }
 

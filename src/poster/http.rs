@@ -21,13 +21,16 @@
 //! HTTP is ureq's (3.5): request lines, headers with the spelling that they were given in, framing,
 //! chunks, parsing answers, the budget of time of each phase. Ours is what it does not do, each of which
 //! `tests/ureq_alone.rs` shows of the release in use:
-//! * the pool: idle connections can be given up without the agent, and cost the same however many they are;
+//! * the pool: idle connections can be given up without the agent, and cost the same however many they are,
+//!   where ureq compares each with the others at every request;
 //! * the transport: a request that met the end of an idle connection is told from one that was read; a
 //!   status counts whatever follows it; an answer is heard while the request is not read; a `100 Continue`
-//!   may have headers; all that is received is bounded;
+//!   may have headers; what follows a body is bounded;
 //! * the resolver, which ureq asks for every request: it remembers, and judges addresses;
 //! * dialing: an address that leads nowhere costs a quarter of a second, once;
-//! * proxies: one for each scheme, plain http as such, NO_PROXY with networks and suffixes.
+//! * proxies: one for each scheme, plain http as such, NO_PROXY with networks, ports and what is below a name.
+//!
+//! TLS is rustls's, without ureq between: roots and certificates change while an agent of ureq's lives.
 
 use std::io::Read;
 use std::sync::Arc;
