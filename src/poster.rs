@@ -290,12 +290,12 @@ impl Poster {
 
     /// What failed on the way through a proxy may be the fault of that.
     fn name_proxy(&self, attempt: Attempt, uri: &Uri) -> Attempt {
-        match (attempt, self.proxy_of(uri)) {
-            (Attempt::Failed { failure, error }, Some(proxy)) if !error.contains("proxy ") => {
-                Attempt::Failed { failure, error: format!("{error} through proxy {}", proxy.place()) }
-            }
-            (attempt, _) => attempt,
-        }
+        let Attempt::Failed { failure, error } = attempt else { return attempt };
+        let error = match self.proxy_of(uri) {
+            Some(proxy) if !error.contains("proxy ") => format!("{error} through proxy {}", proxy.place()),
+            _ => error,
+        };
+        Attempt::Failed { failure, error }
     }
 
     /// Closes connections that have been idle for too long, which posting does by
