@@ -1912,6 +1912,20 @@ fn a_client_certificate_is_shown_to_endpoints_that_ask_for_one() {
     };
     let [certificate_file, key_file, expired, encrypted] = files.clone();
     assert_status(post(&with(Some((certificate_file.clone(), key_file.clone()))).unwrap(), &tls_url(&server)), 200);
+    // It is read again: another takes its place for new connections, and what cannot be used none.
+    let renewed = directory.join(format!("acapy-deliver-client-renewed-{}", std::process::id()));
+    std::fs::copy(&certificate_file, &renewed).unwrap();
+    let poster = with(Some((renewed.clone(), key_file.clone()))).unwrap();
+    assert_status(post(&poster, &tls_url(&server)), 200);
+    std::fs::copy(&expired, &renewed).unwrap();
+    assert!(matches!(poster.renew_trust(), Ok(Some(_))));
+    assert_status(post(&poster, &tls_url(&server)), 200);
+    std::fs::copy(&ca.file, &renewed).unwrap();
+    let error = poster.renew_trust().unwrap_err();
+    assert!(error.ends_with("the key is not that of the certificate"), "{error}");
+    poster.close_idle();
+    assert_failed(post(&poster, &tls_url(&server)), Failure::Tls, "was refused: it has expired");
+    let _ = std::fs::remove_file(renewed);
     let none = post(&with(None).unwrap(), &tls_url(&server));
     assert_failed(none, Failure::Tls, "a client certificate is wanted ('--client-cert-file')");
     let expired = post(&with(Some((expired, key_file.clone()))).unwrap(), &tls_url(&server));
