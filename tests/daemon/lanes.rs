@@ -69,9 +69,10 @@ fn when_an_endpoint_is_back_all_that_waited_goes_out_as_fast_as_it_answers_and_o
     let order: Vec<usize> =
         sink.delivered().iter().map(|body| body.trim_start_matches("message ").parse().unwrap()).collect();
     // Up to eight at once: a message is never more than a few places from its own, a thread
-    // that does not get its turn for some milliseconds included.
-    let (at, number) = order.iter().enumerate().max_by_key(|(at, number)| at.abs_diff(**number)).unwrap();
-    assert!(at.abs_diff(*number) <= 60, "{number} came at {at}: {:?}", &order[at.saturating_sub(20)..at + 5]);
+    // that does not get its turn for some milliseconds included. But for the probe: in every second try it is the newest.
+    let (at, number) = order.iter().enumerate().skip(1).max_by_key(|(at, number)| at.abs_diff(**number)).unwrap();
+    let around = &order[at.saturating_sub(20)..order.len().min(at + 5)];
+    assert!(at.abs_diff(*number) <= 60, "{number} came at {at}: {around:?}");
     let first = sink.requests().first().unwrap().at;
     let took = sink.requests().last().unwrap().at - first;
     assert!(took < Duration::from_secs(20), "{took:?}");
