@@ -247,10 +247,11 @@ fn names_with_thousands_of_addresses_cost_no_more_memory_the_more_they_are() {
         });
         agent.resident_kib()
     };
-    // What the system's own resolver takes for an answer while a look-up lasts is in the first.
-    let (few, many) = (grown_to(200), grown_to(600));
-    eprintln!("200 names with 4,000 addresses each: {few} KiB, 600: {many} KiB");
-    assert!(many < few + (12 << 10), "it grew from {few} to {many} KiB");
+    // What the system's own resolver takes for an answer while a look-up lasts is in the first; on a busy machine
+    // more of these are beside each other later. Kept whole, 500 answers would be 34 MB.
+    let (few, many) = (grown_to(200), grown_to(700));
+    eprintln!("200 names with 4,000 addresses each: {few} KiB, 700: {many} KiB");
+    assert!(many < few + (22 << 10), "it grew from {few} to {many} KiB");
 }
 
 /// In a machine's memory an envelope is copied by Redis, its scripts and its replies, and by the
