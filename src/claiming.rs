@@ -150,6 +150,7 @@ mod tests {
             due_in: None,
             more: false,
             at: 0,
+            numbered: 0,
         }
     }
 

@@ -311,6 +311,8 @@ pub enum Claimed {
         more: bool,
         /// The queue's time, in milliseconds since 1970.
         at: u64,
+        /// The last number that the queue has given out, to a message or an agent; 0 if it did not say.
+        numbered: u64,
     },
 }
 
@@ -441,6 +443,8 @@ pub struct Beat {
     pub peers: Vec<Peer>,
     /// The queue's time, in milliseconds since 1970.
     pub at: u64,
+    /// The last number that the queue has given out, to a message or an agent.
+    pub numbered: u64,
     /// The longest delay of all agents, if something is due later than that.
     pub beyond: Option<Duration>,
 }

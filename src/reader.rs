@@ -118,10 +118,10 @@ impl Reader<'_> {
                 }
                 self.dispatch.lease.wait_for_change(STANDBY);
             }
-            Claimed::Taken { claims, emptied, failures, oversized, due_in, more, at } => {
+            Claimed::Taken { claims, emptied, failures, oversized, due_in, more, at, numbered } => {
                 self.dispatch.lease.note_clock(at, sent);
                 let ids = claims.iter().map(|claim| claim.id).chain(oversized.iter().map(|(id, _)| *id));
-                self.dispatch.lease.see(ids.map(|id| id.0).max().unwrap_or(0));
+                self.dispatch.lease.see(ids.map(|id| id.0).max().unwrap_or(0).max(numbered));
                 self.popped = None;
                 if std::mem::replace(&mut self.was_standby, false) {
                     info!("taking over: this agent delivers now");

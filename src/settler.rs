@@ -430,6 +430,7 @@ impl Settler<'_> {
         let sent = Instant::now();
         let beat = queue.beat(number, self.options.lease, self.dispatch.lease.seen(), self.options.longest_delay)?;
         self.dispatch.lease.note_clock(beat.at, sent);
+        self.dispatch.lease.see(beat.numbered);
         self.next_beat = sent + between_beats(self.options.lease);
         if !beat.registered {
             warn!("the queue does not know this agent any more; joining again");

@@ -119,7 +119,7 @@ impl RedisList {
 
     fn keep(&mut self, entries: &[Entry], seen: u64) -> Result<Vec<Id>, Error> {
         let mut arguments = Arguments::default();
-        arguments.millis(HOLD).text(seen);
+        arguments.millis(HOLD).seen(seen);
         for (entry, _) in entries {
             arguments.bytes(entry);
         }

@@ -1,18 +1,18 @@
 -- beat(me, lease ms, highest number seen, longest delay ms)
 --   -> {registered, now, the longest delay of all agents, whether something is due later than that,
---       {number, lease, its length}..., odd entries}
+--       {number, lease, its length}..., odd entries, the last number given out}
 -- Renews the lease, never registers again. Lists all agents, and with lease '' every number in flight
 -- that nobody registered.
 local me, lease, seen, longest =
   ARGV[1], assert(tonumber(ARGV[2])), assert(tonumber(ARGV[3])), assert(tonumber(ARGV[4]))
 check_types()
-local registered = redis.call('ZSCORE', AGENTS, me)
+local registered, numbered = redis.call('ZSCORE', AGENTS, me), last_number()
 if registered then
   open_for_writing()
   redis.call('ZADD', AGENTS, now + lease, me)
   redis.call('HSET', CALLS, 'l' .. me, string.format('%.0f %.0f', lease, longest), 'clock', string.format('%.0f', now))
   -- A replica that became master may have a lower one, and other agents claim there too.
-  if math.max(last_number(), now_us) < seen then next_numbers(0, seen) end
+  if math.max(numbered, now_us) < seen then numbered = next_numbers(0, seen) end
 end
 local out, known = {}, {}
 local agents = redis.call('ZRANGE', AGENTS, 0, -1, 'WITHSCORES')
@@ -51,4 +51,5 @@ odd = odd + #redis.call('ZRANGEBYSCORE', RETRY, NEVER, NEVER, 'LIMIT', 0, 100)
 local function is_beyond(key)
   return #due_between(key, '(' .. whole(now + longest), 1) > 0
 end
-return {registered and 1 or 0, now, longest, (is_beyond(RETRY) or is_beyond(LANES)) and 1 or 0, out, odd}
+return {registered and 1 or 0, now, longest, (is_beyond(RETRY) or is_beyond(LANES)) and 1 or 0, out, odd,
+  string.format('%.0f', numbered)}

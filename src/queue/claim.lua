@@ -2,7 +2,7 @@
 --       gravest, ordered, again, largest, popped?, popped, highest number seen,
 --       {origin, n, free}...)
 --   -> {state, now, due in (-1: nothing is), more, emptied origins, failures of probed lanes, messages, oversized,
---       the id before the first new one, new messages, odd entries}
+--       the id before the first new one, new messages, odd entries, the last number given out}
 -- Takes due retries, one message each of lanes that failed and may be tried again, messages of lanes
 -- that the agent wants, one each of lanes that never failed, then from the left of K, until a bound.
 -- Messages come flat as id, bytes, history, recovered, source: k (queue, given again), o (waiting, its lane
@@ -40,7 +40,7 @@ if last and string.match(last, '^%d+') == call then
     local body = owner and tonumber(owner) == tonumber(me) and redis.call('HGET', MESSAGES, id)
     if body then give(id, body, redis.call('HGET', HISTORY, id), count_of(redis.call('HGET', RECOVERED, id) or '0'), source) end
   end
-  return {'again', now, 0, 1, {}, {}, messages, {}, '0', {}, odd}
+  return {'again', now, 0, 1, {}, {}, messages, {}, '0', {}, odd, '0'}
 end
 
 -- A call that was overtaken on a connection given up long ago must not claim for nobody.
@@ -291,4 +291,5 @@ if next_retry[2] then not_later(tonumber(next_retry[2])) end
 local next_lane = redis.call('ZRANGEBYSCORE', LANES, '(' .. string.format('%.0f', now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 if next_lane[2] then not_later(tonumber(next_lane[2])) end
 return {'ok', now, due_in, redis.call('LLEN', K) > 0 and 1 or 0, emptied, failures, messages, buried,
-  string.format('%.0f', base), fresh, odd}
+  string.format('%.0f', base), fresh, odd,
+  string.format('%.0f', #fresh > 0 and base + #fresh or last_number())}

@@ -6,6 +6,7 @@
 //! says nothing about Redis, and is replaced before anybody hears of it; and so is one
 //! to a node of a Cluster that says that the queue is elsewhere.
 
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -40,6 +41,12 @@ impl Move {
     }
 }
 
+/// Numbers that others may have been given between two looks of an agent at what was given out, a second apart.
+const UNSEEN: u64 = 10_000_000;
+
+/// What is sent, in the protocol of Redis, with the number seen raised by so much.
+type Packed<'a> = &'a dyn Fn(u64) -> Cow<'a, [u8]>;
+
 /// A connection that is opened when it is used.
 pub struct Link {
     /// Where to.
@@ -56,8 +63,9 @@ pub struct Link {
     name: String,
     /// Tells it from others where the address policy is told.
     number: u64,
-    /// When an answer came last.
+    /// When an exchange ended last, and when one did well.
     used: Instant,
+    heard: Option<Instant>,
 }
 
 impl Link {
@@ -67,7 +75,7 @@ impl Link {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let (key, name) = (key.to_string(), server.name());
         let (now, watch) = (Instant::now(), Watch::new());
-        Link { server, key, open: None, watch, read_password: now, refused: None, name, number, used: now }
+        Link { server, key, open: None, watch, read_password: now, refused: None, name, number, used: now, heard: None }
     }
 
     /// Runs a command. After any failure but an answer of the server the connection
@@ -87,7 +95,8 @@ impl Link {
 
     /// Runs a command that may block for `at_most` on purpose. It is sent once.
     pub fn query_blocking(&mut self, command: &redis::Cmd, at_most: Duration) -> Result<Value, Failure> {
-        self.exchange_there(&command.get_packed_command(), at_most + PATIENCE)
+        let packed = command.get_packed_command();
+        self.exchange_there(&|_| Cow::Borrowed(&packed), at_most + PATIENCE)
     }
 
     /// Runs a command that may block for `at_most` on purpose and whose answer is not
@@ -98,7 +107,7 @@ impl Link {
         let mut packed = redis::cmd("CLIENT").arg("REPLY").arg("SKIP").get_packed_command();
         command.write_packed_command(&mut packed);
         then.write_packed_command(&mut packed);
-        let answer = self.exchange_there(&packed, at_most + PATIENCE);
+        let answer = self.exchange_there(&|_| Cow::Borrowed(&packed), at_most + PATIENCE);
         if !matches!(answer, Ok(Value::Int(_))) {
             self.give_up();
         }
@@ -110,20 +119,27 @@ impl Link {
     /// and settlements are numbered, a message that has been moved is not found in its old place
     /// again, and an agent that registers twice leaves a number that has nothing in flight.
     pub fn run(&mut self, script: &Move, keys: &[String], arguments: &Arguments) -> Result<Value, Error> {
-        let call = |name: &str, script: &str| {
+        let call = |name: &str, script: &str, raise: u64| {
             let mut command = redis::cmd(name);
             command.arg(script).arg(keys.len()).arg(keys);
-            for argument in arguments.iter() {
+            arguments.each(raise, |argument| {
                 command.arg(argument);
-            }
-            command
+            });
+            Cow::Owned(command.get_packed_command())
         };
-        match self.query_raw(&call("EVALSHA", &script.sha)) {
+        let answer = match self.query_packed(&|raise| call("EVALSHA", &script.sha, raise)) {
             Err(Failure::Redis(error)) if wire_text(&error).contains("NOSCRIPT") => {
-                self.query(&call("EVAL", &script.text))
+                self.query_packed(&|raise| call("EVAL", &script.text, raise))
             }
-            answer => answer.map_err(|failure| self.explain(failure)),
+            answer => answer,
+        };
+        if arguments.seen.is_some()
+            && answer.is_ok()
+            && let Some(open) = &mut self.open
+        {
+            open.knows_seen = true;
         }
+        answer.map_err(|failure| self.explain(failure))
     }
 
     /// Why a command failed, in our own words.
@@ -136,10 +152,14 @@ impl Link {
 
     fn query_raw(&mut self, command: &redis::Cmd) -> Result<Value, Failure> {
         let packed = command.get_packed_command();
+        self.query_packed(&|_| Cow::Borrowed(&packed))
+    }
+
+    fn query_packed(&mut self, packed: Packed) -> Result<Value, Failure> {
         let was_idle = self.open.is_some() && self.used.elapsed() >= IDLE;
-        match self.exchange_there(&packed, PATIENCE) {
+        match self.exchange_there(packed, PATIENCE) {
             Err(Failure::Redis(error)) if was_idle && error.is_io_error() && !error.is_timeout() => {
-                self.exchange_there(&packed, PATIENCE)
+                self.exchange_there(packed, PATIENCE)
             }
             answer => answer,
         }
@@ -147,7 +167,7 @@ impl Link {
 
     /// The same as [`Link::exchange`], but sent again where the queue is if it has moved: what was sent to
     /// the wrong node of a Cluster has done nothing there.
-    fn exchange_there(&mut self, packed: &[u8], patience: Duration) -> Result<Value, Failure> {
+    fn exchange_there(&mut self, packed: Packed, patience: Duration) -> Result<Value, Failure> {
         match self.exchange(packed, patience) {
             Err(Failure::Redis(error)) if is_answer(&error) && is_elsewhere(&wire_text(&error)) => {
                 self.give_up();
@@ -158,17 +178,25 @@ impl Link {
     }
 
     /// Sends once, and hears one answer.
-    fn exchange(&mut self, packed: &[u8], patience: Duration) -> Result<Value, Failure> {
+    fn exchange(&mut self, packed: Packed, patience: Duration) -> Result<Value, Failure> {
         self.leave_if_demoted();
         self.renew_password();
-        let connection = self.connection().map_err(Failure::Ours)?;
+        let heard = self.heard;
+        let open = self.connection().map_err(Failure::Ours)?;
+        // Another server may answer now, which has lost what this agent knows of what others were given.
+        let raise = match heard {
+            Some(heard) if !open.knows_seen => heard.elapsed().as_micros() as u64 + UNSEEN,
+            _ => 0,
+        };
+        let connection = &mut open.connection;
         let answer = connection
             .set_read_timeout(patience)
             .map_err(redis::RedisError::from)
-            .and_then(|()| connection.ask(packed));
+            .and_then(|()| connection.ask(&packed(raise)));
         self.used = Instant::now();
         let keeps = match &answer {
             Ok(_) => {
+                self.heard = Some(self.used);
                 self.server.entry.served();
                 true
             }
@@ -236,7 +264,7 @@ impl Link {
         }
     }
 
-    fn connection(&mut self) -> Result<&mut super::stream::Connection, Error> {
+    fn connection(&mut self) -> Result<&mut Open, Error> {
         if self.open.is_none() {
             let mut open = locate(&self.server, &self.key)?;
             self.server.add_ports(&mut open)?;
@@ -244,9 +272,10 @@ impl Link {
                 own.connected(self.number, std::mem::take(&mut open.addresses));
             }
             self.name.clone_from(&open.name);
+            open.knows_seen = self.heard.is_none();
             self.open = Some(open);
         }
-        Ok(&mut self.open.as_mut().expect("just opened").connection)
+        Ok(self.open.as_mut().expect("just opened"))
     }
 }
 
@@ -270,6 +299,8 @@ pub struct Arguments {
     bytes: Vec<u8>,
     /// Where each ends.
     ends: Vec<usize>,
+    /// Which one is the highest number seen, and that number.
+    seen: Option<(usize, u64)>,
 }
 
 impl Arguments {
@@ -299,6 +330,13 @@ impl Arguments {
         self.bytes(&digits)
     }
 
+    /// Appends the highest number that the agent has seen. On a connection that is new, more is said: so many as
+    /// others may have been given since.
+    pub fn seen(&mut self, number: u64) -> &mut Arguments {
+        self.seen = Some((self.ends.len(), number)).filter(|_| number > 0);
+        self.text(number)
+    }
+
     /// Appends a flag as `1` or `0`.
     pub fn flag(&mut self, flag: bool) -> &mut Arguments {
         self.text(u8::from(flag))
@@ -309,8 +347,39 @@ impl Arguments {
         self.text(duration.as_millis().min(u128::from(u32::MAX) * 1000))
     }
 
-    fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        let begins = std::iter::once(0).chain(self.ends.iter().copied());
-        begins.zip(&self.ends).map(|(begin, end)| &self.bytes[begin..*end])
+    /// Each of them, with the number seen raised by so much.
+    fn each(&self, raise: u64, mut take: impl FnMut(&[u8])) {
+        let mut begin = 0;
+        for (n, end) in self.ends.iter().enumerate() {
+            match self.seen {
+                Some((at, number)) if at == n && raise > 0 => take((number + raise).to_string().as_bytes()),
+                _ => take(&self.bytes[begin..*end]),
+            }
+            begin = *end;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_seen_is_raised_and_nothing_else() {
+        let mut arguments = Arguments::default();
+        arguments.sixteen(7).seen(100).text(100);
+        let all = |raise| {
+            let mut all = Vec::new();
+            arguments.each(raise, |argument| all.push(String::from_utf8(argument.to_vec()).unwrap()));
+            all
+        };
+        assert_eq!(all(0), ["0000000000000007", "100", "100"]);
+        assert_eq!(all(5), ["0000000000000007", "105", "100"]);
+        // Who has seen nothing has nothing to say.
+        let mut arguments = Arguments::default();
+        arguments.seen(0).flag(true);
+        let mut all = Vec::new();
+        arguments.each(5, |argument| all.push(argument.to_vec()));
+        assert_eq!(all, [b"0", b"1"]);
     }
 }

@@ -432,7 +432,7 @@ impl Queue for RedisList {
             Some(old) => arguments.sixteen(old.0),
             None => arguments.text(""),
         };
-        arguments.text(seen);
+        arguments.seen(seen);
         let mut answer = Answer::of(self.run(|moves| &moves.join, &arguments)?)?;
         let number = AgentNumber(answer.number_in_text()?);
         let old = match answer.text()?.as_str() {
@@ -460,7 +460,7 @@ impl Queue for RedisList {
             .flag(again)
             .text(bounds.largest);
         arguments.flag(bounds.popped.is_some()).bytes(bounds.popped.as_deref().unwrap_or_default());
-        arguments.text(bounds.seen);
+        arguments.seen(bounds.seen);
         for want in &bounds.wants {
             arguments.text(&want.origin).text(want.room).text(want.free);
         }
@@ -521,9 +521,10 @@ impl Queue for RedisList {
             claims.push(RawClaim { id: Id(id), bytes: fresh.bytes()?, history, recovered: 0, source });
         }
         self.meet_odd(answer.number()?);
+        let numbered = answer.number_in_text()?;
         let due_in = u64::try_from(due_in).ok().map(Duration::from_millis);
         let at = u64::try_from(now).unwrap_or_default();
-        Ok(Claimed::Taken { claims, emptied, failures, oversized, due_in, more, at })
+        Ok(Claimed::Taken { claims, emptied, failures, oversized, due_in, more, at, numbered })
     }
 
     fn wait(&mut self, at_most: Duration) -> Result<Waited, Error> {
@@ -592,7 +593,7 @@ impl Queue for RedisList {
 
     fn beat(&mut self, me: AgentNumber, lease: Duration, seen: u64, longest: Duration) -> Result<Beat, Error> {
         let mut arguments = Arguments::default();
-        arguments.sixteen(me.0).millis(lease).text(seen).millis(longest);
+        arguments.sixteen(me.0).millis(lease).seen(seen).millis(longest);
         let mut answer = Answer::of(self.run(|moves| &moves.beat, &arguments)?)?;
         let registered = answer.number()? != 0;
         let at = u64::try_from(answer.number()?).unwrap_or_default();
@@ -609,7 +610,8 @@ impl Queue for RedisList {
             }
         }
         self.meet_odd(answer.number()?);
-        Ok(Beat { registered, peers, at, beyond })
+        let numbered = answer.number_in_text()?;
+        Ok(Beat { registered, peers, at, numbered, beyond })
     }
 
     fn recover(&mut self, me: AgentNumber, dead: &Peer, limit: usize) -> Result<Option<usize>, Error> {

@@ -81,6 +81,8 @@ pub(super) struct Open {
     pub(super) addresses: Vec<SocketAddr>,
     /// With which it is logged in.
     pub(super) password: Option<String>,
+    /// It has been told the highest number that this agent has seen, or is the first of its kind.
+    pub(super) knows_seen: bool,
 }
 
 impl From<&RedisAddress> for Server {
@@ -169,7 +171,7 @@ impl Server {
             Node::Unix(path) => (Connection::unix(path, patience).map_err(explain)?, Vec::new()),
         };
         let password = access.login.password().map(str::to_string);
-        let mut open = Open { connection, name, node: node.clone(), addresses, password };
+        let mut open = Open { connection, name, node: node.clone(), addresses, password, knows_seen: false };
         let logged_in = open.connection.set_up(&access.login);
         logged_in.map_err(|error| self.explain_log_in(&open.name, error))?;
         Ok(open)

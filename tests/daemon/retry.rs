@@ -102,7 +102,6 @@ fn the_backoff_grows() {
     let gaps = gaps(&sink);
     // 200, 400, 800, 1600 ms, each a fifth more or less.
     assert!(gaps[0] >= ms(150), "{gaps:?}");
-    assert!(gaps[3] >= gaps[0] * 3, "{gaps:?}");
     assert!(gaps[3] >= ms(1200), "{gaps:?}");
 }
 

@@ -268,12 +268,12 @@ impl SimAgent {
     }
 
     fn admit(&mut self, call: Call, claimed: Claimed, now: Instant, ledger: &mut dyn Ledger) -> Result<(), Stop> {
-        let Claimed::Taken { claims, emptied, failures, oversized, .. } = claimed else {
+        let Claimed::Taken { claims, emptied, failures, oversized, numbered, .. } = claimed else {
             unreachable!("looked at before")
         };
         self.claiming.admitted();
         let highest = claims.iter().map(|claim| claim.id.0).chain(oversized.iter().map(|(id, _)| id.0)).max();
-        self.seen = self.seen.max(highest.unwrap_or(0));
+        self.seen = self.seen.max(highest.unwrap_or(0)).max(numbered);
         let mut decoded = Vec::new();
         for claim in claims {
             ledger.claimed(&claim)?;
@@ -458,10 +458,10 @@ impl SimAgent {
         let (Some(number), true) = (self.settler_number, net.now >= self.next_beat) else { return Ok(()) };
         let sent = net.now;
         let beat = Move::Beat { me: number, lease: self.lease, seen: self.seen, longest: LONGEST };
-        let Answer::Beat(Beat { registered, peers, beyond, at }) = net.send(beat, rng)? else {
+        let Answer::Beat(Beat { registered, peers, beyond, at, numbered }) = net.send(beat, rng)? else {
             return Err(Stop::Broken("beat answers something else".to_string()));
         };
-        self.seen = self.seen.max(at * 1000);
+        self.seen = self.seen.max(at * 1000).max(numbered);
         self.next_beat = sent + between_beats(self.lease);
         if !registered {
             self.beat_sent = None;

@@ -10,6 +10,8 @@ use crate::queue::{
     LaneChange, Peer, Place, Queue, RawClaim, Settlement, Source, Waited, WaitingLane, Want, adopt,
 };
 
+/// Numbers left out when data was lost.
+const MARGIN: u64 = 10_000_000;
 /// So many agents that were taken for dead are remembered.
 const MOST_RECOVERED: usize = 1000;
 
@@ -369,7 +371,7 @@ impl State {
     fn next_numbers(&mut self, clock: Clock, n: u64, seen: u64) -> u64 {
         let sane = Some(self.last_number).filter(|last| *last < HIGHEST_NUMBER);
         let last = sane.unwrap_or(0).max(clock.0);
-        let last = if last < seen { (seen + 3_600_000_000).min(HIGHEST_NUMBER - 1 - n) } else { last };
+        let last = if last < seen { (seen + MARGIN).min(HIGHEST_NUMBER - 1 - n) } else { last };
         self.last_number = last + n;
         last
     }
@@ -385,6 +387,9 @@ impl State {
             Some(old) if self.recovered_agents.contains(&old) => Fate::Recovered,
             _ => Fate::Unknown,
         };
+        if self.last_number > clock.0 + MARGIN {
+            self.next_numbers(clock, MARGIN, seen);
+        }
         let number = AgentNumber(self.next_numbers(clock, 1, seen) + 1);
         self.agents.insert(number, clock.after(lease));
         self.lengths.insert(number, (score(lease) as u64, 0));
@@ -448,6 +453,7 @@ impl State {
                     due_in: Some(Duration::ZERO),
                     more: true,
                     at: clock.now() as u64,
+                    numbered: 0,
                 };
             }
             Some((last, _)) if *last > call => return Claimed::Gone,
@@ -535,6 +541,7 @@ impl State {
             due_in,
             more: !self.queue.is_empty(),
             at: clock.now() as u64,
+            numbered: self.last_number,
         }
     }
 
@@ -861,7 +868,13 @@ impl State {
         let known = self.lengths.iter().filter(|(number, _)| self.agents.contains_key(number));
         let longest = known.map(|(_, (_, longest))| millis(*longest as i64)).fold(longest, Duration::max);
         let beyond = self.retry.values().chain(self.lanes.values()).any(|due| *due > clock.after(longest));
-        Beat { registered, peers, at: clock.now() as u64, beyond: beyond.then_some(longest) }
+        Beat {
+            registered,
+            peers,
+            at: clock.now() as u64,
+            numbered: self.last_number,
+            beyond: beyond.then_some(longest),
+        }
     }
 
     fn in_flight(&self, agent: AgentNumber) -> Vec<Id> {

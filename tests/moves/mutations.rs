@@ -72,11 +72,24 @@ const MUTATIONS: &[Mutation] = &[
     ),
     mutation("a_claim_takes_no_more_messages_than_asked", "head", "last + n))", "last + n - 1))"),
     mutation("no_number_is_given_out_that_an_agent_has_seen", "head", "if last < seen then", "if false then"),
-    mutation("no_number_is_given_out_that_another_agent_has_seen", "head", "seen + AN_HOUR_US", "seen"),
+    mutation(
+        "while_the_counter_is_ahead_of_the_clock_who_joins_leaves_numbers_out",
+        "join",
+        "if last_number() > now_us + MARGIN then",
+        "if false then",
+    ),
+    mutation(
+        "an_agent_learns_how_far_numbers_were_given_out",
+        "claim",
+        "#fresh > 0 and base + #fresh or last_number()",
+        "0",
+    ),
+    mutation("an_agent_learns_how_far_numbers_were_given_out", "beat", "string.format('%.0f', numbered)", "'0'"),
+    mutation("no_number_is_given_out_that_another_agent_has_seen", "head", "seen + MARGIN", "seen"),
     mutation(
         "no_number_is_given_out_that_an_agent_has_seen",
         "beat",
-        "< seen then next_numbers(0, seen) end",
+        "< seen then numbered = next_numbers(0, seen) end",
         "< 0 then end",
     ),
     mutation(
