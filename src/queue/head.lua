@@ -50,8 +50,10 @@ end
 -- Ids and agents' numbers come from one counter that never goes back, not even
 -- when Redis lost data: it is at least the time in microseconds, and at least the
 -- highest number that the agent has seen, whatever the clock of a new master says. If it is behind that, data was
--- lost, and others may have been given numbers since the agent saw that one: so many are left out.
+-- lost, and others may have been given numbers since the agent saw that one: some are left out. How many
+-- differs from time to time: another may have left out some from the same number on, where this server was not.
 local MARGIN = 10000000
+local function margin() return MARGIN + now_us % 1000000 * 100 end
 local function last_number()
   local last = tonumber(redis.call('GET', ID) or '0')
   if last and last >= 0 and last < HIGHEST then return math.floor(last) end
@@ -60,7 +62,7 @@ local function last_number()
 end
 local function next_numbers(n, seen)
   local last = math.max(last_number(), now_us)
-  if last < seen then last = math.min(seen + MARGIN, HIGHEST - 1 - n) end
+  if last < seen then last = math.min(seen + margin(), HIGHEST - 1 - n) end
   redis.call('SET', ID, string.format('%.0f', last + n))
   return last
 end

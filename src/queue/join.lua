@@ -8,7 +8,7 @@ if old ~= '' and redis.call('ZSCORE', AGENTS, old) then fate = 'registered'
 elseif old ~= '' and was_recovered(old) then fate = 'recovered' end
 open_for_writing()
 -- While the counter is well ahead of the clock, what was lost of it cannot be told: others may know higher numbers.
-if last_number() > now_us + MARGIN then next_numbers(MARGIN, seen) end
+if last_number() > now_us + MARGIN then next_numbers(margin(), seen) end
 local number = sixteen(next_numbers(1, seen) + 1)
 redis.call('ZADD', AGENTS, now + lease, number)
 -- Its longest delay comes with its first beat.

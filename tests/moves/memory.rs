@@ -10,7 +10,7 @@ use crate::queue::{
     LaneChange, Peer, Place, Queue, RawClaim, Settlement, Source, Waited, WaitingLane, Want, adopt,
 };
 
-/// Numbers left out when data was lost.
+/// Numbers left out when data was lost, at least.
 const MARGIN: u64 = 10_000_000;
 /// So many agents that were taken for dead are remembered.
 const MOST_RECOVERED: usize = 1000;
@@ -273,6 +273,11 @@ impl Clock {
         (self.0 / 1000) as i64
     }
 
+    /// So many numbers are left out when data was lost.
+    fn margin(self) -> u64 {
+        MARGIN + self.0 % 1_000_000 * 100
+    }
+
     fn after(self, delay: Duration) -> i64 {
         self.now() + score(delay)
     }
@@ -371,7 +376,7 @@ impl State {
     fn next_numbers(&mut self, clock: Clock, n: u64, seen: u64) -> u64 {
         let sane = Some(self.last_number).filter(|last| *last < HIGHEST_NUMBER);
         let last = sane.unwrap_or(0).max(clock.0);
-        let last = if last < seen { (seen + MARGIN).min(HIGHEST_NUMBER - 1 - n) } else { last };
+        let last = if last < seen { (seen + clock.margin()).min(HIGHEST_NUMBER - 1 - n) } else { last };
         self.last_number = last + n;
         last
     }
@@ -388,7 +393,7 @@ impl State {
             _ => Fate::Unknown,
         };
         if self.last_number > clock.0 + MARGIN {
-            self.next_numbers(clock, MARGIN, seen);
+            self.next_numbers(clock, clock.margin(), seen);
         }
         let number = AgentNumber(self.next_numbers(clock, 1, seen) + 1);
         self.agents.insert(number, clock.after(lease));

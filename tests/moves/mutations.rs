@@ -85,7 +85,8 @@ const MUTATIONS: &[Mutation] = &[
         "0",
     ),
     mutation("an_agent_learns_how_far_numbers_were_given_out", "beat", "string.format('%.0f', numbered)", "'0'"),
-    mutation("no_number_is_given_out_that_another_agent_has_seen", "head", "seen + MARGIN", "seen"),
+    mutation("no_number_is_given_out_that_another_agent_has_seen", "head", "seen + margin()", "seen"),
+    mutation("what_two_masters_leave_out_differs", "head", "MARGIN + now_us % 1000000 * 100", "MARGIN"),
     mutation(
         "no_number_is_given_out_that_an_agent_has_seen",
         "beat",

@@ -235,6 +235,7 @@ scenarios! {
     returning_messages_have_half_the_bytes_while_messages_are_queued
     a_retry_that_is_not_due_stays_and_is_told
     no_number_is_given_out_that_another_agent_has_seen
+    what_two_masters_leave_out_differs
     while_the_counter_is_ahead_of_the_clock_who_joins_leaves_numbers_out
     an_agent_learns_how_far_numbers_were_given_out
     nothing_is_older_than_its_claim_whatever_the_clock_said
@@ -1450,9 +1451,19 @@ mod rules {
         let (_, ids) = b.agent_with(3);
         b.set_clock(b.clock - 3_600_000_000);
         // What a replica has missed of the counter was given to somebody who holds it still, perhaps.
-        b.redis(redis::cmd("SET").arg(&b.keys.named("id").to_string()).arg(ids[0].0));
+        b.redis(redis::cmd("SET").arg(b.keys.named("id").to_string()).arg(ids[0].0));
         let me = b.join();
         assert!(me.0 > ids[2].0 + 1_000_000, "{me} {ids:?}");
+    }
+
+    pub fn what_two_masters_leave_out_differs(b: &mut Bench) {
+        let before = b.join();
+        b.set_clock(b.clock - 3_600_000_000);
+        let one = b.join();
+        // The same counter on a replica that has missed this, a moment later.
+        b.redis(redis::cmd("SET").arg(b.keys.named("id").to_string()).arg(before.0));
+        b.pass(ms(77));
+        assert!(b.join().0.abs_diff(one.0) > 1_000_000);
     }
 
     pub fn an_agent_learns_how_far_numbers_were_given_out(b: &mut Bench) {
