@@ -138,7 +138,9 @@ impl Script {
     fn start(dir: &TempDir, name: &str, args: &[&str]) -> Script {
         let log = dir.path().join(format!("{name}.out"));
         let out = File::create(&log).unwrap();
-        let mut command = Command::new(root().join("scripts/run"));
+        // Whoever runs the tests in the background has shells ignore SIGINT, and no shell below can undo that.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=INT").arg(root().join("scripts/run"));
         for (name, _) in std::env::vars_os() {
             // What cargo tells a test of its package makes the build script of a dependency run
             // again: everything would be compiled anew, and the binary replaced under other tests.
