@@ -72,6 +72,7 @@ impl Roots {
             let why = match found.errors.first() {
                 Some(error) => Some(spell_error(error)),
                 None if n_odd > 0 => Some(format!("{n_odd} of them are no certificates that can be used")),
+                None if names_empty_file() => Some("that file holds no PEM certificate".to_string()),
                 None if n_system == 0 && !places.is_empty() => Some("there is no PEM certificate".to_string()),
                 None => None,
             };
@@ -123,6 +124,12 @@ fn places() -> String {
         none if none.is_empty() => String::new(),
         some => format!(" ({})", some.join(", ")),
     }
+}
+
+/// Whether `SSL_CERT_FILE` names a file without any certificate, which is no error beside a good directory.
+fn names_empty_file() -> bool {
+    let certificates = env::var_os("SSL_CERT_FILE").map(CertificateDer::pem_file_iter);
+    matches!(certificates, Some(Ok(mut certificates)) if certificates.next().is_none())
 }
 
 fn spell_error(error: &rustls_native_certs::Error) -> String {

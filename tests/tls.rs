@@ -485,6 +485,13 @@ fn the_roots_of_the_system_are_those_that_the_environment_names_for_redis_too() 
     fs::copy(authority.file(), directory.join("own.pem")).unwrap();
     let said = run("system", "SSL_CERT_DIR", &directory.display().to_string());
     assert!(answers(&said), "{said}");
+    // Beside it a file that holds nothing is said.
+    fs::write(directory.join("empty"), "no PEM").unwrap();
+    let mut command = Agent::command();
+    command.args(["check", "-oq", &url]).env("SSL_CERT_DIR", &directory);
+    let output = command.env("SSL_CERT_FILE", directory.join("empty")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("note  roots") && said.contains("that file holds no PEM certificate"), "{said}");
     let said = run("bundled", "SSL_CERT_FILE", &authority.file());
     assert!(!answers(&said) && said.contains("an authority that is not trusted"), "{said}");
     // What is not there is said, and ends nothing while there are others.

@@ -81,6 +81,6 @@ fn replace_roots(renew: impl Fn(&Agent, &dyn Fn())) {
     let log = agent.log();
     let named = format!("(SSL_CERT_FILE is '{}')", file.display());
     assert!(log.contains(&format!("{named}: {}: No such file", file.display())), "{log}");
-    assert!(log.contains(&format!("{named}: there is no PEM certificate")), "{log}");
+    assert!(log.contains(&format!("{named}: that file holds no PEM certificate")), "{log}");
     assert!(log.contains(&format!("{named}: a file is not PEM: a part of it has no end")), "{log}");
 }
