@@ -128,8 +128,8 @@ fn places() -> String {
 
 /// Whether `SSL_CERT_FILE` names a file without any certificate, which is no error beside a good directory.
 fn names_empty_file() -> bool {
-    let certificates = env::var_os("SSL_CERT_FILE").map(CertificateDer::pem_file_iter);
-    matches!(certificates, Some(Ok(mut certificates)) if certificates.next().is_none())
+    let Some(path) = env::var_os("SSL_CERT_FILE") else { return false };
+    CertificateDer::pem_file_iter(path).is_ok_and(|mut certificates| certificates.next().is_none())
 }
 
 fn spell_error(error: &rustls_native_certs::Error) -> String {
