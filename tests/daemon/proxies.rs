@@ -14,7 +14,7 @@ use std::time::Instant;
 use std::{env, fs, thread};
 
 use crate::support::wire::{envelope, numbered};
-use crate::support::{Agent, Answer, Redis, SOON, SecureSink, Sink, TempDir, eventually, eventually_eq};
+use crate::support::{Agent, Answer, Redis, SOON, SecureSink, Sink, TempDir, eventually, eventually_eq, ms};
 
 /// Set in the namespace that a test runs itself again in.
 const INSIDE: &str = "ACAPY_DELIVER_TEST_INSIDE";
@@ -237,6 +237,18 @@ impl RealProxy {
         port_line: &str,
         own: impl Fn(&std::path::Path, u16) -> (String, Vec<&'static str>),
     ) -> RealProxy {
+        // A port that is free now may be taken by another test before the program has it.
+        let mut tries = (0..3).map(|_| RealProxy::try_start(program, installed, port_line, &own));
+        tries.find_map(Result::ok).unwrap_or_else(|| panic!("{program} does not listen, in three tries"))
+    }
+
+    /// What it said, if it does not listen.
+    fn try_start(
+        program: &'static str,
+        installed: &str,
+        port_line: &str,
+        own: impl Fn(&std::path::Path, u16) -> (String, Vec<&'static str>),
+    ) -> Result<RealProxy, String> {
         let dir = TempDir::new(program);
         // As root they change to a user of their own.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
@@ -263,13 +275,16 @@ impl RealProxy {
             .spawn()
             .unwrap_or_else(|error| panic!("{program}: {error}; apt-get install {program}"));
         let mut proxy = RealProxy { log: dir.path().join("log"), dir, port, server };
-        eventually(&format!("{program} listens"), SOON, || {
-            let ended = proxy.server.try_wait().unwrap();
-            let said = || fs::read_to_string(proxy.dir.path().join("said")).unwrap_or_default();
-            assert!(ended.is_none(), "{program} ended: {}", said());
-            TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port)).is_ok()
-        });
-        proxy
+        let until = Instant::now() + SOON;
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port)).is_err() {
+            if proxy.server.try_wait().unwrap().is_some() || Instant::now() > until {
+                let said = fs::read_to_string(proxy.dir.path().join("said")).unwrap_or_default();
+                eprintln!("{program} does not listen: {said}{}", proxy.log());
+                return Err(said);
+            }
+            thread::sleep(ms(20));
+        }
+        Ok(proxy)
     }
 
     /// With a user and password, as `user:password@`, or without.
