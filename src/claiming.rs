@@ -72,11 +72,6 @@ impl Claiming {
         self.again
     }
 
-    /// The number under which claims are made; `None` before the first, and once the queue does not know it.
-    pub fn agent(&self) -> Option<AgentNumber> {
-        self.agent
-    }
-
     /// The next call, or the last one once more. `None` without a number.
     pub fn call(&mut self, now: Instant) -> Option<Call> {
         let agent = self.agent?;
@@ -186,7 +181,7 @@ mod tests {
         claiming.next(Some(ME), now);
         claiming.call(now);
         assert!(!claiming.answered(&Claimed::Gone));
-        assert_eq!((claiming.next(Some(ME), now), claiming.agent()), (Next::Register, None));
+        assert_eq!((claiming.next(Some(ME), now), claiming.call(now)), (Next::Register, None));
         assert_eq!(claiming.next(Some(AgentNumber(8)), now), Next::Claim);
         assert_eq!(number_of(claiming.call(now)), (1, false));
         // The lanes are asked for anew.

@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::journal::Journal;
 use crate::lanes::{Claim, Effects, LaneCounts, Lanes, Limits, News};
-use crate::lease::Lease;
+use crate::lease::{Lease, lock};
 use crate::metrics::{Metrics, add};
 use crate::policy::Outcome;
 use crate::queue::{AgentNumber, Bounds, History, Id, LaneChange, Settlement, WaitingLane};
@@ -64,7 +64,7 @@ pub struct Dispatch {
 
 struct Inner {
     lanes: Lanes,
-    /// The lanes' sending end: outage it ends the workers.
+    /// The lanes' sending end: closing it ends the workers.
     ready: Option<Sender<Box<Claim>>>,
     reader_waits: bool,
 }
@@ -381,10 +381,4 @@ impl Dispatch {
             self.room.notify_one();
         }
     }
-}
-
-/// A thread that panicked while it held a lock left a whole value: each is changed
-/// in steps that keep it whole, so the others go on.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

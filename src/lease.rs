@@ -194,6 +194,6 @@ impl Lease {
 
 /// A thread that panicked while it held a lock left a whole value: each is changed
 /// in steps that keep it whole, so the others go on.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

@@ -73,7 +73,7 @@ impl Lanes {
                 if self.limits.ordered {
                     self.file(&claim, history, Some(AFTER_LACKING), effects);
                     self.down_for(at, AFTER_LACKING, now, effects);
-                    // Not one failure more: so the outage alone would not tell the queue when.
+                    // Not one failure more: so that it is down again alone would not tell the queue when.
                     let origin = self.lanes[at].origin.clone();
                     effects.changes.push(LaneChange::Due { origin, after: AFTER_LACKING });
                 } else {
