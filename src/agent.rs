@@ -255,11 +255,6 @@ impl Agent {
         }
     }
 
-    /// What its threads share, for those who watch it.
-    pub fn dispatch(&self) -> &Arc<Dispatch> {
-        &self.dispatch
-    }
-
     /// Stops: claims no more, lets what is being attempted end within `drain` (a
     /// value on `hurry` cuts that short), gives back the rest.
     pub fn stop<T>(mut self, drain: Duration, hurry: &Receiver<T>) {

@@ -153,16 +153,11 @@ impl Dispatch {
 
     /// Hands claims to the lanes, unless the agent has got another number since: then
     /// they are others' already. `before` is done first, under the same lock.
-    pub fn admit(
-        &self,
-        number: AgentNumber,
-        before: impl FnOnce(&mut Lanes),
-        claims: Vec<Result<Claim, Settlement>>,
-    ) -> bool {
+    pub fn admit(&self, number: AgentNumber, before: impl FnOnce(&mut Lanes), claims: Vec<Result<Claim, Settlement>>) {
         let mut effects = Effects::default();
         let mut inner = self.inner();
         if self.lease.number() != Some(number) {
-            return false;
+            return;
         }
         before(&mut inner.lanes);
         let now = Instant::now();
@@ -176,7 +171,6 @@ impl Dispatch {
             }
         }
         self.perform(inner, effects);
-        true
     }
 
     /// The ids of these that the agent does not hold.

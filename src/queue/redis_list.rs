@@ -47,8 +47,8 @@ pub struct Keys {
     all: Vec<String>,
 }
 
-/// The order in which every move is given the keys, after the queue's own.
-const KEY_NAMES: [&str; 12] = [
+/// The short names of a queue's keys, in the order in which every move is given them, after the queue's own.
+pub const KEY_NAMES: [&str; 12] = [
     "id",
     "messages",
     "inflight",

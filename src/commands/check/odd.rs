@@ -7,7 +7,8 @@ use crate::commands::Error;
 use crate::config::Repair;
 use crate::queue;
 use crate::queue::operator::Operator;
-use crate::queue::operator::odd::{NAMES, OddEntry, Remedy};
+use crate::queue::operator::odd::{OddEntry, Remedy};
+use crate::queue::redis_list::KEY_NAMES;
 
 /// So many entries of a key are named; the others are counted.
 const NAMED: usize = 5;
@@ -18,7 +19,7 @@ const WHAT: &str = "odd entries";
 /// Looks through all keys.
 pub(super) fn check(operator: &mut Operator, repair: Repair, report: &mut Report) -> Result<(), Stop> {
     let mut all = 0;
-    for name in NAMES {
+    for name in KEY_NAMES {
         let key = operator.keys().named(name).to_string();
         let aside = operator.aside();
         let (mut seen, mut n) = (HashSet::new(), 0);

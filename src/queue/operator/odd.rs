@@ -3,21 +3,6 @@
 
 use super::{Arguments, Error, Operator, read};
 
-/// A key with odd entries, by its short name, in the order in which they are looked through.
-pub const NAMES: [&str; 12] = [
-    "id",
-    "messages",
-    "inflight",
-    "waiting",
-    "lanes",
-    "failures",
-    "retry",
-    "dead",
-    "history",
-    "recovered",
-    "agents",
-    "calls",
-];
 /// Entries in one look; bodies are among them.
 const PAGE: usize = 50;
 
