@@ -11,17 +11,17 @@ use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick};
 use log::{error, info, warn};
 
 use crate::config::{self, Config};
+use crate::delivery::proxy::Proxies;
+use crate::delivery::{self, Poster};
 use crate::dispatch::{Dispatch, Report};
 use crate::guard::Guard;
 use crate::journal::{panic_message, spell};
 use crate::lanes::{Claim, Limits};
 use crate::metrics::{Metrics, read};
 use crate::policy::{Attempt, Retry};
-use crate::poster::proxy::Proxies;
-use crate::poster::{self, Poster};
-use crate::queue::names::Names;
-use crate::queue::redis_list::{Pop, RedisList};
-use crate::queue::server::Server;
+use crate::queue::redis::list::{Pop, RedisList};
+use crate::queue::redis::names::Names;
+use crate::queue::redis::server::Server;
 use crate::queue::{self, History, LaneChange, Place, Queue, Settlement};
 use crate::roots::READ_EVERY;
 use crate::settler;
@@ -190,7 +190,7 @@ impl Agent {
         mut reader_queue: Box<dyn Queue>,
         mut settler_queue: Box<dyn Queue>,
     ) -> Result<Agent, String> {
-        poster::raise_descriptor_limit();
+        delivery::raise_descriptor_limit();
         let options = poster_options(config, guard)?;
         if let Some(advice) = options.proxies.advice() {
             warn!("{advice}");
@@ -425,8 +425,8 @@ pub(crate) fn longest_delay(config: &Config) -> Duration {
     (config.retry_max.max(LONGEST_BACKOFF) + LONGEST_BACKOFF).mul_f64(1.2) + config.timeout + SETTLING
 }
 
-fn poster_options(config: &Config, guard: Guard) -> Result<poster::Options, String> {
-    Ok(poster::Options {
+fn poster_options(config: &Config, guard: Guard) -> Result<delivery::Options, String> {
+    Ok(delivery::Options {
         connect_timeout: config.connect_timeout,
         timeout: config.timeout,
         workers: config.workers,
@@ -437,7 +437,7 @@ fn poster_options(config: &Config, guard: Guard) -> Result<poster::Options, Stri
         id_header: config.id_header.clone(),
         guard,
         proxies: Proxies::from_environment()?,
-        ..poster::Options::default()
+        ..delivery::Options::default()
     })
 }
 

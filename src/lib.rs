@@ -17,11 +17,11 @@
 //! ```
 //!
 //! [`Envelope`](envelope::Envelope) reads and writes what ACA-Py pushes. [`Queue`](queue::Queue)
-//! is what an agent needs of a queue: [`RedisList`](queue::redis_list::RedisList) is ACA-Py's,
+//! is what an agent needs of a queue: [`RedisList`](queue::redis::list::RedisList) is ACA-Py's,
 //! and [`Agent::start_on`](agent::Agent::start_on) takes any.
 //!
 //! A message's way: [`reader`] claims it and hands it to the [`lanes`], a [`worker`] attempts it
-//! with the [`poster`], [`policy`] judges, and the [`settler`] tells the queue.
+//! with the [`delivery`], [`policy`] judges, and the [`settler`] tells the queue.
 
 pub mod agent;
 mod backoff;
@@ -29,6 +29,7 @@ pub mod claiming;
 pub mod clock;
 pub mod commands;
 pub mod config;
+pub mod delivery;
 pub mod dispatch;
 pub mod envelope;
 mod frames;
@@ -41,7 +42,6 @@ pub mod metrics;
 pub mod outbox;
 pub mod peers;
 pub mod policy;
-pub mod poster;
 pub mod queue;
 pub mod reader;
 pub mod roots;

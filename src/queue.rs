@@ -10,16 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub mod adopt;
-pub mod advice;
-pub mod connection;
-pub mod locate;
-pub mod names;
-pub mod operator;
-pub mod redis_list;
-pub mod sentinel;
-pub mod server;
-pub mod stream;
+pub mod redis;
 
 /// What the threads need of a queue. Each thread has one of its own, so that a
 /// blocking wait holds up nobody's settlement.

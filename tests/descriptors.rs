@@ -6,8 +6,8 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use acapy_deliver::delivery::{Options, Poster, raise_descriptor_limit};
 use acapy_deliver::policy::Attempt;
-use acapy_deliver::poster::{Options, Poster, raise_descriptor_limit};
 
 /// Answers each request on each connection, one connection after the other per thread.
 fn start_server() -> String {

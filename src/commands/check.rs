@@ -19,18 +19,19 @@ use ureq::http::Uri;
 use super::{Error, Exit, ago, at_ms, n_of, utc, visible};
 use crate::config::queue_url::{Node, QueueUrl};
 use crate::config::{self, Check, Config, Repair};
+use crate::delivery::proxy::{Proxies, Proxy};
+use crate::delivery::{self, Poster, is_secure, is_websocket, port};
 use crate::envelope::Envelope;
 use crate::guard::Guard;
 use crate::journal::spell;
 use crate::policy::{self, Attempt, Outcome};
-use crate::poster::proxy::{Proxies, Proxy};
-use crate::poster::{self, Poster, is_secure, is_websocket, port};
-use crate::queue::adopt::Schedule;
-use crate::queue::advice::Persistence;
-use crate::queue::operator::{Operator, Overview, read};
-use crate::queue::redis_list::{Keys, Pop, RedisList};
-use crate::queue::server::Server;
-use crate::queue::{self, History, advice, sentinel};
+use crate::queue::redis::admin::{Operator, Overview, read};
+use crate::queue::redis::adopt::Schedule;
+use crate::queue::redis::advice::Persistence;
+use crate::queue::redis::list::{Keys, Pop, RedisList};
+use crate::queue::redis::server::Server;
+use crate::queue::redis::{advice, sentinel};
+use crate::queue::{self, History};
 
 /// Clocks further apart than this make times hard to compare.
 const CLOCKS_APART: Duration = Duration::from_secs(10);
@@ -109,7 +110,7 @@ fn check_options(config: &Config, report: &mut Report) -> Result<(Option<Guard>,
     if let Some(advice) = proxies.advice() {
         report.note("proxies", advice)?;
     }
-    let options = poster::Options {
+    let options = delivery::Options {
         connect_timeout: config.connect_timeout,
         timeout: config.timeout,
         roots: config.redis.roots,
@@ -118,7 +119,7 @@ fn check_options(config: &Config, report: &mut Report) -> Result<(Option<Guard>,
         id_header: config.id_header.clone(),
         guard: guard.clone(),
         proxies,
-        ..poster::Options::default()
+        ..delivery::Options::default()
     };
     let mut usable = None;
     match Poster::new(options) {
@@ -825,7 +826,7 @@ mod tests {
 
     #[test]
     fn every_command_of_the_moves_is_checked() {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/queue");
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/queue/redis/scripts");
         let scripts = |dir: &Path| -> Vec<String> {
             let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
             files
@@ -833,7 +834,7 @@ mod tests {
                 .map(|p| std::fs::read_to_string(p).unwrap())
                 .collect()
         };
-        let (moves, looks) = (scripts(&dir), scripts(&dir.join("operator")));
+        let (moves, looks) = (scripts(&dir), scripts(&dir.join("../admin")));
         assert!(moves.len() > 10 && looks.len() > 3);
         let knows = |calls: &[Call], name: &str| calls.iter().any(|call| call.name() == name);
         // Adopting what the prototype left is not every agent's.

@@ -18,9 +18,9 @@ use super::{Error, Exit, ago, at_ms, claimed_at, n_of, utc, visible};
 use crate::config::{Dead, DeadAction, Filter, RedisAddress, Selection, redacted};
 use crate::envelope::{Envelope, Malformed};
 use crate::headers::is_credential;
-use crate::queue::operator::{Entry, Operator, PAGE, Schedule, Whereabouts};
-use crate::queue::redis_list::{Pop, RedisList};
-use crate::queue::server::Server;
+use crate::queue::redis::admin::{Entry, Operator, PAGE, Schedule, Whereabouts};
+use crate::queue::redis::list::{Pop, RedisList};
+use crate::queue::redis::server::Server;
 use crate::queue::{self, Id};
 
 /// Does what was asked; [`Exit::Nothing`] if there is nothing such.

@@ -7,9 +7,9 @@ use std::io::{self, IsTerminal, Read, Write};
 use super::{Error, Exit};
 use crate::config::{Enqueue, Payload, redacted};
 use crate::envelope::{Envelope, Format};
-use crate::queue::locate::connect;
-use crate::queue::server::Server;
-use crate::queue::stream::Connection;
+use crate::queue::redis::locate::connect;
+use crate::queue::redis::server::Server;
+use crate::queue::redis::stream::Connection;
 
 const CONTENT_TYPE: &str = "Content-Type";
 /// Redis takes no value over 512 MiB; this leaves room for headers and endpoint. What JSON makes of it may

@@ -13,7 +13,7 @@ use crate::config::Status;
 use crate::envelope::Envelope;
 use crate::journal::spell;
 use crate::queue::Id;
-use crate::queue::operator::{AgentSeen, LaneSeen, Operator, Overview, Schedule};
+use crate::queue::redis::admin::{AgentSeen, LaneSeen, Operator, Overview, Schedule};
 
 /// Lanes looked at; a look costs Redis some microseconds.
 const MOST_LANES: usize = 10_000;

@@ -11,9 +11,9 @@ use log::debug;
 use redis::Value;
 
 use crate::queue::Error;
-use crate::queue::connection::{Arguments, Link, Move};
-use crate::queue::redis_list::Keys;
-use crate::queue::server::Server;
+use crate::queue::redis::connection::{Arguments, Link, Move};
+use crate::queue::redis::list::Keys;
+use crate::queue::redis::server::Server;
 
 /// Figures as young as this are not asked for again.
 const FRESH: Duration = Duration::from_secs(2);
@@ -121,7 +121,7 @@ impl Shared {
 }
 
 fn look_when_woken(mut link: Link, keys: &Keys, woken: &Receiver<()>, shared: &Shared) {
-    let script = Move::new(include_str!("../queue/head.lua"), include_str!("figures.lua"));
+    let script = Move::new(include_str!("../queue/redis/scripts/head.lua"), include_str!("figures.lua"));
     for () in woken {
         if shared.lock().at.is_some_and(|at| at.elapsed() < FRESH) {
             continue;

@@ -222,7 +222,7 @@ impl Drop for Script {
 const FLOORS: [(&str, &[&str]); 6] = [
     ("words", &["headers", "frames", "journal", "policy", "queue", "guard", "roots", "clock", "envelope", "lanes"]),
     ("rules", &["peers", "claiming", "outbox", "metrics", "config"]),
-    ("edges", &["poster", "queue/"]),
+    ("edges", &["delivery", "queue/"]),
     ("shared by threads", &["lease", "backoff", "dispatch"]),
     ("threads", &["reader", "worker", "settler", "status_server"]),
     ("whole", &["signals", "agent", "commands", "lib", "main"]),

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use acapy_deliver::guard::Guard;
 use acapy_deliver::policy::{self, Attempt, Outcome, Retry};
-use acapy_deliver::poster::{Options, Poster};
+use acapy_deliver::delivery::{Options, Poster};
 use acapy_deliver::queue::History;
 
 /// An attempt that waits for more than it gets costs this much.

@@ -18,7 +18,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use acapy_deliver::policy::{self, Attempt, Failure, Outcome, Retry};
-use acapy_deliver::poster::{Options, Poster};
+use acapy_deliver::delivery::{Options, Poster};
 use acapy_deliver::queue::History;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;

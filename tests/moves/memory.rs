@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::queue::redis::adopt;
 use crate::queue::{
     Adopted, AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, HIGHEST_NUMBER, History, Id, Joined,
-    LaneChange, Peer, Place, Queue, RawClaim, Settlement, Source, Waited, WaitingLane, Want, adopt,
+    LaneChange, Peer, Place, Queue, RawClaim, Settlement, Source, Waited, WaitingLane, Want,
 };
 
 /// Numbers left out when data was lost, at least.

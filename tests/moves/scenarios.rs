@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use acapy_deliver::queue::redis_list::{Keys, Pop, RedisList};
-use acapy_deliver::queue::server::Server;
+use acapy_deliver::queue::redis::list::{Keys, Pop, RedisList};
+use acapy_deliver::queue::redis::server::Server;
 use acapy_deliver::queue::{
     AgentNumber, Bounds, Claimed, Error, FailedLane, Fate, History, Id, LaneChange, Peer, Place, Queue, RawClaim,
     Settlement, Source, Waited, Want,

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use acapy_deliver::queue::redis_list::{Keys, RedisList};
-use acapy_deliver::queue::server::Server;
+use acapy_deliver::queue::redis::list::{Keys, RedisList};
+use acapy_deliver::queue::redis::server::Server;
 use acapy_deliver::queue::{
     AgentNumber, Beat, Bounds, Claimed, Error, Id, Joined, LaneChange, Peer, Queue, Settlement, Source, WaitingLane,
 };

@@ -6,9 +6,9 @@ use super::{Report, is_refused};
 use crate::commands::Error;
 use crate::config::Repair;
 use crate::queue;
-use crate::queue::operator::Operator;
-use crate::queue::operator::odd::{OddEntry, Remedy};
-use crate::queue::redis_list::KEY_NAMES;
+use crate::queue::redis::admin::Operator;
+use crate::queue::redis::admin::odd::{OddEntry, Remedy};
+use crate::queue::redis::list::KEY_NAMES;
 
 /// So many entries of a key are named; the others are counted.
 const NAMED: usize = 5;

@@ -4,8 +4,8 @@
 
 use redis::Value;
 
-use super::Error;
-use super::redis_list::RedisList;
+use super::list::RedisList;
+use crate::queue::Error;
 
 /// What INFO and CONFIG say that matters to a queue; `None` where they do not.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

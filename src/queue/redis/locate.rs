@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use redis::{RedisError, Value};
 
-use super::Error;
 use super::sentinel;
 use super::server::{Open, PATIENCE, Server, is_answer, is_elsewhere, wire_text};
 use super::stream::Connection;
 use crate::config::queue_url::{Node, QueueUrl};
+use crate::queue::Error;
 
 /// So often a connection is led on to another node, at most: nodes that have not yet heard of a failover
 /// may send us round in circles.

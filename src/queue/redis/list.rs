@@ -13,7 +13,7 @@ use redis::Value;
 use super::advice;
 use super::connection::{Arguments, Failure, Link, Move};
 use super::server::{Server, is_refusal, wire_text};
-use super::{
+use crate::queue::{
     Adopted, AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, HIGHEST_NUMBER, History, Id, Joined,
     LaneChange, Peer, Place, Queue, RawClaim, Settlement, Source, Waited, WaitingLane,
 };
@@ -114,7 +114,7 @@ impl Moves {
     /// `edit`: for tests, what becomes of each text, named as its file.
     fn new(clock: Option<&str>, edit: &dyn Fn(&str, String) -> String) -> Moves {
         let edited = |name: &str, text: &str| edit(name, text.to_string());
-        let mut head = edited("head", include_str!("head.lua"));
+        let mut head = edited("head", include_str!("scripts/head.lua"));
         if let Some(clock) = clock {
             let simulated = format!(
                 "{{math.floor(redis.call('GET', '{clock}') / 1000000), redis.call('GET', '{clock}') % 1000000}}"
@@ -124,21 +124,21 @@ impl Moves {
         }
         let new = |name, body| Move::new(&head, &edited(name, body));
         Moves {
-            join: new("join", include_str!("join.lua")),
-            claim: new("claim", include_str!("claim.lua")),
-            settle: new("settle", include_str!("settle.lua")),
-            beat: new("beat", include_str!("beat.lua")),
-            recover: new("recover", include_str!("recover.lua")),
-            give_back: new("give_back", include_str!("give_back.lua")),
-            has: new("has", include_str!("has.lua")),
-            restore: new("restore", include_str!("restore.lua")),
-            hasten: new("hasten", include_str!("hasten.lua")),
-            replay: new("replay", include_str!("replay.lua")),
-            drop: new("drop", include_str!("drop.lua")),
-            forget: new("forget", include_str!("forget.lua")),
-            adopt: new("adopt", include_str!("adopt.lua")),
-            adopted: new("adopted", include_str!("adopted.lua")),
-            take: edited("take", include_str!("take.lua")),
+            join: new("join", include_str!("scripts/join.lua")),
+            claim: new("claim", include_str!("scripts/claim.lua")),
+            settle: new("settle", include_str!("scripts/settle.lua")),
+            beat: new("beat", include_str!("scripts/beat.lua")),
+            recover: new("recover", include_str!("scripts/recover.lua")),
+            give_back: new("give_back", include_str!("scripts/give_back.lua")),
+            has: new("has", include_str!("scripts/has.lua")),
+            restore: new("restore", include_str!("scripts/restore.lua")),
+            hasten: new("hasten", include_str!("scripts/hasten.lua")),
+            replay: new("replay", include_str!("scripts/replay.lua")),
+            drop: new("drop", include_str!("scripts/drop.lua")),
+            forget: new("forget", include_str!("scripts/forget.lua")),
+            adopt: new("adopt", include_str!("scripts/adopt.lua")),
+            adopted: new("adopted", include_str!("scripts/adopted.lua")),
+            take: edited("take", include_str!("scripts/take.lua")),
         }
     }
 }

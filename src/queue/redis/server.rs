@@ -13,12 +13,12 @@ use log::warn;
 use redis::Cmd;
 use rustls::{ClientConfig, RootCertStore};
 
-use super::Error;
 use super::names::Names;
 use super::stream::Connection;
 use crate::config::RedisAddress;
 use crate::config::queue_url::{Access, Node, QueueUrl};
 use crate::guard::{Own, is_of_this_machine};
+use crate::queue::Error;
 use crate::roots::{Kept, add_file, read_identity, unfit};
 
 /// Where certificate and key are given.

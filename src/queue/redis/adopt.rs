@@ -10,9 +10,9 @@
 use std::time::Duration;
 
 use super::connection::{Arguments, Failure, Link};
-use super::redis_list::{Answer, RedisList, count, unexpected};
+use super::list::{Answer, RedisList, count, unexpected};
 use super::server::{is_answer, is_elsewhere};
-use super::{Adopted, Error, Id};
+use crate::queue::{Adopted, Error, Id};
 
 /// Entries in one step. Their sizes are not known before they are read.
 pub const AT_ONCE: usize = 16;
@@ -47,7 +47,7 @@ impl Schedule {
 type Entry = (Vec<u8>, f64);
 
 impl RedisList {
-    /// One step, see [`super::Queue::adopt`]. An error is one of the queue; what is wrong with the other
+    /// One step, see [`crate::queue::Queue::adopt`]. An error is one of the queue; what is wrong with the other
     /// service's key hinders no delivery.
     pub(super) fn adopt_some(&mut self, seen: u64) -> Result<Adopted, Error> {
         let Some(schedule) = Schedule::beside(self.keys().queue()) else { return Ok(Adopted::default()) };

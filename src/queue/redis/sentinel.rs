@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use super::Error;
 use super::server::{Open, PATIENCE, Server, is_answer};
 use crate::config::queue_url::{Node, QueueUrl, Sentinels};
+use crate::queue::Error;
 
 /// Sentinels are asked so often whether the master is still the same; seldom if none of them answered, for it
 /// takes its time.

@@ -10,10 +10,10 @@ use std::ops::ControlFlow;
 use redis::{FromRedisValue, Value};
 
 use super::connection::{Arguments, Link, Move};
-use super::redis_list::{Keys, history};
+use super::list::{Keys, history};
 use super::server::Server;
-use super::{Error, History, Id};
 use crate::config::RedisAddress;
+use crate::queue::{Error, History, Id};
 
 /// Entries in one page of a list, and ids in one call that takes them.
 pub const PAGE: usize = 500;
@@ -175,19 +175,19 @@ impl Operator {
 
     /// The same on a server that has more to be told.
     pub fn on(server: Server, queue: &str) -> Operator {
-        let new = |body| Move::new(include_str!("head.lua"), body);
-        let judging = concat!(include_str!("head.lua"), include_str!("operator/judge.lua"));
+        let new = |body| Move::new(include_str!("scripts/head.lua"), body);
+        let judging = concat!(include_str!("scripts/head.lua"), include_str!("admin/judge.lua"));
         Operator {
             link: Link::new(server, queue),
             keys: Keys::new(queue),
             looks: Looks {
-                overview: new(include_str!("operator/overview.lua")),
-                lanes: new(include_str!("operator/lanes.lua")),
-                page: new(include_str!("operator/page.lua")),
-                bodies: new(include_str!("operator/bodies.lua")),
-                one: new(include_str!("operator/one.lua")),
-                odd: Move::new(judging, include_str!("operator/odd.lua")),
-                mend: Move::new(judging, include_str!("operator/mend.lua")),
+                overview: new(include_str!("admin/overview.lua")),
+                lanes: new(include_str!("admin/lanes.lua")),
+                page: new(include_str!("admin/page.lua")),
+                bodies: new(include_str!("admin/bodies.lua")),
+                one: new(include_str!("admin/one.lua")),
+                odd: Move::new(judging, include_str!("admin/odd.lua")),
+                mend: Move::new(judging, include_str!("admin/mend.lua")),
             },
         }
     }
