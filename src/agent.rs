@@ -15,11 +15,10 @@ use crate::delivery::proxy::Proxies;
 use crate::delivery::{self, Poster};
 use crate::dispatch::{Dispatch, Report};
 use crate::guard::Guard;
-use crate::journal::{panic_message, spell};
 use crate::lanes::{Claim, Limits};
 use crate::metrics::{Metrics, read};
 use crate::policy::{Attempt, Retry};
-use crate::queue::redis::list::{Pop, RedisList};
+use crate::queue::redis::list::RedisList;
 use crate::queue::redis::names::Names;
 use crate::queue::redis::server::Server;
 use crate::queue::{self, History, LaneChange, Place, Queue, Settlement};
@@ -28,6 +27,7 @@ use crate::settler;
 use crate::signals;
 use crate::status_server::figures::Watcher;
 use crate::status_server::{self, StatusServer};
+use crate::text::{panic_message, spell};
 use crate::{reader, worker};
 
 /// Stack of a worker: an attempt needs a few dozen KiB, a TLS handshake some more.
@@ -52,7 +52,7 @@ pub fn run(config: &Config) -> Result<(), String> {
         "acapy-deliver {} delivers the queue '{}' at {} with {} workers{}{}",
         env!("CARGO_PKG_VERSION"),
         config.redis.key(),
-        config.redis.shown(),
+        config.redis.url.shown(),
         config.workers,
         if config.ordered { ", in order" } else { "" },
         taken(config)
@@ -133,20 +133,16 @@ impl Agent {
     ///
     /// If an option cannot be used, or a thread cannot be started.
     pub fn start(config: &Config) -> Result<Agent, String> {
-        let pop = match config.pop {
-            config::Pop::Peek => Pop::Peek,
-            config::Pop::Blpop => Pop::Blpop,
-        };
-        let guard = Guard::new(&config.allow_net, &config.deny_net, &[])?
+        let guard = Guard::new(&config.allow_net, &config.deny_net, &[])
             .https_only(config.https_only)
             .proxy_resolves(config.proxy_resolves);
         for line in guard.advice() {
             warn!("{line}");
         }
         // Nothing is looked up here: each connection says where it led, before anything is claimed on it.
-        let server = Server { own: Some(guard.own().clone()), ..Server::from(&config.redis) };
+        let server = Server::from(&config.redis).telling(guard.own().clone());
         let names = server.names.clone();
-        let queue = RedisList::new(server, &config.redis.key(), pop, config.ordered);
+        let queue = RedisList::new(server, &config.redis.key(), config.pop, config.ordered);
         let (other, odd) = (queue.another(), queue.odd());
         // First, since a port that is taken is a reason not to start.
         let bound = status_server::listen(config)?;
@@ -177,7 +173,7 @@ impl Agent {
         reader_queue: Box<dyn Queue>,
         settler_queue: Box<dyn Queue>,
     ) -> Result<Agent, String> {
-        let guard = Guard::new(&config.allow_net, &config.deny_net, &[])?
+        let guard = Guard::new(&config.allow_net, &config.deny_net, &[])
             .https_only(config.https_only)
             .proxy_resolves(config.proxy_resolves);
         Agent::start_with(config, guard, Arc::default(), reader_queue, settler_queue)
@@ -502,7 +498,8 @@ mod tests {
 
     fn agent_on(queue: &Memory) -> Agent {
         let timeout = Duration::from_secs(3);
-        let config = Config { workers: 2, timeout, ..Config::with_defaults(RedisAddress::new("redis://127.0.0.1:1")) };
+        let config =
+            Config { workers: 2, timeout, ..Config::with_defaults(RedisAddress::new("redis://127.0.0.1:1").unwrap()) };
         Agent::start_on(&config, Box::new(queue.clone()), Box::new(queue.clone())).unwrap()
     }
 

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use ureq::http::Uri;
 
 use crate::headers::{belongs_to_connection, is_token};
+use crate::text::excerpt;
 pub use endpoint::Endpoints;
 use endpoint::{Target, without_query};
 use msgpack::HeaderEntries;
@@ -356,13 +357,9 @@ impl HeaderRules {
     }
 }
 
-/// The beginning of a text from outside, without anything that a terminal would act upon.
+/// The beginning of a text from outside, as it may stand in a reason.
 fn bounded(text: &str) -> String {
-    let mut shown: String = text.chars().take(80).flat_map(char::escape_debug).collect();
-    if text.chars().nth(80).is_some() {
-        shown.push_str("...");
-    }
-    shown
+    excerpt(text, 80)
 }
 
 /// What a message is that does not say so: ACA-Py's webhooks do not, and are JSON. By its first byte,

@@ -9,8 +9,10 @@
 //! configured proxy to judge what goes through that proxy.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -39,7 +41,7 @@ struct Rule {
     option: String,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Reach {
     Net(IpNet),
     /// Of this whole address family, all but loopback and private addresses.
@@ -48,32 +50,58 @@ enum Reach {
     Myself,
 }
 
+/// What one `--allow-net` or `--deny-net` names: a network, a single address, or a word for some of them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Net {
+    /// As it was given.
+    text: String,
+    reach: Vec<Reach>,
+}
+
+impl fmt::Display for Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// The error ends the sentence "option '--deny-net': 'text' …".
+impl FromStr for Net {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Net, String> {
+        let reach = parse(text).ok_or_else(|| {
+            let words = WORDS.join(", ");
+            format!("is not one of {words}, nor an address, or a network as in 10.0.0.0/8 or fd00::/8")
+        })?;
+        Ok(Net { text: text.to_string(), reach })
+    }
+}
+
 /// The words that stand for networks in `--allow-net` and `--deny-net`.
-pub const WORDS: [&str; 5] = ["private", "loopback", "public", "self", "all"];
+const WORDS: [&str; 5] = ["private", "loopback", "public", "self", "all"];
 
 /// Said of a connection without TLS.
 const HTTPS_ONLY: &str = "'--https-only' refuses unless an '--allow-net' holds the address";
 
 impl Guard {
-    /// A guard with the values of `--allow-net` and `--deny-net` (a CIDR, a single
-    /// address, or one of [`WORDS`]), and the agent's own addresses
+    /// A guard with the values of `--allow-net` and `--deny-net`, and the agent's own addresses
     /// with the name of what answers there ("Redis").
     ///
     /// The most specific network decides, and of two as specific the denying one.
     /// `self` is less specific than one address and more so than any network.
-    /// What no network holds is allowed. The error names option and value.
-    pub fn new(allow: &[String], deny: &[String], own_addresses: &[(SocketAddr, &str)]) -> Result<Guard, String> {
+    /// What no network holds is allowed.
+    pub fn new(allow: &[Net], deny: &[Net], own_addresses: &[(SocketAddr, &str)]) -> Guard {
         let mut guard = Guard::default();
         for (address, name) in own_addresses {
             guard.own.add(*address, name);
         }
-        for value in allow {
-            guard.add("--allow-net", value, true)?;
+        for net in allow {
+            guard.add("--allow-net", net, true);
         }
-        for value in deny {
-            guard.add("--deny-net", value, false)?;
+        for net in deny {
+            guard.add("--deny-net", net, false);
         }
-        Ok(guard)
+        guard
     }
 
     /// The same policy with `--https-only`: without TLS only to networks that are allowed by name.
@@ -110,20 +138,10 @@ impl Guard {
         Ok(())
     }
 
-    fn add(&mut self, option: &str, value: &str, allow: bool) -> Result<(), String> {
-        let value = value.trim();
-        let reaches = parse(value).ok_or_else(|| {
-            format!(
-                "option '{option}': '{value}' is neither a network such as 10.0.0.0/8, \
-                 nor an address, nor one of {}",
-                WORDS.join(", ")
-            )
-        })?;
-        let option = format!("'{option} {value}'");
-        let is_word = WORDS.contains(&value);
-        let rule = |reach| Rule { reach, is_word, allow, option: option.clone() };
-        self.rules.extend(reaches.into_iter().map(rule));
-        Ok(())
+    fn add(&mut self, option: &str, net: &Net, allow: bool) {
+        let is_word = WORDS.contains(&net.text.as_str());
+        let rule = |reach: &Reach| Rule { reach: *reach, is_word, allow, option: format!("'{option} {net}'") };
+        self.rules.extend(net.reach.iter().map(rule));
     }
 
     /// The agent's own addresses, to be told where its services are.
@@ -480,9 +498,12 @@ fn spell(ip: IpAddr, judged: IpAddr) -> String {
 mod tests {
     use super::*;
 
+    fn nets(values: &[&str]) -> Vec<Net> {
+        values.iter().map(|value| value.parse().unwrap()).collect()
+    }
+
     fn guard(allow: &[&str], deny: &[&str]) -> Guard {
-        let owned = |values: &[&str]| values.iter().map(|v| v.to_string()).collect::<Vec<_>>();
-        Guard::new(&owned(allow), &owned(deny), &[]).unwrap()
+        Guard::new(&nets(allow), &nets(deny), &[])
     }
 
     /// `expected` is a part of the reason; empty means allowed.
@@ -712,7 +733,7 @@ mod tests {
             ("192.0.2.7:6380".parse().unwrap(), "Redis"),
             ("0.0.0.0:9090".parse().unwrap(), "status address"),
         ];
-        let guard = Guard::new(&["127.0.0.0/8".to_string()], &[], &own).unwrap();
+        let guard = Guard::new(&nets(&["127.0.0.0/8"]), &[], &own);
         for (addr, expected) in [
             ("127.0.0.1:6379", Some("Redis")),
             ("127.0.0.2:6379", Some("Redis")),
@@ -764,10 +785,10 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_network_is_named_with_its_option() {
+    fn what_is_no_network_is_refused() {
         for value in ["", "10.0.0.0/33", "intranet", "10.0.0", "::/129"] {
-            let error = Guard::new(&[], &[value.to_string()], &[]).unwrap_err();
-            assert!(error.starts_with(&format!("option '--deny-net': '{value}' is neither")), "{error}");
+            let error = value.parse::<Net>().unwrap_err();
+            assert!(error.contains("private, loopback") && error.contains("10.0.0.0/8"), "{error}");
         }
     }
 }

@@ -26,6 +26,33 @@ pub(crate) fn belongs_to_connection(name: &[u8]) -> bool {
         || name.get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
 }
 
+/// The header that carries a message's id to its recipient: one that means nothing else to HTTP.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IdHeader(String);
+
+impl IdHeader {
+    /// As it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The error ends the sentence "option '--id-header': 'text' …".
+impl std::str::FromStr for IdHeader {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<IdHeader, String> {
+        if name.is_empty() || !name.bytes().all(is_token) {
+            return Err("is not a header's name, as in X-Message-Id".to_string());
+        }
+        let is_taken = belongs_to_connection(name.as_bytes()) || belongs_to_handshake(name);
+        if is_taken || name.eq_ignore_ascii_case("Content-Type") {
+            return Err("is a header that HTTP needs for itself; take another name, as in X-Message-Id".to_string());
+        }
+        Ok(IdHeader(name.to_string()))
+    }
+}
+
 /// Whether a header says something about a WebSocket, which whoever opens it alone knows.
 pub(crate) fn belongs_to_handshake(name: &str) -> bool {
     const PREFIX: &str = "Sec-WebSocket-";
@@ -87,6 +114,25 @@ mod tests {
         }
         for name in ["Content-Type", "Content-Length", "X-Plain", "Accept", "X-Request-Id", "Date", ""] {
             assert!(!is_credential(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_id_goes_in_a_header_that_means_nothing_else() {
+        for name in ["X-Id", "message-id"] {
+            assert_eq!(name.parse::<IdHeader>().unwrap().as_str(), name);
+        }
+        for (name, says) in [
+            ("not a name", "not a header's name"),
+            ("", "not a header's name"),
+            ("a:b", "not a header's name"),
+            ("Content-Length", "needs for itself"),
+            ("content-type", "needs for itself"),
+            ("proxy-thing", "needs for itself"),
+            ("Sec-WebSocket-Key", "needs for itself"),
+            ("Expect", "needs for itself"),
+        ] {
+            assert!(name.parse::<IdHeader>().unwrap_err().contains(says), "{name}");
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use log::{debug, info, warn};
 
 use crate::lanes::News;
+use crate::text::spell;
 
 /// An endpoint's troubles are said at most this often.
 const QUIET_PER_ENDPOINT: Duration = Duration::from_secs(600);
@@ -186,21 +187,4 @@ impl Journal {
     fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
-}
-
-/// A duration for people: `85ms`, `4.2s`, `12m 5s`, `3h 4m`.
-pub fn spell(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    match seconds {
-        0 => format!("{}ms", duration.as_millis()),
-        1..60 => format!("{:.1}s", duration.as_secs_f64()),
-        60..3600 => format!("{}m {}s", seconds / 60, seconds % 60),
-        _ => format!("{}h {}m", seconds / 3600, seconds % 3600 / 60),
-    }
-}
-
-/// What a panic said, if it said anything.
-pub fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

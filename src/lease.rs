@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use log::warn;
 
 use crate::clock::{Clock, Step};
-use crate::journal::spell;
 use crate::queue::{AgentNumber, HIGHEST_NUMBER};
+use crate::text::spell;
 
 /// The registration of one agent.
 pub struct Lease {

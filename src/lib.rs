@@ -34,7 +34,7 @@ pub mod dispatch;
 pub mod envelope;
 mod frames;
 pub mod guard;
-mod headers;
+pub mod headers;
 pub mod journal;
 pub mod lanes;
 pub mod lease;
@@ -48,6 +48,7 @@ pub mod roots;
 pub mod settler;
 pub mod signals;
 pub mod status_server;
+pub mod text;
 pub mod worker;
 
 /// The queue in memory of the tests, for those of single threads.

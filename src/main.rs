@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use acapy_deliver::agent;
 use acapy_deliver::commands::{self, Error, Exit};
 use acapy_deliver::config::{self, Command, LogFormat};
+use acapy_deliver::text;
 use log::{LevelFilter, Metadata, Record};
 
 fn main() -> ExitCode {
@@ -52,9 +53,9 @@ fn set_up_log(format: LogFormat) {
     }
     builder.format(move |line, record| {
         if format == LogFormat::Full {
-            write!(line, "{} ", commands::utc(SystemTime::now()))?;
+            write!(line, "{} ", text::utc(SystemTime::now()))?;
         }
-        let message = commands::visible(&record.args().to_string());
+        let message = text::visible(&record.args().to_string());
         writeln!(line, "{:<5} {message}", record.level())
     });
     let logger = builder.build();
@@ -90,6 +91,6 @@ impl log::Log for Discreet {
 /// Standard error may be closed: then the exit code alone has to tell. The words may be those of
 /// a Redis that is none of ours.
 fn fail(code: u8, why: &str) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "acapy-deliver: {}", commands::visible(why));
+    let _ = writeln!(std::io::stderr(), "acapy-deliver: {}", text::visible(why));
     ExitCode::from(code)
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use ureq::http::StatusCode;
 
 use crate::queue::History;
+use crate::text;
 
 /// The longest that a message at fault waits between two attempts, before
 /// jitter; also the longest `Retry-After` that is honoured.
@@ -93,7 +94,7 @@ pub fn judge(attempt: &Attempt, history: &History, retry: &Retry) -> Outcome {
 
 /// The reason of a death by age.
 pub fn gave_up(after: Duration, last_error: &str) -> String {
-    format!("gave up after {}: {last_error}", spell_duration(after))
+    format!("gave up after {}: {last_error}", text::exact(after))
 }
 
 fn judge_attempt(attempt: &Attempt, retry: &Retry) -> Outcome {
@@ -183,16 +184,6 @@ fn spell_status(status: u16, note: Option<&str>) -> String {
         words.push(')');
     }
     words
-}
-
-/// In the largest unit that leaves no fraction: `24h`, `90m`, `45s`, `500ms`.
-fn spell_duration(duration: Duration) -> String {
-    let millis = duration.as_millis();
-    let (unit, name) = [(3_600_000, "h"), (60_000, "m"), (1_000, "s")]
-        .into_iter()
-        .find(|(unit, _)| millis > 0 && millis.is_multiple_of(*unit))
-        .unwrap_or((1, "ms"));
-    format!("{}{name}", millis / unit)
 }
 
 /// How long a lane stays down after its `n_failures`th failure since its last
@@ -600,21 +591,6 @@ mod tests {
                 error: "308 Permanent Redirect (redirect without a location)".to_string(),
             }
         );
-    }
-
-    #[test]
-    fn durations_are_spelled_in_whole_units() {
-        for (millis, words) in [
-            (0, "0ms"),
-            (500, "500ms"),
-            (1_500, "1500ms"),
-            (45_000, "45s"),
-            (90_000, "90s"),
-            (5_400_000, "90m"),
-            (86_400_000, "24h"),
-        ] {
-            assert_eq!(spell_duration(Duration::from_millis(millis)), words);
-        }
     }
 
     #[test]

@@ -105,6 +105,16 @@ pub struct Adopted {
 /// One beyond it is nonsense that somebody wrote.
 pub const HIGHEST_NUMBER: u64 = 8_000_000_000_000_000;
 
+/// How a wait is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Pop {
+    /// `BLMOVE K K LEFT LEFT`: looks without taking, so that a cut connection loses nothing.
+    #[default]
+    Peek,
+    /// `BLPOP`: takes, and hands the value to the next claim; it can lose the one message just popped.
+    Blpop,
+}
+
 /// What a wait came to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Waited {

@@ -13,11 +13,12 @@ use crate::backoff::Backoff;
 use crate::claiming::{Claiming, Next};
 use crate::dispatch::{Dispatch, Report};
 use crate::envelope::{Endpoints, Envelope};
-use crate::journal::{Speaker, panic_message};
+use crate::journal::Speaker;
 use crate::lanes::Claim;
 use crate::lease::Thread;
 use crate::metrics::add;
 use crate::queue::{AgentNumber, Claimed, Error, History, Id, Kept, Place, Queue, RawClaim, Settlement, Waited};
+use crate::text::panic_message;
 
 /// With nothing to claim, so long is waited at most: a stop is to be noticed.
 const LONGEST_WAIT: Duration = Duration::from_millis(500);

@@ -16,12 +16,13 @@ use log::{debug, error, info, warn};
 use crate::backoff::Backoff;
 use crate::claiming::taken_over;
 use crate::dispatch::{Dispatch, Report};
-use crate::journal::{Speaker, spell};
+use crate::journal::Speaker;
 use crate::lease::Thread;
 use crate::metrics::add;
 use crate::outbox::Outbox;
 use crate::peers::{Peers, between_beats};
 use crate::queue::{AgentNumber, Error, Fate, Id, Peer, Queue, Settlement};
+use crate::text::spell;
 
 /// Settlements in one call at most; measured: 0.4 to 0.7 ms of Redis for 256 delivered.
 const BATCH: usize = 512;

@@ -8,9 +8,9 @@ use crossbeam_channel::Receiver;
 use log::debug;
 
 use crate::dispatch::{Attempting, Begin, Dispatch};
-use crate::journal::panic_message;
 use crate::lanes::Claim;
 use crate::policy::{self, Attempt, Fault, Outcome, Retry};
+use crate::text::panic_message;
 
 /// Asks whether a redirect to this origin may be followed now.
 pub type Enter<'a> = &'a mut dyn FnMut(&str) -> Result<(), Attempt>;

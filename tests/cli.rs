@@ -128,7 +128,7 @@ fn help_and_version_go_to_standard_output() {
     let help = succeeds(&run(&["--help"]));
     assert!(help.contains("--outbound-queue") && help.contains("acapy-deliver enqueue"));
     assert_eq!(succeeds(&run(&["help"])), help);
-    assert!(succeeds(&run(&["enqueue", "-h"])).contains("ACAPY_DELIVER_ENDPOINT"));
+    assert!(succeeds(&run(&["enqueue", "-h"])).contains("--endpoint URL"));
 }
 
 #[test]

@@ -16,22 +16,22 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 use ureq::http::Uri;
 
-use super::{Error, Exit, ago, at_ms, n_of, utc, visible};
-use crate::config::queue_url::{Node, QueueUrl};
+use super::{Error, Exit};
+use crate::config::queue_url::Node;
 use crate::config::{self, Check, Config, Repair};
 use crate::delivery::proxy::{Proxies, Proxy};
 use crate::delivery::{self, Poster, is_secure, is_websocket, port};
 use crate::envelope::Envelope;
 use crate::guard::Guard;
-use crate::journal::spell;
 use crate::policy::{self, Attempt, Outcome};
 use crate::queue::redis::admin::{Operator, Overview, read};
 use crate::queue::redis::adopt::Schedule;
 use crate::queue::redis::advice::Persistence;
-use crate::queue::redis::list::{Keys, Pop, RedisList};
+use crate::queue::redis::list::{Keys, RedisList};
 use crate::queue::redis::server::Server;
 use crate::queue::redis::{advice, sentinel};
-use crate::queue::{self, History};
+use crate::queue::{self, History, Pop};
+use crate::text::{ago, at_ms, n_of, spell, utc, visible};
 
 /// Clocks further apart than this make times hard to compare.
 const CLOCKS_APART: Duration = Duration::from_secs(10);
@@ -48,11 +48,11 @@ pub fn run(options: &Check) -> Result<Exit, Error> {
     let mut report = Report::default();
     let config = &options.config;
     let (guard, poster) = check_options(config, &mut report)?;
-    if let Err(error) = check_redis(config, guard.as_ref(), options.repair, &mut report)? {
+    if let Err(error) = check_redis(config, &guard, options.repair, &mut report)? {
         report.mend("Redis", error)?;
     }
     if let Some(endpoint) = &options.endpoint {
-        check_endpoint(config, guard.as_ref(), poster.as_ref(), endpoint, &mut report)?;
+        check_endpoint(config, &guard, poster.as_ref(), endpoint, &mut report)?;
     }
     Ok(if report.n_to_mend == 0 { Exit::Done } else { Exit::Nothing })
 }
@@ -86,14 +86,10 @@ impl Report {
 }
 
 /// What only an agent would find out when it starts; its address policy, and what it would post with.
-fn check_options(config: &Config, report: &mut Report) -> Result<(Option<Guard>, Option<Poster>), Error> {
-    let guard = match Guard::new(&config.allow_net, &config.deny_net, &[]) {
-        Ok(guard) => guard.https_only(config.https_only).proxy_resolves(config.proxy_resolves),
-        Err(why) => {
-            report.mend("options", why)?;
-            return Ok((None, None));
-        }
-    };
+fn check_options(config: &Config, report: &mut Report) -> Result<(Guard, Option<Poster>), Error> {
+    let guard = Guard::new(&config.allow_net, &config.deny_net, &[])
+        .https_only(config.https_only)
+        .proxy_resolves(config.proxy_resolves);
     let proxies = match Proxies::from_environment() {
         Ok(proxies) => proxies,
         Err(why) => {
@@ -162,19 +158,19 @@ fn check_options(config: &Config, report: &mut Report) -> Result<(Option<Guard>,
             guard.own().add(address, "status server");
         }
     }
-    Ok((Some(guard), usable))
+    Ok((guard, usable))
 }
 
 /// The inner error is why Redis could not be asked any further.
 /// The policy learns from the connection where Redis is.
 fn check_redis(
     config: &Config,
-    guard: Option<&Guard>,
+    guard: &Guard,
     repair: Repair,
     report: &mut Report,
 ) -> Result<Result<(), queue::Error>, Error> {
     let address = &config.redis;
-    let server = Server { own: guard.map(|guard| guard.own().clone()), ..Server::from(address) };
+    let server = Server::from(address).telling(guard.own().clone());
     let name = server.name();
     let mut operator = Operator::on(server, &address.key());
     macro_rules! ask {
@@ -267,7 +263,7 @@ fn check_other_schedule(operator: &mut Operator, queue: &str, report: &mut Repor
 }
 
 fn check_encryption(config: &Config, report: &mut Report) -> Result<(), Error> {
-    let Ok(url) = QueueUrl::parse(&config.redis.url) else { return Ok(()) };
+    let url = &config.redis.url;
     let near = url.nodes.iter().all(|node| match node {
         Node::Unix(_) => true,
         Node::Tcp(host, port) => (host.as_str(), *port)
@@ -397,8 +393,8 @@ fn check_permissions(config: &Config, operator: &mut Operator, report: &mut Repo
         }
     }
     let wait = |refuses: &mut dyn FnMut(&Call) -> Option<queue::Error>| match config.pop {
-        config::Pop::Blpop => ("BLPOP", refuses(&BLPOP)),
-        config::Pop::Peek => match refuses(&BLMOVE) {
+        Pop::Blpop => ("BLPOP", refuses(&BLPOP)),
+        Pop::Peek => match refuses(&BLMOVE) {
             Some(error) if error.to_string().contains("unknown command") => ("BRPOPLPUSH", refuses(&BRPOPLPUSH)),
             answer => ("BLMOVE", answer),
         },
@@ -621,7 +617,7 @@ fn check_counts(overview: &Overview, keys: &Keys, report: &mut Report) -> Result
 /// No request is made of http: a recipient may take any for a message.
 fn check_endpoint(
     config: &Config,
-    guard: Option<&Guard>,
+    guard: &Guard,
     poster: Option<&Poster>,
     endpoint: &str,
     report: &mut Report,
@@ -648,13 +644,12 @@ fn check_endpoint(
             );
         }
     };
-    if let Some(Err(why)) = guard.map(|guard| guard.check_scheme(is_tls)) {
+    if let Err(why) = guard.check_scheme(is_tls) {
         return report.mend(WHAT, format!("messages for it become dead letters: {why}"));
     }
     let spelled: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
     report.ok(WHAT, format!("host '{bare}' is {}", spelled.join(", ")))?;
 
-    let Some(guard) = guard else { return Ok(()) };
     let mut allowed = Vec::new();
     let mut refusals = Vec::new();
     for address in addresses {
@@ -791,8 +786,7 @@ fn agree_on_tls(
 
 /// The account's name, for a rule that can be pasted.
 fn user(config: &Config) -> String {
-    let url = QueueUrl::parse(&config.redis.url).ok();
-    url.as_ref().and_then(|url| url.access.login.username()).unwrap_or("default").to_string()
+    config.redis.url.access.login.username().unwrap_or("default").to_string()
 }
 
 fn micro(duration: Duration) -> String {

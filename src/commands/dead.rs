@@ -14,14 +14,16 @@ use base64::prelude::BASE64_STANDARD;
 
 use super::json::Object;
 use super::table::Table;
-use super::{Error, Exit, ago, at_ms, claimed_at, n_of, utc, visible};
-use crate::config::{Dead, DeadAction, Filter, RedisAddress, Selection, redacted};
+use super::{Error, Exit, claimed_at};
+use crate::config::{Dead, DeadAction, Filter, RedisAddress, Selection};
 use crate::envelope::{Envelope, Malformed};
 use crate::headers::is_credential;
+use crate::queue::Pop;
 use crate::queue::redis::admin::{Entry, Operator, PAGE, Schedule, Whereabouts};
-use crate::queue::redis::list::{Pop, RedisList};
+use crate::queue::redis::list::RedisList;
 use crate::queue::redis::server::Server;
 use crate::queue::{self, Id};
+use crate::text::{ago, at_ms, n_of, redacted, utc, visible};
 
 /// Does what was asked; [`Exit::Nothing`] if there is nothing such.
 ///

@@ -5,11 +5,12 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 
 use super::{Error, Exit};
-use crate::config::{Enqueue, Payload, redacted};
+use crate::config::{Enqueue, Payload};
 use crate::envelope::{Envelope, Format};
 use crate::queue::redis::locate::connect;
 use crate::queue::redis::server::Server;
 use crate::queue::redis::stream::Connection;
+use crate::text::redacted;
 
 const CONTENT_TYPE: &str = "Content-Type";
 /// Redis takes no value over 512 MiB; this leaves room for headers and endpoint. What JSON makes of it may
@@ -43,7 +44,7 @@ pub fn run(options: &Enqueue) -> Result<Exit, Error> {
         format.name(),
         redacted(&options.endpoint),
         options.redis.key(),
-        options.redis.shown(),
+        options.redis.url.shown(),
     )?;
     Ok(Exit::Done)
 }

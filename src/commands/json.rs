@@ -6,8 +6,8 @@
 use std::fmt::{Display, Write};
 use std::time::SystemTime;
 
-use super::{is_moving, utc};
 use crate::envelope::json::write_text;
+use crate::text::{is_moving, utc};
 
 /// An object under construction.
 pub struct Object(String);

@@ -17,8 +17,9 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use httparse::Status;
 
-use super::{Error, Exit, utc, visible};
+use super::{Error, Exit};
 use crate::config::Listen;
+use crate::text::{utc, visible};
 
 /// Connections at once; further ones wait in the system's backlog.
 const CONNECTIONS: usize = 512;

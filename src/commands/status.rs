@@ -8,12 +8,12 @@ use std::ops::ControlFlow;
 
 use super::json::{Object, array};
 use super::table::Table;
-use super::{Error, Exit, ago, at_ms, claimed_at, n_of, utc};
+use super::{Error, Exit, claimed_at};
 use crate::config::Status;
 use crate::envelope::Envelope;
-use crate::journal::spell;
 use crate::queue::Id;
 use crate::queue::redis::admin::{AgentSeen, LaneSeen, Operator, Overview, Schedule};
+use crate::text::{ago, at_ms, n_of, spell, utc};
 
 /// Lanes looked at; a look costs Redis some microseconds.
 const MOST_LANES: usize = 10_000;
@@ -171,7 +171,7 @@ impl Seen {
         let Overview { now, queued, in_flight, waiting, lanes, retry, retry_due, next_retry_in, dead, .. } =
             self.overview;
         let clock = at_ms(now);
-        writeln!(out, "queue '{}' at {}, {}\n", options.redis.key(), options.redis.shown(), utc(clock))?;
+        writeln!(out, "queue '{}' at {}, {}\n", options.redis.key(), options.redis.url.shown(), utc(clock))?;
         let mut table = Table::new(&["PLACE", "#MESSAGES", ""]);
         let mut place = |name: &str, n: u64, more: String| table.row(vec![name.to_string(), n.to_string(), more]);
         let head = if queued > 0 { "not claimed yet; ACA-Py does not record since when" } else { "" };

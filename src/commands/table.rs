@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 
-use super::visible;
+use crate::text::visible;
 
 /// A column wider than this is not waited for: its cell sticks out instead.
 const WIDEST: usize = 60;

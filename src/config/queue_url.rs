@@ -6,13 +6,17 @@ use std::path::PathBuf;
 use redis::{ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo};
 use url::Url;
 
+use crate::text::redacted;
+
 const WANTED: &str = "is not the URL of a Redis, as in redis://host:6379, redis://host-1:6379,host-2:6379 (a Cluster), \
                       redis+sentinel://host-1:26379,host-2:26379/NAME (Sentinels), rediss://host:6379 (TLS) or \
                       unix:///run/redis.sock";
 
-/// What such a URL says.
-#[derive(Clone, Debug)]
+/// What such a URL says. Its `Debug` shows no password.
+#[derive(Clone)]
 pub struct QueueUrl {
+    /// As it was given.
+    text: String,
     /// The servers to begin with, one or more.
     pub nodes: Vec<Node>,
     /// How to get into Redis.
@@ -80,7 +84,23 @@ impl QueueUrl {
         if nodes.len() > 1 && login.db() != 0 && sentinels.is_none() {
             return Err("names several servers and a database: a Cluster has only database 0".to_owned());
         }
-        Ok(QueueUrl { nodes, access: Access { has_tls: scheme == "rediss", login }, sentinels })
+        Ok(QueueUrl { text: text.to_owned(), nodes, access: Access { has_tls: scheme == "rediss", login }, sentinels })
+    }
+
+    /// As it was given, without its password.
+    pub fn shown(&self) -> String {
+        redacted(&self.text)
+    }
+
+    /// Whether Redis or its Sentinels are spoken to by TLS.
+    pub fn has_tls_anywhere(&self) -> bool {
+        self.access.has_tls || self.sentinels.as_ref().is_some_and(|sentinels| sentinels.access.has_tls)
+    }
+
+    /// Whether it holds a password, be it one that nobody looks at where it stands. A user's name alone goes with a
+    /// password from a file.
+    pub fn has_password(&self) -> bool {
+        self.access.login.password().is_some() || self.text.contains("pass=")
     }
 
     /// Without user and password.
@@ -91,6 +111,20 @@ impl QueueUrl {
             Some(Sentinels { service, .. }) => format!("{scheme}+sentinel://{nodes}/{service}"),
             None => format!("{scheme}://{nodes}"),
         }
+    }
+}
+
+impl PartialEq for QueueUrl {
+    fn eq(&self, other: &QueueUrl) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for QueueUrl {}
+
+impl std::fmt::Debug for QueueUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.shown())
     }
 }
 

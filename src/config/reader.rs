@@ -1,26 +1,21 @@
-//! Takes options one by one from the command line or the environment, by name, and refuses
+//! Takes a command's options one by one from the command line or the environment, by their rows, and refuses
 //! what is left. It knows how options are given, not what they mean.
 
 use std::ffi::OsString;
 use std::fmt;
 
-use super::{COMMANDS, Environment, Error, options_of, redacted};
+use super::help::COMMANDS;
+use super::row::{AnyRow, CommandRow, Row};
+use super::{Environment, Error};
+use crate::text::{exact, redacted};
 
 /// One command's arguments while they are being read.
 pub(super) struct Reader<'a> {
     /// `dead show` once the action is known.
     command: String,
+    rows: Vec<&'static dyn AnyRow>,
     arguments: pico_args::Arguments,
     environment: &'a Environment,
-    /// Every option asked for so far: these are the options that there are.
-    pub(super) asked: Vec<Asked>,
-}
-
-/// An option that there is.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Asked {
-    pub(super) name: &'static str,
-    pub(super) variable: Option<String>,
 }
 
 /// A value and where it came from.
@@ -36,8 +31,15 @@ impl Given {
     }
 
     /// `parse` says what is wrong with it as the end of a sentence.
-    pub(super) fn parsed<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, Error> {
-        parsed(self, &parse)
+    pub(super) fn parsed<T>(&self, parse: fn(&str) -> Result<T, String>) -> Result<T, Error> {
+        parse(&self.value).map_err(|why| {
+            let shown = match self.value.split_once(':') {
+                // What stands in a header may be a credential.
+                Some((name, _)) if self.source.contains("'--header'") => format!("{name}: …"),
+                _ => redacted(&self.value),
+            };
+            Error(format!("{}: '{}' {why}", self.source, shown.escape_debug()))
+        })
     }
 }
 
@@ -48,170 +50,84 @@ impl fmt::Display for Given {
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(command: &str, arguments: Vec<String>, environment: &'a Environment) -> Reader<'a> {
-        let command = if command.is_empty() { "run" } else { command };
+    /// # Errors
+    ///
+    /// If there is an option among the arguments that this command does not have.
+    pub(super) fn new(
+        command: &CommandRow,
+        mut arguments: Vec<String>,
+        environment: &'a Environment,
+    ) -> Result<Reader<'a>, Error> {
+        let mut reader = Reader {
+            command: command.name.to_owned(),
+            rows: command.rows().collect(),
+            arguments: pico_args::Arguments::from_vec(Vec::new()),
+            environment,
+        };
+        if !command.actions.is_empty() {
+            let names = || command.actions.iter().map(|action| action.name);
+            let action = arguments.first().and_then(|word| command.actions.iter().find(|action| action.name == word));
+            let Some(action) = action else {
+                let word = arguments.first().filter(|word| !word.starts_with('-'));
+                return Err(no_such_action(command.name, word.map_or("", String::as_str), names()));
+            };
+            arguments.remove(0);
+            reader.command = format!("{} {}", command.name, action.name);
+            reader.rows = command.rows_of(action);
+        }
+        reader.refuse_unknown(&arguments)?;
         let arguments = arguments.into_iter().map(OsString::from).collect();
-        let arguments = pico_args::Arguments::from_vec(arguments);
-        Reader { command: command.to_owned(), arguments, environment, asked: Vec::new() }
+        reader.arguments = pico_args::Arguments::from_vec(arguments);
+        Ok(reader)
     }
 
-    /// An option with one value; `parse` says what is wrong with it as the end of a sentence.
-    pub(super) fn value<T>(
-        &mut self,
-        name: &'static str,
-        parse: impl Fn(&str) -> Result<T, String>,
-    ) -> Result<Option<T>, Error> {
-        self.given(name)?.map(|given| parsed(&given, &parse)).transpose()
+    /// What follows the command's name as its action; nothing for a command without actions.
+    pub(super) fn action(&self) -> &str {
+        self.command.split_once(' ').map_or("", |(_, action)| action)
     }
 
-    /// The same for an option that the environment cannot give.
-    pub(super) fn value_without_variable<T>(
-        &mut self,
-        name: &'static str,
-        parse: impl Fn(&str) -> Result<T, String>,
-    ) -> Result<Option<T>, Error> {
-        self.ask(name, None);
-        self.typed_once(name)?.map(|given| parsed(&given, &parse)).transpose()
+    /// The command, and its action if it has any.
+    pub(super) fn command(&self) -> &str {
+        &self.command
+    }
+
+    /// An option with one value, if it is given.
+    pub(super) fn optional<T>(&mut self, row: &'static Row<T>) -> Result<Option<T>, Error> {
+        self.given(row)?.map(|given| given.parsed(row.parse)).transpose()
+    }
+
+    /// An option with one value, or its default.
+    pub(super) fn value<T>(&mut self, row: &'static Row<T>) -> Result<T, Error> {
+        Ok(self.optional(row)?.unwrap_or_else(|| row.default_value()))
+    }
+
+    /// The same under a bound that has a name: a default shrinks with it, what was given must not be over it.
+    pub(super) fn bounded<T: Bounded>(&mut self, row: &'static Row<T>, (name, bound): (&str, T)) -> Result<T, Error> {
+        match self.optional(row)? {
+            Some(value) if value > bound => Err(Error(format!(
+                "option '{}' ({}) is over {name} ({}); lower the one or raise the other",
+                row.name(),
+                value.shown(),
+                bound.shown()
+            ))),
+            Some(value) => Ok(value),
+            None => Ok(row.default_value().min(bound)),
+        }
     }
 
     /// An option with one value, as text.
-    pub(super) fn given(&mut self, name: &'static str) -> Result<Option<Given>, Error> {
-        let variable = variable_of(name);
-        self.ask(name, Some(variable.clone()));
-        match self.typed_once(name)? {
-            Some(given) => Ok(Some(given)),
-            None => self.in_environment(&variable),
+    pub(super) fn given<T>(&mut self, row: &'static Row<T>) -> Result<Option<Given>, Error> {
+        let mut all = self.typed(row)?;
+        match (all.pop(), row.variable()) {
+            (Some(_), _) if !all.is_empty() => Err(twice(row.name())),
+            (Some(given), _) => Ok(Some(given)),
+            (None, Some(variable)) => self.foreign(&variable),
+            (None, None) => Ok(None),
         }
     }
 
-    /// A variable that is none of ours and belongs to no option.
+    /// A variable that belongs to no option.
     pub(super) fn foreign(&self, variable: &str) -> Result<Option<Given>, Error> {
-        self.in_environment(variable)
-    }
-
-    /// An option that may be repeated; in the environment its values have commas between them.
-    pub(super) fn list<T>(
-        &mut self,
-        name: &'static str,
-        parse: impl Fn(&str) -> Result<Vec<T>, String>,
-    ) -> Result<Vec<T>, Error> {
-        let variable = variable_of(name);
-        self.ask(name, Some(variable.clone()));
-        let mut all = self.typed(name)?;
-        if all.is_empty()
-            && let Some(Given { value, source }) = self.in_environment(&variable)?
-        {
-            let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
-            all = parts.map(|part| Given { value: part.to_owned(), source: source.clone() }).collect();
-        }
-        let mut values = Vec::new();
-        for given in &all {
-            values.extend(parsed(given, &parse)?);
-        }
-        Ok(values)
-    }
-
-    /// An option without a value.
-    pub(super) fn flag(&mut self, name: &'static str) -> Result<bool, Error> {
-        let variable = variable_of(name);
-        self.ask(name, Some(variable.clone()));
-        if self.flag_is_typed(name)? {
-            return Ok(true);
-        }
-        match self.in_environment(&variable)? {
-            Some(given) => parsed(&given, &boolean),
-            None => Ok(false),
-        }
-    }
-
-    /// The same for one that the environment cannot give.
-    pub(super) fn flag_without_variable(&mut self, name: &'static str) -> Result<bool, Error> {
-        self.ask(name, None);
-        self.flag_is_typed(name)
-    }
-
-    /// The word that must come next, one of `actions`.
-    pub(super) fn subcommand(&mut self, command: &str, actions: &[&'static str]) -> Result<&'static str, Error> {
-        let word = self.arguments.subcommand().ok().flatten().unwrap_or_default();
-        let Some(action) = actions.iter().find(|action| **action == word) else {
-            let what = match word.as_str() {
-                "" => format!("'{command}' needs to be told what to do"),
-                word => {
-                    format!("'{command}' knows no '{}'{}", redacted(word), did_you_mean(word, actions.iter().copied()))
-                }
-            };
-            return Err(Error(format!("{what}; right after it comes one of {}", actions.join(", "))));
-        };
-        self.command = format!("{command} {action}");
-        Ok(action)
-    }
-
-    /// What is left, at most so many arguments; options among them are unknown.
-    pub(super) fn finish(&mut self, most: usize) -> Result<Vec<String>, Error> {
-        let none = pico_args::Arguments::from_vec(Vec::new());
-        let rest = std::mem::replace(&mut self.arguments, none).finish();
-        let rest: Vec<String> = rest.into_iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
-        if let Some(option) = rest.iter().find(|argument| argument.starts_with('-') && *argument != "-") {
-            return Err(self.unknown_option(option));
-        }
-        match rest.get(most) {
-            Some(command) if COMMANDS.contains(&command.as_str()) => {
-                Err(Error(format!("'{command}' must come first, as in 'acapy-deliver {command} …'")))
-            }
-            Some(argument) => {
-                Err(Error(format!("argument '{}' is one too many for '{}'", redacted(argument), self.command)))
-            }
-            None => Ok(rest),
-        }
-    }
-
-    fn unknown_option(&self, name: &str) -> Error {
-        let owner = COMMANDS.into_iter().find(|command| options_of(command).iter().any(|asked| asked.name == name));
-        let hint = match owner {
-            Some(owner) => format!(" (it is one of '{owner}')"),
-            None => did_you_mean(name, self.asked.iter().map(|asked| asked.name).chain(["--help", "--version"])),
-        };
-        Error(format!(
-            "'{}' is not an option of '{command}'{hint}; see 'acapy-deliver {command} --help'",
-            redacted(name),
-            command = self.command
-        ))
-    }
-
-    fn ask(&mut self, name: &'static str, variable: Option<String>) {
-        self.asked.push(Asked { name, variable });
-    }
-
-    fn flag_is_typed(&mut self, name: &'static str) -> Result<bool, Error> {
-        let typed = self.arguments.contains(name);
-        if typed && self.arguments.contains(name) {
-            return Err(twice(name));
-        }
-        Ok(typed)
-    }
-
-    fn typed_once(&mut self, name: &'static str) -> Result<Option<Given>, Error> {
-        let mut all = self.typed(name)?;
-        if all.len() > 1 {
-            return Err(twice(name));
-        }
-        Ok(all.pop())
-    }
-
-    fn typed(&mut self, name: &'static str) -> Result<Vec<Given>, Error> {
-        let as_it_is = |value: &str| Ok::<String, String>(value.to_owned());
-        let needs_a_value = || Error(format!("option '{name}' needs a value, one that does not begin with a dash"));
-        let values = self.arguments.values_from_fn(name, as_it_is).map_err(|_| needs_a_value())?;
-        let source = format!("option '{name}'");
-        values
-            .into_iter()
-            .map(|value| {
-                if value.starts_with('-') { Err(needs_a_value()) } else { Ok(Given { value, source: source.clone() }) }
-            })
-            .collect()
-    }
-
-    fn in_environment(&self, variable: &str) -> Result<Option<Given>, Error> {
         let Some(value) = self.environment.get(variable).filter(|value| !value.is_empty()) else {
             return Ok(None);
         };
@@ -221,6 +137,139 @@ impl<'a> Reader<'a> {
             None => Err(Error(format!("{source} is not UTF-8"))),
         }
     }
+
+    /// An option that may be repeated; in the environment its values have commas between them.
+    pub(super) fn list<T>(&mut self, row: &'static Row<Vec<T>>) -> Result<Vec<T>, Error> {
+        let mut all = self.typed(row)?;
+        if let (true, Some(variable)) = (all.is_empty(), row.variable())
+            && let Some(Given { value, source }) = self.foreign(&variable)?
+        {
+            let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
+            all = parts.map(|part| Given { value: part.to_owned(), source: source.clone() }).collect();
+        }
+        let mut values = Vec::new();
+        for given in &all {
+            values.extend(given.parsed(row.parse)?);
+        }
+        Ok(values)
+    }
+
+    /// An option without a value.
+    pub(super) fn flag(&mut self, row: &'static Row<bool>) -> Result<bool, Error> {
+        self.must_have(row);
+        let name = row.name();
+        if self.arguments.contains(name) {
+            return if self.arguments.contains(name) { Err(twice(name)) } else { Ok(true) };
+        }
+        match row.variable() {
+            Some(variable) => self.foreign(&variable)?.map_or(Ok(false), |given| given.parsed(row.parse)),
+            None => Ok(false),
+        }
+    }
+
+    /// What is left: at most so many arguments.
+    pub(super) fn rest(&mut self, most: usize) -> Result<Vec<String>, Error> {
+        let none = pico_args::Arguments::from_vec(Vec::new());
+        let rest = std::mem::replace(&mut self.arguments, none).finish();
+        let rest: Vec<String> = rest.into_iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
+        match rest.get(most) {
+            Some(command) if COMMANDS.iter().any(|row| row.name == command) => Err(must_come_first(command)),
+            Some(argument) => {
+                Err(Error(format!("argument '{}' is one too many for '{}'", redacted(argument), self.command)))
+            }
+            None => Ok(rest),
+        }
+    }
+
+    /// What begins with a dash is an option, never a value.
+    fn refuse_unknown(&self, arguments: &[String]) -> Result<(), Error> {
+        let mut before: Option<&dyn AnyRow> = None;
+        for argument in arguments {
+            let row = self.rows.iter().find(|row| row.name() == argument).copied();
+            if argument.starts_with('-') && argument != "-" && row.is_none() {
+                return Err(match before {
+                    Some(row) => needs_a_value(row.name()),
+                    None => self.unknown_option(argument),
+                });
+            }
+            // A queue that is missing as well is not what is wrong.
+            if self.command == "run" && before.is_none() && COMMANDS.iter().any(|row| row.name == argument) {
+                return Err(must_come_first(argument));
+            }
+            before = row.filter(|row| !row.value().is_empty());
+        }
+        Ok(())
+    }
+
+    fn unknown_option(&self, name: &str) -> Error {
+        let owner = COMMANDS.iter().find(|command| command.rows().any(|row| row.name() == name));
+        let names = self.rows.iter().map(|row| row.name()).chain(["--help", "--version"]);
+        let hint = match owner {
+            Some(owner) => format!(" (it is one of '{}')", owner.name),
+            None => did_you_mean(name, names),
+        };
+        Error(format!(
+            "'{}' is not an option of '{command}'{hint}; see 'acapy-deliver {command} --help'",
+            redacted(name),
+            command = self.command
+        ))
+    }
+
+    fn typed<T>(&mut self, row: &'static Row<T>) -> Result<Vec<Given>, Error> {
+        self.must_have(row);
+        let name = row.name();
+        let as_it_is = |value: &str| Ok::<String, String>(value.to_owned());
+        let values = self.arguments.values_from_fn(name, as_it_is).map_err(|_| needs_a_value(name))?;
+        if values.iter().any(|value| value.starts_with('-')) {
+            return Err(needs_a_value(name));
+        }
+        let source = format!("option '{name}'");
+        Ok(values.into_iter().map(|value| Given { value, source: source.clone() }).collect())
+    }
+
+    /// What is read must be in the command's table, or help would not show it.
+    fn must_have(&self, row: &'static dyn AnyRow) {
+        debug_assert!(
+            self.rows.iter().any(|known| known.name() == row.name()),
+            "'{}' has no row for {}",
+            self.command,
+            row.name()
+        );
+    }
+}
+
+/// A value that a bound can be set to, as a message shows it.
+pub(super) trait Bounded: Ord + Copy {
+    fn shown(self) -> String;
+}
+
+impl Bounded for usize {
+    fn shown(self) -> String {
+        self.to_string()
+    }
+}
+
+impl Bounded for std::time::Duration {
+    fn shown(self) -> String {
+        exact(self)
+    }
+}
+
+fn no_such_action(command: &str, word: &str, names: impl Iterator<Item = &'static str> + Clone) -> Error {
+    let what = match word {
+        "" => format!("'{command}' needs to be told what to do"),
+        word => format!("'{command}' knows no '{}'{}", redacted(word), did_you_mean(word, names.clone())),
+    };
+    let names: Vec<&str> = names.collect();
+    Error(format!("{what}; right after it comes one of {}", names.join(", ")))
+}
+
+fn must_come_first(command: &str) -> Error {
+    Error(format!("'{command}' must come first, as in 'acapy-deliver {command} …'"))
+}
+
+fn needs_a_value(name: &str) -> Error {
+    Error(format!("option '{name}' needs a value, one that does not begin with a dash"))
 }
 
 /// The arguments as text, with short names made long and `--name=value` made two, for
@@ -244,37 +293,6 @@ pub(super) fn normalised(arguments: Vec<OsString>) -> Result<Vec<String>, Error>
         normalised.extend(value.map(str::to_owned));
     }
     Ok(normalised)
-}
-
-/// ACA-Py's name where it has one.
-fn variable_of(name: &str) -> String {
-    match name {
-        "--outbound-queue" => "ACAPY_OUTBOUND_TRANSPORT_QUEUE".to_owned(),
-        "--outbound-queue-prefix" => "ACAPY_OUTBOUND_TRANSPORT_QUEUE_PREFIX".to_owned(),
-        "--outbound-queue-class" => "ACAPY_OUTBOUND_TRANSPORT_QUEUE_CLASS".to_owned(),
-        _ => format!("ACAPY_DELIVER_{}", name.trim_start_matches('-').replace('-', "_").to_ascii_uppercase()),
-    }
-}
-
-fn parsed<T>(given: &Given, parse: &impl Fn(&str) -> Result<T, String>) -> Result<T, Error> {
-    parse(&given.value).map_err(|why| {
-        let shown = match given.value.split_once(':') {
-            // What stands in a header may be a credential.
-            Some((name, _)) if given.source.to_ascii_lowercase().contains("header") => {
-                format!("{name}: …")
-            }
-            _ => redacted(&given.value),
-        };
-        Error(format!("{}: '{}' {why}", given.source, shown.escape_debug()))
-    })
-}
-
-fn boolean(text: &str) -> Result<bool, String> {
-    match text.to_ascii_lowercase().as_str() {
-        "1" | "true" | "yes" | "on" => Ok(true),
-        "0" | "false" | "no" | "off" => Ok(false),
-        _ => Err("is neither 1, true, yes, on nor 0, false, no, off".to_owned()),
-    }
 }
 
 fn twice(name: &str) -> Error {

@@ -1,10 +1,30 @@
+use std::time::Duration;
+
+use super::row::AnyRow;
 use super::*;
+use crate::envelope::Format;
+use crate::guard::Net;
+use crate::queue::Pop;
+use crate::roots::Roots;
 
 /// Words with spaces between them, and variables as `NAME=value`.
 fn parsed(line: &str, variables: &[&str]) -> Result<Command, Error> {
     let environment = variables.iter().map(|variable| variable.split_once('=').unwrap());
     let environment = environment.map(|(name, value)| (name.to_owned(), OsString::from(value))).collect();
     parse(line.split_whitespace().map(OsString::from).collect(), &environment)
+}
+
+fn redis(url: &str) -> RedisAddress {
+    RedisAddress::new(url).unwrap()
+}
+
+fn nets(texts: &[&str]) -> Vec<Net> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+/// The rows of a command, each with its variable.
+fn rows(command: &str) -> Vec<&'static dyn AnyRow> {
+    super::command(command).unwrap().rows().collect()
 }
 
 /// What `run` makes of the options, with a queue.
@@ -29,7 +49,7 @@ fn refused_option(options: &str, words: &[&str]) {
 
 #[test]
 fn a_queue_url_is_all_that_run_needs() {
-    let expected = Command::Run(Config::with_defaults(RedisAddress::new("redis://h:6379")));
+    let expected = Command::Run(Config::with_defaults(redis("redis://h:6379")));
     for line in [
         "-oq redis://h:6379",
         "-oq=redis://h:6379",
@@ -70,32 +90,30 @@ fn every_option_of_run_sets_its_field_from_the_command_line_and_from_the_environ
         ("--drain-timeout", "0s", |c| c.drain_timeout = Duration::ZERO),
         ("--lease", "3s", |c| c.lease = Duration::from_secs(3)),
         ("--pop", "blpop", |c| c.pop = Pop::Blpop),
-        ("--deny-net", "private,self,fd00::/8", |c| {
-            c.deny_net = vec!["private".into(), "self".into(), "fd00::/8".into()]
-        }),
+        ("--deny-net", "private,self,fd00::/8", |c| c.deny_net = nets(&["private", "self", "fd00::/8"])),
         ("--status-addr", "[::1]:9100", |c| c.status_addr = Some("[::1]:9100".into())),
-        ("--id-header", "X-Id", |c| c.id_header = Some("X-Id".into())),
+        ("--id-header", "X-Id", |c| c.id_header = "X-Id".parse().ok()),
         ("--log-format", "bare", |c| c.log_format = LogFormat::Bare),
         ("--ordered", "", |c| c.ordered = true),
         ("--https-only", "", |c| c.https_only = true),
         ("--roots", "system", |c| c.redis.roots = Roots::System),
         ("--proxy-resolves", "no", |c| c.proxy_resolves = false),
     ];
-    let asked = options_of("run");
+    let asked = rows("run");
     for (name, value, set) in table {
-        let mut expected = Config::with_defaults(RedisAddress::new("redis://h"));
+        let mut expected = Config::with_defaults(redis("redis://h"));
         // Bounds that were said shrink what lies under them.
         set(&mut expected);
         expected.workers = expected.workers.min(expected.in_flight / 2);
         expected.endpoint_concurrency = expected.endpoint_concurrency.min(expected.workers);
         assert_eq!(config(&format!("{name} {value}"), &[]).as_ref(), Ok(&expected), "{name}");
-        let variable = asked.iter().find(|asked| asked.name == *name).unwrap().variable.clone().unwrap();
+        let variable = asked.iter().find(|row| row.name() == *name).unwrap().variable().unwrap();
         let value = if value.is_empty() { "yes" } else { value };
         assert_eq!(config("", &[&format!("{variable}={value}")]).as_ref(), Ok(&expected), "{variable}");
     }
     let bounds = config("--keep-dead 7d --deny-net all --allow-net 10.1.0.0/16,public", &[]).unwrap();
     assert_eq!(bounds.keep_dead, Some(Duration::from_secs(7 * 86_400)));
-    assert_eq!((bounds.deny_net, bounds.allow_net), (vec!["all".into()], vec!["10.1.0.0/16".into(), "public".into()]));
+    assert_eq!((bounds.deny_net, bounds.allow_net), (nets(&["all"]), nets(&["10.1.0.0/16", "public"])));
     // Tested by themselves, and just above.
     let files = [
         "--outbound-queue",
@@ -110,8 +128,8 @@ fn every_option_of_run_sets_its_field_from_the_command_line_and_from_the_environ
         "--client-key-file",
     ];
     for option in asked {
-        let covered = files.contains(&option.name) || table.iter().any(|(name, _, _)| *name == option.name);
-        assert!(covered, "{option:?} is not in this table");
+        let covered = files.contains(&option.name()) || table.iter().any(|(name, _, _)| *name == option.name());
+        assert!(covered, "{} is not in this table", option.name());
     }
 }
 
@@ -119,7 +137,7 @@ fn every_option_of_run_sets_its_field_from_the_command_line_and_from_the_environ
 fn the_queue_is_named_by_ours_or_by_the_variables_of_the_deliverer() {
     let key =
         |line: &str, variables: &[&str]| match parsed(line, variables).unwrap_or_else(|why| panic!("{line}: {why}")) {
-            Command::Run(Config { redis, .. }) => (redis.key(), redis.url.clone(), redis.taken.to_string()),
+            Command::Run(Config { redis, .. }) => (redis.key(), redis.url.shown(), redis.taken.to_string()),
             other => panic!("{other:?}"),
         };
     let found = |key: &str, url: &str, taken: &str| (key.to_owned(), url.to_owned(), taken.to_owned());
@@ -197,8 +215,8 @@ fn the_command_line_wins_over_the_environment_and_lists_are_not_mixed() {
         ["ACAPY_DELIVER_WORKERS=3", "ACAPY_DELIVER_DENY_NET=private, loopback,", "ACAPY_DELIVER_ORDERED=on"];
     let from_both = config("--workers 4 --deny-net 10.0.0.0/8 --deny-net 192.0.2.1", &variables).unwrap();
     assert_eq!((from_both.workers, from_both.ordered), (4, true));
-    assert_eq!(from_both.deny_net, ["10.0.0.0/8", "192.0.2.1"]);
-    assert_eq!(config("", &variables).unwrap().deny_net, ["private", "loopback"]);
+    assert_eq!(from_both.deny_net, nets(&["10.0.0.0/8", "192.0.2.1"]));
+    assert_eq!(config("", &variables).unwrap().deny_net, nets(&["private", "loopback"]));
     for off in ["0", "false", "No", "OFF"] {
         assert!(!config("", &[&format!("ACAPY_DELIVER_ORDERED={off}")]).unwrap().ordered);
     }
@@ -221,7 +239,7 @@ fn bad_values_are_refused_with_option_value_and_what_would_be_right() {
         ("--ordered --ordered", &["'--ordered'", "twice"]),
         ("--timeout 30", &["'--timeout'", "'30'", "30s"]),
         ("--timeout 1.5s", &["'--timeout'", "200ms"]),
-        ("--timeout 0s", &["'--timeout'", "1ms to 1d"]),
+        ("--timeout 0s", &["'--timeout'", "1ms to 24h"]),
         ("--timeout s", &["'--timeout'"]),
         ("--timeout 99999999999999999d", &["'--timeout'"]),
         ("--lease 2s", &["'--lease'", "3s to 1h"]),
@@ -316,34 +334,6 @@ fn queue_urls_are_judged_early_and_never_with_their_password() {
 }
 
 #[test]
-fn redaction_hides_what_may_be_a_password_and_nothing_else() {
-    let table = [
-        ("redis://host:6379/0", "redis://host:6379/0"),
-        ("redis://user@host", "redis://***@host"),
-        ("redis://pw@host:6379/0", "redis://***@host:6379/0"),
-        ("redis://user:pw@host:6379", "redis://user:***@host:6379"),
-        ("redis://:p@s/s@host", "redis://:***@host"),
-        ("redis://user:pw", "redis://user:***"),
-        ("redis://[::1]:6379", "redis://[::1]:6379"),
-        ("redis://a:1,b,[::1]:2/0", "redis://a:1,b,[::1]:2/0"),
-        ("redis://u:pw@a:1,b:2", "redis://u:***@a:1,b:2"),
-        (
-            "redis+sentinel://a:1,b/m?sentinel-password=pw&sentinel-user=u",
-            "redis+sentinel://a:1,b/m?sentinel-password=***&sentinel-user=u",
-        ),
-        ("redis://a:1,user:p,w", "redis://a:1,user:***"),
-        ("redis://[::1]", "redis://[::1]"),
-        ("unix:///run/s?db=1&pass=pw&user=u", "unix:///run/s?db=1&pass=***&user=u"),
-        ("http://host/a?password=pw", "http://host/a?password=***"),
-        ("word", "word"),
-        ("pw@host", "***@host"),
-    ];
-    for (text, shown) in table {
-        assert_eq!(redacted(text), shown, "{text}");
-    }
-}
-
-#[test]
 fn a_password_comes_from_the_url_or_from_a_file_but_not_from_both() {
     let path = std::env::temp_dir().join(format!("acapy-deliver-password-{}", std::process::id()));
     std::fs::write(&path, "secret\n").unwrap();
@@ -377,50 +367,22 @@ fn a_password_comes_from_the_url_or_from_a_file_but_not_from_both() {
 }
 
 #[test]
-fn durations_and_sizes_take_units() {
-    let duration = |text| duration_within(text, Duration::ZERO, 10 * YEAR);
-    for (text, milliseconds) in
-        [("0s", 0), ("200ms", 200), ("5s", 5000), ("10m", 600_000), ("24h", 86_400_000), ("7d", 604_800_000)]
-    {
-        assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
-    }
-    for (text, bytes) in [
-        ("512", 512),
-        ("512B", 512),
-        ("64KiB", 65_536),
-        ("64MiB", 67_108_864),
-        ("1GiB", 1_073_741_824),
-        ("2gib", 2_147_483_648),
-        ("64kB", 64_000),
-        ("3MB", 3_000_000),
-        ("1GB", 1_000_000_000),
-    ] {
-        assert_eq!(size(text), Ok(bytes), "{text}");
-    }
-    for text in ["", "KiB", "1k", "1 KiB", "-1", "1TiB", "2000GiB", "99999999999999999999"] {
-        assert!(size(text).is_err(), "{text}");
-    }
-    for (milliseconds, text) in [(1500, "1500ms"), (5000, "5s"), (90_000, "90s"), (3_600_000, "1h"), (0, "0s")] {
-        assert_eq!(Span(Duration::from_millis(milliseconds)).to_string(), text);
-    }
-}
-
-#[test]
 fn enqueue_takes_its_payload_from_one_place() {
     let enqueue = |line: &str, variables: &[&str]| match parsed(&format!("enqueue -oq redis://h {line}"), variables)? {
         Command::Enqueue(enqueue) => Ok::<_, Error>(enqueue),
         other => panic!("{other:?}"),
     };
     let expected = Enqueue {
-        redis: RedisAddress::new("redis://h"),
+        redis: redis("redis://h"),
         endpoint: "http://e".into(),
         format: None,
         headers: vec![],
         payload: Payload::Unsaid,
         count: 1,
     };
-    assert_eq!(enqueue("--endpoint http://e", &[]), Ok(expected.clone()));
-    assert_eq!(enqueue("", &["ACAPY_DELIVER_ENDPOINT=http://e"]), Ok(expected));
+    assert_eq!(enqueue("--endpoint http://e", &["ACAPY_DELIVER_COUNT=7"]), Ok(expected));
+    // What one call is about stands in that call.
+    refused("enqueue -oq redis://h", &["ACAPY_DELIVER_ENDPOINT=http://e"], &["'--endpoint' is missing"]);
     let format = |line: &str| enqueue(&format!("--endpoint http://e {line}"), &[]).map(|enqueue| enqueue.format);
     assert_eq!(format("--format json"), Ok(Some(Format::Json)));
     assert_eq!(format("--format msgpack"), Ok(Some(Format::MessagePack)));
@@ -428,11 +390,8 @@ fn enqueue_takes_its_payload_from_one_place() {
     assert_eq!(enqueue("--endpoint http://e -", &[]).unwrap().payload, Payload::Stdin);
     assert_eq!(enqueue("file --endpoint http://e", &[]).unwrap().payload, Payload::File("file".into()));
     assert_eq!(enqueue("--endpoint http://e --text hi", &[]).unwrap().payload, Payload::Text("hi".into()));
-    let text = ["ACAPY_DELIVER_TEXT=hi", "ACAPY_DELIVER_HEADER=A: 1, B:2"];
-    let from_environment = enqueue("--endpoint http://e", &text).unwrap();
-    assert_eq!(from_environment.payload, Payload::Text("hi".into()));
-    assert_eq!(from_environment.headers, [("A".to_owned(), "1".to_owned()), ("B".to_owned(), "2".to_owned())]);
-    assert_eq!(enqueue("--endpoint http://e file", &text).unwrap().payload, Payload::File("file".into()));
+    let headers = enqueue("--endpoint http://e --header A:1 --header B:2", &[]).unwrap().headers;
+    assert_eq!(headers, [("A".to_owned(), "1".to_owned()), ("B".to_owned(), "2".to_owned())]);
     refused("enqueue -oq redis://h --endpoint http://e --text a file", &[], &["twice", "'--text'"]);
     refused("enqueue -oq redis://h", &[], &["'--endpoint'"]);
     refused("enqueue --endpoint http://e", &[], &["-oq"]);
@@ -467,11 +426,11 @@ fn listen_and_status_and_check_have_their_options() {
     refused("listen 8030", &[], &["'8030'", "127.0.0.1"]);
     refused("listen --status 100", &[], &["'--status'", "200 to 599"]);
 
-    let redis = RedisAddress::new("redis://h");
+    let redis = redis("redis://h");
     let status = Status { redis: redis.clone(), json: true, limit: 5 };
     assert_eq!(parsed("status -oq redis://h --json --limit 5", &[]), Ok(Command::Status(status)));
     let mut config = Config::with_defaults(redis);
-    config.deny_net = vec!["private".into()];
+    config.deny_net = nets(&["private"]);
     let check = Check { config, endpoint: Some("http://e".into()), repair: Repair::No };
     let line = "check -oq redis://h --endpoint http://e --deny-net private";
     assert_eq!(parsed(line, &[]), Ok(Command::Check(check.clone())));
@@ -527,29 +486,48 @@ fn dead_takes_ids_or_all_and_its_filters_only_from_the_command_line() {
 
 #[test]
 fn help_can_be_asked_for_everywhere_and_names_every_option_and_variable() {
-    for command in COMMANDS {
+    for command in COMMANDS.iter().map(|command| command.name) {
         let Ok(Command::Print(text)) = parsed(&format!("{command} --help"), &[]) else { panic!("{command}") };
         assert_eq!(parsed(&format!("help {command}"), &[]), Ok(Command::Print(text.clone())));
         assert_eq!(parsed(&format!("{command} -h --no-such-thing"), &[]), Ok(Command::Print(text.clone())));
         let words: Vec<&str> = text.split(|c: char| !(c.is_ascii_alphanumeric() || "-_".contains(c))).collect();
-        for asked in options_of(command) {
-            assert!(words.contains(&asked.name), "help of {command} lacks {}", asked.name);
-            if let Some(variable) = asked.variable {
+        for row in rows(command) {
+            assert!(words.contains(&row.name()), "help of {command} lacks {}", row.name());
+            if let Some(variable) = row.variable() {
                 assert!(words.contains(&variable.as_str()), "help of {command} lacks {variable}");
             }
         }
         for word in words.iter().filter(|word| word.starts_with("--") && !["--help", "--version"].contains(word)) {
-            assert!(options_of(command).iter().any(|asked| asked.name == *word), "help of {command} invents {word}");
+            assert!(rows(command).iter().any(|row| row.name() == *word), "help of {command} invents {word}");
         }
         assert!(text.lines().all(|line| line.chars().count() <= 92), "help of {command} is too wide");
     }
     let Ok(Command::Print(main)) = parsed("--help", &[]) else { panic!() };
-    for command in COMMANDS {
+    for command in COMMANDS.iter().map(|command| command.name) {
         assert!(main.contains(&format!("acapy-deliver {command}")) || command == "run", "{command}");
     }
     assert_eq!(parsed("help", &[]), Ok(Command::Print(main)));
     refused("help nonsense", &[], &["'nonsense'"]);
     refused("enqeue --help", &[], &["did you mean 'enqueue'"]);
+}
+
+#[test]
+fn every_default_is_one_of_the_values_of_its_option() {
+    for row in COMMANDS.iter().flat_map(|command| command.rows()) {
+        assert_eq!(row.check_default(), Ok(()), "{} {:?}", row.name(), row.default());
+    }
+    Config::with_defaults(redis("redis://h"));
+}
+
+#[test]
+fn actions_have_their_options_from_those_of_their_command() {
+    for command in COMMANDS {
+        for action in command.actions {
+            for row in command.rows_of(action) {
+                assert!(command.rows().any(|other| other.name() == row.name()), "{} {}", command.name, row.name());
+            }
+        }
+    }
 }
 
 #[test]
@@ -567,8 +545,8 @@ fn readme_names_every_option_of_run() {
         return;
     };
     let words: Vec<&str> = readme.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')).collect();
-    for asked in options_of("run") {
-        assert!(words.contains(&asked.name), "README.md lacks {}", asked.name);
+    for row in rows("run") {
+        assert!(words.contains(&row.name()), "README.md lacks {}", row.name());
     }
 }
 
@@ -590,6 +568,7 @@ fn what_is_not_utf_8_is_refused_by_place_or_name() {
     let message = parse(vec![OsString::from("--text"), bytes()], &Environment::new()).unwrap_err().to_string();
     assert!(message.contains("argument 2"), "{message}");
     let environment = Environment::from([("ACAPY_DELIVER_FINAL".to_owned(), bytes())]);
-    let message = parse(Vec::new(), &environment).unwrap_err().to_string();
+    let line = ["-oq", "redis://h"].map(OsString::from).to_vec();
+    let message = parse(line, &environment).unwrap_err().to_string();
     assert!(message.contains("ACAPY_DELIVER_FINAL"), "{message}");
 }

@@ -471,8 +471,8 @@ mod tests {
     }
 
     fn guard(deny: &[&str]) -> Guard {
-        let deny: Vec<String> = deny.iter().map(|value| value.to_string()).collect();
-        Guard::new(&[], &deny, &[]).unwrap()
+        let deny: Vec<_> = deny.iter().map(|net| net.parse().unwrap()).collect();
+        Guard::new(&[], &deny, &[])
     }
 
     fn ip(text: &str) -> IpAddr {

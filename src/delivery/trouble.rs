@@ -13,6 +13,7 @@ use super::redirect::port;
 use super::tls;
 use super::transport::tls_error;
 use crate::policy::{Attempt, Failure};
+use crate::text;
 
 /// Why a request got no answer, told by one of our own parts.
 #[derive(Clone, Debug)]
@@ -132,5 +133,5 @@ pub(super) fn failed(failure: Failure, words: &str, uri: &Uri) -> Attempt {
 /// Words that the other side may have had a hand in, at a length and of a kind
 /// that do no harm in a log.
 pub(super) fn shorten(words: &str) -> String {
-    words.chars().take(120).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text::excerpt(words, 120)
 }

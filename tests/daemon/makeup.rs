@@ -220,7 +220,10 @@ impl Drop for Script {
 /// The rooms of the house, floor by floor: a room imports from the floors above its own and from rooms of its own
 /// floor, never from below.
 const FLOORS: [(&str, &[&str]); 6] = [
-    ("words", &["headers", "frames", "journal", "policy", "queue", "guard", "roots", "clock", "envelope", "lanes"]),
+    (
+        "words",
+        &["text", "headers", "frames", "journal", "policy", "queue", "guard", "roots", "clock", "envelope", "lanes"],
+    ),
     ("rules", &["peers", "claiming", "outbox", "metrics", "config"]),
     ("edges", &["delivery", "queue/"]),
     ("shared by threads", &["lease", "backoff", "dispatch"]),

@@ -43,7 +43,8 @@ static SETTING: LazyLock<Setting> = LazyLock::new(|| {
         }
     });
     // Wherever an answer redirects to, nothing goes beyond this machine.
-    let guard = Guard::new(&["loopback".into()], &["0.0.0.0/0".into(), "::/0".into()], &[]).unwrap();
+    let nets = |texts: &[&str]| texts.iter().map(|net| net.parse().unwrap()).collect::<Vec<_>>();
+    let guard = Guard::new(&nets(&["loopback"]), &nets(&["0.0.0.0/0", "::/0"]), &[]);
     let options = Options { connect_timeout: TIMEOUT, timeout: TIMEOUT, workers: 4, guard, ..Options::default() };
     Setting { poster: Poster::new(options).unwrap(), address, answer }
 });

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use acapy_deliver::queue::redis::list::{Keys, Pop, RedisList};
+use acapy_deliver::config::RedisAddress;
+use acapy_deliver::queue::redis::list::{Keys, RedisList};
 use acapy_deliver::queue::redis::server::Server;
 use acapy_deliver::queue::{
-    AgentNumber, Bounds, Claimed, Error, FailedLane, Fate, History, Id, LaneChange, Peer, Place, Queue, RawClaim,
+    AgentNumber, Bounds, Claimed, Error, FailedLane, Fate, History, Id, LaneChange, Peer, Place, Pop, Queue, RawClaim,
     Settlement, Source, Waited, Want,
 };
 use redis::Value;
@@ -107,7 +108,7 @@ impl Bench {
     pub fn new(redis: &Redis, edit: Edit) -> Bench {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("scenario-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let server = Server { url: redis.url(), ..Server::default() };
+        let server = Server::from(&RedisAddress::new(&redis.url()).unwrap());
         let queue = format!("{prefix}.outbound_transport");
         let edit = |name: &str, text: String| match name {
             // Nothing can come between the steps of taking over here: so one entry always goes to somebody else.
@@ -1588,7 +1589,7 @@ mod rules {
 
 fn list(redis: &Redis, prefix: &str, pop: Pop, ordered: bool) -> RedisList {
     let queue = format!("{prefix}.outbound_transport");
-    RedisList::new(Server { url: redis.url(), ..Server::default() }, &queue, pop, ordered)
+    RedisList::new(Server::from(&RedisAddress::new(&redis.url()).unwrap()), &queue, pop, ordered)
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use acapy_deliver::config::RedisAddress;
 use acapy_deliver::queue::redis::list::{Keys, RedisList};
 use acapy_deliver::queue::redis::server::Server;
 use acapy_deliver::queue::{
@@ -129,7 +130,7 @@ impl OnRedis {
     /// A queue of this prefix with the scripts as they are, or as `edit` makes them.
     pub fn new(redis: &Redis, prefix: &str, ordered: bool, edit: &dyn Fn(&str, String) -> String) -> OnRedis {
         let clock_key = format!("{prefix}-clock");
-        let server = Server { url: redis.url(), ..Server::default() };
+        let server = Server::from(&RedisAddress::new(&redis.url()).unwrap());
         let queue = format!("{prefix}.outbound_transport");
         let list = RedisList::with_edited_moves(server, &queue, ordered, Some(&clock_key), edit);
         OnRedis { list, keys: Keys::new(&queue), client: redis.client(), clock_key }

@@ -231,7 +231,7 @@ fn request_is_sent_exactly_and_without_headers_of_the_connection() {
             stream.write_all(OK).unwrap();
         }
     });
-    let poster = Poster::new(Options { id_header: Some("X-Message-Id".to_string()), ..options() }).unwrap();
+    let poster = Poster::new(Options { id_header: "X-Message-Id".parse().ok(), ..options() }).unwrap();
     let headers = [
         ("Content-Type", "application/ssi-agent-wire"),
         ("X-Twice", "one"),
@@ -1214,7 +1214,7 @@ fn other_redirects_are_not_followed() {
 fn addresses_are_refused_also_behind_names_and_redirects() {
     let server = Server::answering(OK);
     let port = server.addr.port();
-    let guard = Guard::new(&[], &["loopback".to_string()], &[]).unwrap();
+    let guard = Guard::new(&[], &["loopback".parse().unwrap()], &[]);
     let strict = Poster::new(Options { guard, ..options() }).unwrap();
     for host in ["127.0.0.1", "[::ffff:127.0.0.1]"] {
         let attempt = post(&strict, &format!("http://{host}:{port}/"));
@@ -1270,7 +1270,7 @@ fn proxy_is_used_and_decides_about_names() {
     let (send, asked) = mpsc::channel();
     let proxy = proxy_to(server.addr, send);
     let url = format!("http://user:secret@{}", proxy.addr);
-    let guard = Guard::new(&[], &["loopback".to_string()], &[]).unwrap();
+    let guard = Guard::new(&[], &["loopback".parse().unwrap()], &[]);
     let poster = Poster::new(Options { proxies: proxies(&url), guard, ..options() }).unwrap();
     for _ in 0..5 {
         assert_status(post(&poster, "http://inside.example:8020/x"), 200);
@@ -1322,12 +1322,12 @@ fn addresses_are_judged_through_a_proxy_too_in_all_spellings_and_behind_redirect
     });
     let own = "127.9.9.9:7201".parse().unwrap();
     for (deny, own, port, words) in [
-        (vec!["loopback".to_string()], vec![], 80, "is refused by '--deny-net loopback'"),
+        (vec!["loopback".parse().unwrap()], vec![], 80, "is refused by '--deny-net loopback'"),
         (vec![], vec![(own, "Redis")], 7201, "is the agent's own Redis"),
     ] {
         let (send, asked) = mpsc::channel();
         let proxy = proxy_to(server.addr, send);
-        let guard = Guard::new(&[], &deny, &own).unwrap();
+        let guard = Guard::new(&[], &deny, &own);
         let proxies = proxies(&proxy.url(""));
         let poster = Poster::new(Options { proxies, guard, ..options() }).unwrap();
         for host in ["127.9.9.9", "0x7f.0x9.0x9.9", "0177.9.2313", "2131298569", "127.9.9.9.", "[::ffff:127.9.9.9]"] {
@@ -1463,7 +1463,7 @@ fn names_do_not_go_through_a_proxy_where_that_is_not_wanted() {
         "no_proxy" => Some(".inside.example localhost".to_string()),
         _ => None,
     };
-    let guard = Guard::new(&[], &[], &[]).unwrap().proxy_resolves(false);
+    let guard = Guard::new(&[], &[], &[]).proxy_resolves(false);
     let proxies = Proxies::from_variables(variables).unwrap();
     let poster = Poster::new(Options { proxies, guard, ..options() }).unwrap();
     assert_refused(post(&poster, "http://outside.example/"), "'--proxy-resolves no'");

@@ -244,7 +244,7 @@ fn the_handshake_carries_the_headers_of_the_message_and_none_of_a_connection() {
         peer.close(1000, b"");
         peer.wait();
     });
-    let poster = Poster::new(Options { id_header: Some("X-Message-Id".to_string()), ..options() }).unwrap();
+    let poster = Poster::new(Options { id_header: "X-Message-Id".parse().ok(), ..options() }).unwrap();
     let headers = [
         ("Content-Type", "application/didcomm-envelope-enc"),
         ("x-api-key", "secret"),
@@ -614,14 +614,14 @@ fn websockets_go_through_proxies_by_a_tunnel() {
 fn ws_is_held_to_the_same_rules_of_addresses_and_tls() {
     let server = taken(|peer| peer.close(1000, b""));
     let guarded = |guard| Poster::new(Options { guard, ..options() }).unwrap();
-    let denied = guarded(Guard::new(&[], &["loopback".to_string()], &[]).unwrap());
+    let denied = guarded(Guard::new(&[], &["loopback".parse().unwrap()], &[]));
     assert_refused(post(&denied, &ws(&server)), "is refused by '--deny-net loopback'");
-    let own = guarded(Guard::new(&[], &[], &[(server.addr, "Redis")]).unwrap());
+    let own = guarded(Guard::new(&[], &[], &[(server.addr, "Redis")]));
     assert_refused(post(&own, &ws(&server)), "is the agent's own Redis");
-    let strict = guarded(Guard::new(&[], &[], &[]).unwrap().https_only(true));
+    let strict = guarded(Guard::new(&[], &[], &[]).https_only(true));
     assert_refused(post(&strict, &ws(&server)), "'--https-only' refuses");
     assert_eq!(server.n_accepted(), 0);
-    let strict = guarded(Guard::new(&["127.0.0.0/8".to_string()], &[], &[]).unwrap().https_only(true));
+    let strict = guarded(Guard::new(&["127.0.0.0/8".parse().unwrap()], &[], &[]).https_only(true));
     assert_eq!(post(&strict, &ws(&server)), closed(1000, "", true));
 
     let ca = Ca::new();

@@ -217,7 +217,7 @@ impl Link {
     /// Passwords that expire are changed in their file in time; the connection would end with the old one.
     fn renew_password(&mut self) {
         let Some(open) = &mut self.open else { return };
-        if self.server.password_file.is_none() || self.read_password.elapsed() < READ_PASSWORD_EVERY {
+        if !self.server.has_password_file() || self.read_password.elapsed() < READ_PASSWORD_EVERY {
             return;
         }
         self.read_password = Instant::now();

@@ -15,18 +15,8 @@ use super::connection::{Arguments, Failure, Link, Move};
 use super::server::{Server, is_refusal, wire_text};
 use crate::queue::{
     Adopted, AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, HIGHEST_NUMBER, History, Id, Joined,
-    LaneChange, Peer, Place, Queue, RawClaim, Settlement, Source, Waited, WaitingLane,
+    LaneChange, Peer, Place, Pop, Queue, RawClaim, Settlement, Source, Waited, WaitingLane,
 };
-
-/// How a wait is made.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Pop {
-    /// `BLMOVE K K LEFT LEFT`: looks without taking, so that a cut connection loses nothing.
-    #[default]
-    Peek,
-    /// `BLPOP`: takes, and hands the value to the next claim; it can lose the one message just popped.
-    Blpop,
-}
 
 /// The longest and the shortest time that a wait blocks: a stop is to be noticed,
 /// and `0.001` blocks for ever on Redis 6.2.

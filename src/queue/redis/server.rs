@@ -2,9 +2,7 @@
 //! name look-up, TLS, user and password, and puts what goes wrong into our own words: into the two
 //! kinds of [`Error`] that the threads tell apart. Which server it must be is `locate`'s to know.
 
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -29,32 +27,23 @@ const IDENTITY: [&str; 2] = ["--redis-cert-file", "--redis-key-file"];
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where Redis is, and who we are to it.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Server {
-    /// `redis://`, `rediss://` or `unix://`, with user, password and database.
-    pub url: String,
-    /// Read anew at every connection, so that a rotated password needs no restart.
-    pub password_file: Option<PathBuf>,
-    /// PEM certificates that `rediss://` trusts instead of all others: whoever has an authority of
-    /// their own for it means that nobody else can vouch for their Redis.
-    pub ca_file: Option<PathBuf>,
-    /// PEM files of the certificate that is shown to it and of its key, read anew at every connection.
-    pub client_certificate: Option<(PathBuf, PathBuf)>,
-    /// The name that its certificate must have, whatever it is reached by.
-    pub server_name: Option<String>,
+    /// The password and the certificates are read anew at every connection, so that new ones need no restart.
+    address: RedisAddress,
     /// Shared by its clones: what it trusts otherwise.
-    pub roots: Kept,
+    roots: Kept,
     /// Told where each connection leads.
-    pub own: Option<Own>,
+    pub(super) own: Option<Own>,
     /// Shared by its clones: looks up its name.
     pub names: Names,
     /// Shared by its clones: whether it lets us in.
-    pub entry: Arc<Entry>,
+    pub(super) entry: Arc<Entry>,
 }
 
 /// Whether a server lets us in.
 #[derive(Default)]
-pub struct Entry {
+pub(super) struct Entry {
     /// It has done what it was asked at least once.
     has_served: AtomicBool,
     /// It has been said that it does not let us in any more.
@@ -88,35 +77,41 @@ pub(super) struct Open {
 impl From<&RedisAddress> for Server {
     fn from(address: &RedisAddress) -> Server {
         Server {
-            url: address.url.clone(),
-            password_file: address.password_file.clone(),
-            ca_file: address.ca_file.clone(),
-            client_certificate: address.client_certificate.clone(),
-            server_name: address.server_name.clone(),
+            address: address.clone(),
             roots: Kept::new(address.roots),
-            ..Server::default()
+            own: None,
+            names: Names::default(),
+            entry: Arc::default(),
         }
     }
 }
 
 impl Server {
+    /// The same one; where each connection leads is told to `own`.
+    #[must_use]
+    pub fn telling(self, own: Own) -> Server {
+        Server { own: Some(own), ..self }
+    }
+
     /// The address without user and password, for messages and logs.
     pub fn name(&self) -> String {
-        QueueUrl::parse(&self.url).map_or("the queue URL".to_string(), |url| url.name())
+        self.address.url.name()
     }
 
     /// Whether Sentinels say where it is.
     pub(super) fn has_sentinels(&self) -> bool {
-        let scheme = self.url.split("://").next().unwrap_or_default();
-        scheme.rsplit('+').next().is_some_and(|last| last.eq_ignore_ascii_case("sentinel"))
+        self.address.url.sentinels.is_some()
+    }
+
+    /// Whether its password stands in a file, and so may change.
+    pub(super) fn has_password_file(&self) -> bool {
+        self.address.password_file.is_some()
     }
 
     /// What the URL says, with the password as the file has it now.
     pub(super) fn read_url(&self) -> Result<QueueUrl, Error> {
-        let mut url = QueueUrl::parse(&self.url)
-            .map_err(|why| Error::Fatal(format!("option '--outbound-queue': the queue URL {why}")))?;
-        let unusable = |why: String| self.unless_served(format!("option '--redis-password-file': {why}"));
-        if let Some(password) = self.password().map_err(unusable)? {
+        let mut url = self.address.url.clone();
+        if let Some(password) = self.password().map_err(|why| self.unless_served(why))? {
             url.access.login = url.access.login.set_password(password);
         }
         Ok(url)
@@ -128,12 +123,7 @@ impl Server {
     ///
     /// Why it cannot be read.
     pub(super) fn password(&self) -> Result<Option<String>, String> {
-        let Some(path) = &self.password_file else { return Ok(None) };
-        let text = fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-        match text.trim_end_matches(['\r', '\n']) {
-            "" => Err(format!("{} is empty", path.display())),
-            password => Ok(Some(password.to_string())),
-        }
+        self.address.password().map_err(|why| why.to_string())
     }
 
     /// What ends an agent that never got into Redis is waited out by one that did: passwords are
@@ -160,7 +150,7 @@ impl Server {
                 let found = found.map_err(|why| Error::Unavailable(format!("{name}: {why}")))?;
                 let opened = match config {
                     Some(config) => {
-                        let name = self.server_name.as_deref().unwrap_or(host);
+                        let name = self.address.server_name.as_deref().unwrap_or(host);
                         Connection::tls(name, &found, *port, config, patience)
                     }
                     None => Connection::tcp(&found, *port, patience),
@@ -197,7 +187,7 @@ impl Server {
     }
 
     fn tls_config(&self) -> Result<Arc<ClientConfig>, Error> {
-        let roots = match &self.ca_file {
+        let roots = match &self.address.ca_file {
             None => self.roots.store().map_err(|why| self.unless_served(why))?,
             Some(path) => {
                 let mut roots = RootCertStore::empty();
@@ -211,7 +201,7 @@ impl Server {
             .with_safe_default_protocol_versions()
             .map_err(|error| Error::Fatal(format!("TLS cannot be used: {error}")))?
             .with_root_certificates(roots);
-        let config = match &self.client_certificate {
+        let config = match &self.address.client_certificate {
             None => config.with_no_client_auth(),
             Some(files) => {
                 let (chain, key) = read_identity(files, IDENTITY).map_err(|why| self.unless_served(why))?;
@@ -275,7 +265,7 @@ impl Server {
         } else if is_elsewhere(&text) {
             format!("the nodes of its Cluster do not agree on where the queue is ({text})")
         } else if error.is_timeout() {
-            let tls = if self.url.starts_with("rediss") { "; does it speak TLS on this port?" } else { "" };
+            let tls = if self.address.url.access.has_tls { "; does it speak TLS on this port?" } else { "" };
             format!("no answer within {} s{tls}", PATIENCE.as_secs())
         } else {
             in_words_of_tls(&text).unwrap_or(text)

@@ -1,0 +1,412 @@
+//! The options of the operator's commands. But for those of the queue and of `run` they have no variables: what
+//! one call is about should stand in that call, above all where messages are dropped.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::queue::{self, RedisAddress};
+use super::reader::Reader;
+use super::row::{Action, AnyRow, CommandRow, Row, Section, flag};
+use super::run::{self, Config};
+use super::values::{HOUR, duration, header, host_and_port, id, not_empty, number, one_of};
+use super::{Command, Error};
+use crate::envelope::Format;
+use crate::text::redacted;
+
+/// Options of `enqueue`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Enqueue {
+    /// The queue.
+    pub redis: RedisAddress,
+    /// Where the message is to be delivered.
+    pub endpoint: String,
+    /// The wire format; `None`: what the queue's key suggests.
+    pub format: Option<Format>,
+    /// Headers as given, names and values trimmed.
+    pub headers: Vec<(String, String)>,
+    /// Where the payload comes from.
+    pub payload: Payload,
+    /// How many times it is pushed; 1.
+    pub count: u64,
+}
+
+/// Where the payload of `enqueue` comes from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Payload {
+    /// From the command line.
+    Text(String),
+    /// From a file.
+    File(PathBuf),
+    /// From standard input, asked for by `-`.
+    Stdin,
+    /// Nothing was said: from standard input if it is not a terminal.
+    Unsaid,
+}
+
+static ENQUEUE_ENDPOINT: Row<String> =
+    Row::new("--endpoint", "URL", not_empty).help("where it is to be delivered, http, https, ws or wss; needed");
+static FORMAT: Row<Format> = Row::new("--format", "json|msgpack", |text| {
+    one_of(text, &[Format::Json, Format::MessagePack].map(|format| (format.name(), format)))
+})
+.unset("msgpack for ….outbound_transport, else json")
+.help("how it is written: as ACA-Py of today does, or as 0.7 did");
+static HEADER: Row<Vec<(String, String)>> = Row::new("--header", "'Name: value'", header)
+    .unset("Content-Type: application/didcomm-envelope-enc, or with msgpack application/ssi-agent-wire")
+    .help("a header to deliver with it; repeatable");
+static TEXT: Row<String> =
+    Row::new("--text", "STRING", |text| Ok(text.to_owned())).unset("none").help("the payload, instead of a file");
+static PUSH_COUNT: Row<u64> =
+    Row::new("--count", "N", |text| number(text, 1, 100_000_000)).default("1").help("push it so many times");
+
+/// The command `enqueue`.
+pub static ENQUEUE: CommandRow = CommandRow {
+    name: "enqueue",
+    summary: "push one message, as ACA-Py would",
+    usage: "acapy-deliver enqueue -oq URL --endpoint URL [options] [FILE|-]",
+    about: "\
+Pushes a message onto the queue as ACA-Py would. Its payload is FILE, or standard
+input for - or when nothing is said.",
+    sections: &[
+        Section { heading: "", rows: &[&ENQUEUE_ENDPOINT, &FORMAT, &HEADER, &TEXT, &PUSH_COUNT] },
+        queue::SECTION,
+    ],
+    after: "",
+    actions: &[],
+};
+
+pub(super) fn read_enqueue(reader: &mut Reader) -> Result<Command, Error> {
+    let redis = queue::read(reader)?;
+    let endpoint = reader.optional(&ENQUEUE_ENDPOINT)?;
+    let format = reader.optional(&FORMAT)?;
+    let headers = reader.list(&HEADER)?;
+    let text = reader.optional(&TEXT)?;
+    let count = reader.value(&PUSH_COUNT)?;
+    let file = reader.rest(1)?.into_iter().next();
+    let payload = match (file, text) {
+        (Some(_), Some(_)) => {
+            return Err(Error("the payload is given twice: as '--text' and as a file; leave out one".to_owned()));
+        }
+        (Some(file), None) if file == "-" => Payload::Stdin,
+        (Some(file), None) => Payload::File(PathBuf::from(file)),
+        (None, Some(text)) => Payload::Text(text),
+        (None, None) => Payload::Unsaid,
+    };
+    let endpoint =
+        endpoint.ok_or_else(|| Error("option '--endpoint' is missing: where is the message to go?".to_owned()))?;
+    Ok(Command::Enqueue(Enqueue { redis, endpoint, format, headers, payload, count }))
+}
+
+/// Options of `listen`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Listen {
+    /// `HOST:PORT`; `127.0.0.1:8030`. Port 0 takes a free one.
+    pub address: String,
+    /// The status of every answer; 200. A WebSocket opens with one of 2xx.
+    pub status: u16,
+    /// The code that every WebSocket is closed with; 1000.
+    pub close: u16,
+    /// How long to wait before each answer; none.
+    pub delay: Duration,
+    /// One line a request.
+    pub quiet: bool,
+    /// End after this many requests; `None`: never.
+    pub count: Option<u64>,
+}
+
+static ANSWER: Row<u16> = Row::new("--status", "N", |text| number(text, 200, 599))
+    .default("200")
+    .help("answer with this status, 200 to 599 (2xx opens WebSockets)");
+static CLOSE: Row<u16> = Row::new("--close", "CODE", |text| number(text, 1000, 4999))
+    .default("1000")
+    .help("close WebSockets with this code, 1000 to 4999");
+static DELAY: Row<Duration> = Row::new("--delay", "TIME", |text| duration(text, Duration::ZERO, HOUR))
+    .default("0s")
+    .help("wait so long before each answer, as in 200ms or 5s");
+static QUIET: Row<bool> = flag("--quiet", "one line a request, without headers and payload");
+static REQUEST_COUNT: Row<u64> =
+    Row::new("--count", "N", |text| number(text, 1, u64::MAX)).unset("never").help("end after so many requests");
+
+/// The command `listen`.
+pub static LISTEN: CommandRow = CommandRow {
+    name: "listen",
+    summary: "be a recipient that shows what arrives, for trying things out",
+    usage: "acapy-deliver listen [options] [HOST:PORT]",
+    about: "\
+Is a recipient for trying things out: answers every request and shows it, and takes
+WebSockets at the same port and shows their messages. Listens on 127.0.0.1:8030
+unless told otherwise; port 0 takes a free one. The first line of output says where.",
+    sections: &[Section { heading: "", rows: &[&ANSWER, &CLOSE, &DELAY, &QUIET, &REQUEST_COUNT] }],
+    after: "",
+    actions: &[],
+};
+
+pub(super) fn read_listen(reader: &mut Reader) -> Result<Command, Error> {
+    let mut options = Listen {
+        address: "127.0.0.1:8030".to_owned(),
+        status: reader.value(&ANSWER)?,
+        close: reader.value(&CLOSE)?,
+        delay: reader.value(&DELAY)?,
+        quiet: reader.flag(&QUIET)?,
+        count: reader.optional(&REQUEST_COUNT)?,
+    };
+    if let Some(address) = reader.rest(1)?.into_iter().next() {
+        options.address = host_and_port(&address).map_err(|why| Error(format!("argument '{address}' {why}")))?;
+    }
+    Ok(Command::Listen(options))
+}
+
+/// Options of `check`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Check {
+    /// The settings that an agent would have here, by the same options.
+    pub config: Config,
+    /// A recipient to try as well.
+    pub endpoint: Option<String>,
+    /// What is done about entries that no agent writes.
+    pub repair: Repair,
+}
+
+/// What `check` does about entries of the queue's keys that no agent writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Repair {
+    /// Names them.
+    No,
+    /// Says what it would do.
+    Say,
+    /// Does it.
+    Do,
+}
+
+static CHECK_ENDPOINT: Row<String> = Row::new("--endpoint", "URL", not_empty)
+    .unset("none")
+    .help("see also whether this recipient resolves, is allowed, and answers");
+static REPAIR: Row<bool> = flag("--repair", "say what would mend entries in Redis that no agent writes");
+static YES: Row<bool> = flag("--yes", "with --repair: do it; what is moved aside is kept in a key beside the queue's");
+
+/// The command `check`.
+pub static CHECK: CommandRow = CommandRow {
+    name: "check",
+    summary: "see whether an agent could work here, and what to change",
+    usage: "acapy-deliver check -oq URL [--endpoint URL] [options of run]",
+    about: "\
+Says, a line each, whether an agent could work here and what to change: can it reach
+Redis, is the version enough, is persistence on, are permissions right. Takes the
+options of 'run' as well, so that what is checked is what would run.",
+    sections: &[
+        Section { heading: "", rows: &[&CHECK_ENDPOINT, &REPAIR, &YES] },
+        run::SECTIONS[0],
+        run::SECTIONS[1],
+        run::SECTIONS[2],
+        run::SECTIONS[3],
+        run::SECTIONS[4],
+    ],
+    after: "",
+    actions: &[],
+};
+
+pub(super) fn read_check(reader: &mut Reader) -> Result<Command, Error> {
+    let config = run::read(reader)?;
+    let endpoint = reader.optional(&CHECK_ENDPOINT)?;
+    let repair = match (reader.flag(&REPAIR)?, reader.flag(&YES)?) {
+        (false, false) => Repair::No,
+        (true, false) => Repair::Say,
+        (true, true) => Repair::Do,
+        (false, true) => return Err(Error("option '--yes' goes with '--repair'".to_owned())),
+    };
+    reader.rest(0)?;
+    Ok(Command::Check(Check { config, endpoint, repair }))
+}
+
+/// Options of `status`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Status {
+    /// The queue.
+    pub redis: RedisAddress,
+    /// One JSON object instead of tables.
+    pub json: bool,
+    /// Lines of each table that could be long; 20.
+    pub limit: u64,
+}
+
+static STATUS_JSON: Row<bool> = flag("--json", "one JSON object instead of tables");
+static STATUS_LIMIT: Row<u64> =
+    Row::new("--limit", "N", at_least_one).default("20").help("at most so many lines a table");
+
+fn at_least_one(text: &str) -> Result<u64, String> {
+    number(text, 1, u64::MAX)
+}
+
+/// The command `status`.
+pub static STATUS: CommandRow = CommandRow {
+    name: "status",
+    summary: "show what is queued, in flight, waiting and dead",
+    usage: "acapy-deliver status -oq URL [--json] [--limit N]",
+    about: "\
+Shows the length of the queue, what is in flight by agent, what waits by endpoint,
+and the dead letters by reason.",
+    sections: &[Section { heading: "", rows: &[&STATUS_JSON, &STATUS_LIMIT] }, queue::SECTION],
+    after: "",
+    actions: &[],
+};
+
+pub(super) fn read_status(reader: &mut Reader) -> Result<Command, Error> {
+    let redis = queue::read(reader)?;
+    let (json, limit) = (reader.flag(&STATUS_JSON)?, reader.value(&STATUS_LIMIT)?);
+    reader.rest(0)?;
+    Ok(Command::Status(Status { redis, json, limit }))
+}
+
+/// Options of `dead`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Dead {
+    /// The queue.
+    pub redis: RedisAddress,
+    /// What to do with them.
+    pub action: DeadAction,
+}
+
+/// What to do with the dead letters.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DeadAction {
+    /// A line each, oldest first.
+    List {
+        /// Which of them; `limit` is 50 unless given.
+        filter: Filter,
+        /// One JSON object a line.
+        json: bool,
+    },
+    /// All that is known of one.
+    Show {
+        /// Its id.
+        id: u64,
+        /// Its payload as well.
+        payload: bool,
+        /// As a JSON object.
+        json: bool,
+    },
+    /// Try them again as if they were new.
+    Replay(Selection),
+    /// Remove them for good.
+    Drop(Selection),
+    /// One line of JSON each, payload included.
+    Export(Filter),
+}
+
+/// Which messages to act on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Selection {
+    /// These; never empty.
+    Ids(Vec<u64>),
+    /// All that pass (`--all`).
+    All(Filter),
+}
+
+/// Which messages are meant.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Filter {
+    /// Only those whose endpoint begins with this.
+    pub endpoint: Option<String>,
+    /// Only those whose reason contains this.
+    pub reason: Option<String>,
+    /// At most so many; `None`: all.
+    pub limit: Option<u64>,
+}
+
+static ENDPOINT: Row<String> =
+    Row::new("--endpoint", "URL", not_empty).help("only those whose endpoint begins with this");
+static REASON: Row<String> = Row::new("--reason", "TEXT", not_empty).help("only those whose reason contains this");
+static LIMIT: Row<u64> =
+    Row::new("--limit", "N", at_least_one).unset("list: 50; else all").help("at most so many, the oldest");
+static ALL: Row<bool> = flag("--all", "replay or drop all that these let pass");
+static PAYLOAD: Row<bool> = flag("--payload", "show the payload as well");
+static JSON: Row<bool> = flag("--json", "JSON instead of text");
+
+/// The command `dead`.
+pub static DEAD: CommandRow = CommandRow {
+    name: "dead",
+    summary: "list, show, replay, drop or export the dead letters",
+    usage: "\
+acapy-deliver dead list    [--endpoint URL] [--reason TEXT] [--limit N] [--json]
+acapy-deliver dead show    ID [--payload] [--json]
+acapy-deliver dead replay  ID… | --all [--endpoint URL] [--reason TEXT] [--limit N]
+acapy-deliver dead drop    ID… | --all [--endpoint URL] [--reason TEXT] [--limit N]
+acapy-deliver dead export  [--endpoint URL] [--reason TEXT] [--limit N]",
+    about: "\
+Looks after the dead letters: messages that will not be tried again unless they are
+replayed. 'replay' has them delivered as if they were new; 'drop' removes them for
+good; 'export' writes one line of JSON each, payload included, oldest first.
+Ends with 1 if there is nothing such.",
+    sections: &[Section { heading: "", rows: &[&ENDPOINT, &REASON, &LIMIT, &ALL, &PAYLOAD, &JSON] }, queue::SECTION],
+    after: "",
+    actions: &[
+        Action { name: "list", summary: "a line each, oldest first", rows: &[&ENDPOINT, &REASON, &LIMIT, &JSON] },
+        Action { name: "show", summary: "all that is known of one", rows: &[&PAYLOAD, &JSON] },
+        Action { name: "replay", summary: "try them again as if they were new", rows: SELECTING },
+        Action { name: "drop", summary: "remove them for good", rows: SELECTING },
+        Action {
+            name: "export",
+            summary: "a line of JSON each, payload included",
+            rows: &[&ENDPOINT, &REASON, &LIMIT],
+        },
+    ],
+};
+
+const SELECTING: &[&dyn AnyRow] = &[&ENDPOINT, &REASON, &LIMIT, &ALL];
+
+pub(super) fn read_dead(reader: &mut Reader) -> Result<Command, Error> {
+    let redis = queue::read(reader)?;
+    let action = match reader.action() {
+        "list" => {
+            let mut filter = read_filter(reader)?;
+            filter.limit.get_or_insert(50);
+            let json = reader.flag(&JSON)?;
+            reader.rest(0)?;
+            DeadAction::List { filter, json }
+        }
+        "show" => {
+            let (payload, json) = (reader.flag(&PAYLOAD)?, reader.flag(&JSON)?);
+            let id = ids(reader.rest(1)?)?.into_iter().next();
+            let id = id.ok_or_else(|| Error("'dead show' needs the id of a dead letter".to_owned()))?;
+            DeadAction::Show { id, payload, json }
+        }
+        "export" => {
+            let filter = read_filter(reader)?;
+            reader.rest(0)?;
+            DeadAction::Export(filter)
+        }
+        "replay" => DeadAction::Replay(read_selection(reader)?),
+        _ => DeadAction::Drop(read_selection(reader)?),
+    };
+    Ok(Command::Dead(Dead { redis, action }))
+}
+
+fn read_filter(reader: &mut Reader) -> Result<Filter, Error> {
+    Ok(Filter {
+        endpoint: reader.optional(&ENDPOINT)?,
+        reason: reader.optional(&REASON)?,
+        limit: reader.optional(&LIMIT)?,
+    })
+}
+
+/// Ids, or `--all` that pass a filter: what is meant must be said.
+fn read_selection(reader: &mut Reader) -> Result<Selection, Error> {
+    let filter = read_filter(reader)?;
+    let all = reader.flag(&ALL)?;
+    let ids = ids(reader.rest(usize::MAX)?)?;
+    let command = reader.command();
+    match (ids.is_empty(), all) {
+        (false, false) if filter == Filter::default() => Ok(Selection::Ids(ids)),
+        (false, false) => Err(Error(format!(
+            "'{command}' takes ids, or '--all' with '--endpoint', '--reason' and '--limit'; not both"
+        ))),
+        (false, true) => Err(Error(format!("'{command}' takes ids or '--all', not both"))),
+        (true, true) => Ok(Selection::All(filter)),
+        (true, false) => Err(Error(format!("'{command}' needs ids, or '--all' for all that the filters let pass"))),
+    }
+}
+
+fn ids(arguments: Vec<String>) -> Result<Vec<u64>, Error> {
+    let wrong =
+        |argument: &str| Error(format!("'{}' is not an id; ids have 16 digits, see 'dead list'", redacted(argument)));
+    arguments.iter().map(|argument| id(argument).ok_or_else(|| wrong(argument))).collect()
+}
