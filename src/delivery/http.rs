@@ -20,7 +20,7 @@
 //!
 //! HTTP is ureq's (3.5): request lines, headers with the spelling that they were given in, framing,
 //! chunks, parsing answers, the budget of time of each phase. Ours is what it does not do, each of which
-//! `tests/ureq_alone.rs` shows of the release in use:
+//! `tests/library/ureq_alone.rs` shows of the release in use:
 //! * the pool: idle connections can be given up without the agent, and cost the same however many they are,
 //!   where ureq compares each with the others at every request;
 //! * the transport: a request that met the end of an idle connection is told from one that was read; a

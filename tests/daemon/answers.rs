@@ -1,6 +1,6 @@
 //! Recipients that answer oddly: what counts as an answer, to which message, and how long it is
 //! waited for. The recipients are written by hand, byte by byte; every kind of answer, one by one,
-//! is tested in `tests/recipients.rs`.
+//! is tested in `tests/library/recipients.rs`.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

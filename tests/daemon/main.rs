@@ -25,6 +25,12 @@
 //! | `secrets.rs` | what must not be shown: credentials in logs, letters and redirects; escapes on a terminal |
 //! | `makeup.rs` | what the program and the scripts are made of: dependencies, `scripts/run` |
 //! | `today.rs` | today's ACA-Py with its Redis plugin: which queue, and the place of the plugin's deliverer |
+//! | `cli.rs` | the command line as a user meets it: output, exit codes |
+//! | `tls.rs` | ways to a Redis that lets not everybody in: TLS, passwords, accounts, unix sockets |
+//! | `failover.rs`, `failover/` | where Redis is not one server: Sentinels, a Cluster; and what `scripts/failover-figures` measures |
+//! | `status.rs` | the status server: what it tells, to whom, and that nobody harms it |
+//! | `supervisors.rs` | the agent under runit, supervisord and systemd, with the files of `scripts/` |
+//! | `static_binary.rs` | the static binary in an empty root directory |
 //! | `support.rs`, `support/` | the fixtures, and tests of the fixtures themselves |
 //!
 //! A test writes wire bytes itself (`support/wire.rs`), never through the library, so that the
@@ -33,9 +39,11 @@
 
 mod addresses;
 mod answers;
+mod cli;
 mod clock;
 mod dead;
 mod delivery;
+mod failover;
 mod lanes;
 mod limits;
 mod makeup;
@@ -49,7 +57,11 @@ mod retry;
 mod secrets;
 mod shares;
 mod shutdown;
+mod static_binary;
+mod status;
+mod supervisors;
 mod support;
+mod tls;
 mod today;
 mod trust;
 mod websocket;

@@ -1,5 +1,5 @@
 //! What goes over ws: to sinks, and to recipients that others wrote, which `scripts/peers` installs.
-//! How handshakes and frames may go wrong is tested in `tests/recipients`.
+//! How handshakes and frames may go wrong is tested in `tests/library/recipients`.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};

@@ -1,5 +1,5 @@
 //! What must hold of any bytes given to `Envelope::decode`. Used by the property
-//! test (`tests/envelope.rs`) and by the fuzz targets beside this file, so that
+//! test (`tests/library/envelope.rs`) and by the fuzz targets beside this file, so that
 //! what one of them finds the other keeps finding.
 
 use acapy_deliver::envelope::{Envelope, Format, MAX_HEADERS, MAX_HOST, Malformed};

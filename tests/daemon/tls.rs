@@ -8,14 +8,7 @@ use std::{fs, thread};
 
 use rcgen::{CertificateParams, date_time_ymd};
 
-// The fixtures, in the directory where their own files are.
-#[path = "daemon"]
-mod daemon {
-    #[allow(dead_code, unused_imports)] // each set of tests uses some of them
-    pub mod support;
-}
-
-use daemon::support::{Agent, Answer, Authority, Redis, SOON, Sink, TempDir, eventually, run_to_end, wire};
+use crate::support::{Agent, Answer, Authority, Redis, SOON, Sink, TempDir, eventually, run_to_end, wire};
 
 fn host(redis: &Redis) -> String {
     redis.address().split(':').next().unwrap().to_string()
@@ -267,7 +260,7 @@ fn a_password_that_changes_not_quite_at_once_is_waited_for_by_an_agent_that_was_
     // The file is emptied, goes, is behind Redis, is ahead of it; then both are the same again.
     let steps: [(&str, Option<&str>, &str, &str); 4] = [
         ("is empty", Some(""), "first", "first"),
-        ("cannot read", None, "first", "first"),
+        ("cannot be read", None, "first", "first"),
         ("refused the user name or password", Some("first"), "second", "second"),
         ("refused the user name or password", Some("third"), "second", "third"),
     ];
@@ -295,7 +288,7 @@ fn a_password_that_changes_not_quite_at_once_is_waited_for_by_an_agent_that_was_
 
 /// The line of scripts/OPERATING.md that begins like this.
 fn line_of_operating(beginning: &str) -> &'static str {
-    let text = include_str!("../scripts/OPERATING.md");
+    let text = include_str!("../../scripts/OPERATING.md");
     let line = text.lines().find(|line| line.starts_with(beginning));
     line.unwrap_or_else(|| panic!("scripts/OPERATING.md has no line {beginning:?}"))
 }

@@ -272,7 +272,7 @@ fn one_proxy_of_the_environment_is_for_all_schemes() {
     let seen = heads.clone();
     let proxy = server(move |mut stream, _| seen.lock().unwrap().extend(read_head(&mut stream)));
     let mut again = std::process::Command::new(std::env::current_exe().unwrap());
-    again.args(["--exact", "one_proxy_of_the_environment_is_for_all_schemes"]);
+    again.args(["--exact", "ureq_alone::one_proxy_of_the_environment_is_for_all_schemes"]);
     ["ALL_PROXY", "HTTP_PROXY", "NO_PROXY"].iter().for_each(|name| {
         again.env_remove(name).env_remove(name.to_lowercase());
     });

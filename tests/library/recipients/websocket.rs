@@ -310,7 +310,7 @@ fn the_code_of_a_close_comes_back() {
         (1000, "bye", "bye"),
         (1009, "at most 4 MiB", "at most 4 MiB"),
         (1001, "", ""),
-        (1011, "oops\u{1b}[2J\n", "oops [2J"),
+        (1011, "oops\u{1b}[2J\n", "oops\\u{1b}[2J"),
         (4999, "é", "é"),
         (7, "", ""),
     ] {

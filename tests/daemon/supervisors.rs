@@ -8,14 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-// The fixtures, in the directory where their own files are.
-#[path = "daemon"]
-mod daemon {
-    #[allow(dead_code, unused_imports)] // each set of tests uses some of them
-    pub mod support;
-}
-
-use daemon::support::{Answer, Redis, SOON, Sink, TempDir, eventually, ms, wire};
+use crate::support::{Answer, Redis, SOON, Sink, TempDir, eventually, ms, wire};
 
 /// The least privileged user of every Debian; the files' own user is not on a test machine.
 const USER: &str = "nobody";

@@ -18,14 +18,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-// The fixtures, in the directory where their own files are.
-#[path = "daemon"]
-mod daemon {
-    #[allow(dead_code, unused_imports)] // each set of tests uses some of them
-    pub mod support;
-}
-
-use daemon::support::{Agent, Answer, Redis, SOON, Sink, TempDir, eventually, wire};
+use crate::support::{Agent, Answer, Redis, SOON, Sink, TempDir, eventually, wire};
 
 /// What the binary may weigh, in bytes: 5 MiB. It was 4,330,648 when this was written.
 const MOST: u64 = 5 << 20;

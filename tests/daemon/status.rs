@@ -10,14 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-// The fixtures, in the directory where their own files are.
-#[path = "daemon"]
-mod daemon {
-    #[allow(dead_code, unused_imports)] // each set of tests uses some of them
-    pub mod support;
-}
-
-use daemon::support::{Agent, Answer, Redis, SOON, Sink, TempDir, eventually, ms, run_to_end, wire};
+use crate::support::{Agent, Answer, Redis, SOON, Sink, TempDir, eventually, ms, run_to_end, wire};
 
 /// An agent with a status server on a free port, and where that is.
 fn start(redis: &Redis, options: &[&str]) -> (Agent, SocketAddr) {
@@ -133,7 +126,7 @@ fn what_happened_is_counted_and_promtool_finds_no_fault() {
     let (content, said) = run("promtool", &["check", "metrics"], &page);
     assert!(content && said.trim().is_empty(), "promtool: {said}\n{page}");
 
-    let text = include_str!("../scripts/OPERATING.md");
+    let text = include_str!("../../scripts/OPERATING.md");
     for name in names(&page) {
         let short = name.strip_prefix("acapy_deliver_").unwrap_or("process_");
         assert!(text.contains(short), "scripts/OPERATING.md does not name {name}");
@@ -436,7 +429,7 @@ fn alerts_are_valid_and_fire_when_they_should() {
     assert!(content, "{said}");
     let dir = TempDir::new("rules");
     let tests = dir.path().join("tests.yml");
-    std::fs::write(&tests, include_str!("alerts_test.yml").replace("ALERTS", &script("alerts.yml"))).unwrap();
+    std::fs::write(&tests, include_str!("../alerts_test.yml").replace("ALERTS", &script("alerts.yml"))).unwrap();
     let (content, said) = run("promtool", &["test", "rules", &tests.display().to_string()], "");
     assert!(content, "{said}");
     // Each alert has a test of its own.
@@ -444,7 +437,7 @@ fn alerts_are_valid_and_fire_when_they_should() {
     let named: Vec<&str> = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     assert!(named.len() >= 6, "{named:?}");
     for name in named {
-        assert!(include_str!("alerts_test.yml").contains(&format!("alertname: {name}\n")), "{name} is not tested");
+        assert!(include_str!("../alerts_test.yml").contains(&format!("alertname: {name}\n")), "{name} is not tested");
     }
 }
 

@@ -17,7 +17,7 @@ use base64::prelude::BASE64_URL_SAFE;
 use proptest::prelude::*;
 use serde_json::Value;
 
-#[path = "fuzz/envelope_rules.rs"]
+#[path = "../fuzz/envelope_rules.rs"]
 mod envelope_rules;
 
 #[test]

@@ -7,14 +7,6 @@
 //! | `sentinel.rs` | Sentinels: failovers with the old master well, frozen, or sure that it still is one |
 //! | `cluster.rs` | a Cluster: each node, a slot that moves, failovers wanted and not |
 
-// The fixtures, in the directory where their own files are.
-#[path = "../daemon"]
-mod daemon {
-    #[allow(dead_code, unused_imports)] // each set of tests uses some of them
-    pub mod support;
-}
-use daemon::support;
-
 mod cluster;
 mod figures;
 mod sentinel;
