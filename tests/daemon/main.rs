@@ -26,6 +26,7 @@
 //! | `makeup.rs` | what the program and the scripts are made of: dependencies, `scripts/run` |
 //! | `today.rs` | today's ACA-Py with its Redis plugin: which queue, and the place of the plugin's deliverer |
 //! | `cli.rs` | the command line as a user meets it: output, exit codes |
+//! | `embed.rs` | an agent inside another program |
 //! | `tls.rs` | ways to a Redis that lets not everybody in: TLS, passwords, accounts, unix sockets |
 //! | `failover.rs`, `failover/` | where Redis is not one server: Sentinels, a Cluster; and what `scripts/failover-figures` measures |
 //! | `status.rs` | the status server: what it tells, to whom, and that nobody harms it |
@@ -43,6 +44,7 @@ mod cli;
 mod clock;
 mod dead;
 mod delivery;
+mod embed;
 mod failover;
 mod lanes;
 mod limits;
