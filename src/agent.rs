@@ -25,10 +25,10 @@ use crate::queue::{self, History, LaneChange, Place, Queue, Settlement};
 use crate::roots::READ_EVERY;
 use crate::settler;
 use crate::signals;
-use crate::status_server::figures::Watcher;
-use crate::status_server::{self, StatusServer};
+use crate::status::figures::Watcher;
 use crate::text::{panic_message, spell};
 use crate::{reader, worker};
+use crate::{serve, status};
 
 /// Stack of a worker: an attempt needs a few dozen KiB, a TLS handshake some more.
 const WORKER_STACK: usize = 512 << 10;
@@ -115,7 +115,7 @@ pub struct Agent {
     retry_first: Duration,
     ordered: bool,
     /// Answers until everything else has stopped.
-    status: Vec<StatusServer>,
+    status: Vec<serve::Server>,
     /// Looks up the name of Redis.
     names: Names,
 }
@@ -145,7 +145,7 @@ impl Agent {
         let queue = RedisList::new(server, &config.redis.key(), config.pop, config.ordered);
         let (other, odd) = (queue.another(), queue.odd());
         // First, since a port that is taken is a reason not to start.
-        let bound = status_server::listen(config)?;
+        let bound = status::listen(config)?;
         for status in &bound {
             guard.own().add(status.address(), "status server");
         }

@@ -225,9 +225,9 @@ const FLOORS: [(&str, &[&str]); 6] = [
         &["text", "headers", "frames", "journal", "policy", "queue", "guard", "roots", "clock", "envelope", "lanes"],
     ),
     ("rules", &["peers", "claiming", "outbox", "metrics", "config"]),
-    ("edges", &["delivery", "queue/"]),
-    ("shared by threads", &["lease", "backoff", "dispatch"]),
-    ("threads", &["reader", "worker", "settler", "status_server"]),
+    ("edges", &["delivery", "queue/", "serve"]),
+    ("shared by threads", &["lease", "backoff", "dispatch", "health"]),
+    ("threads", &["reader", "worker", "settler", "status"]),
     ("whole", &["signals", "agent", "commands", "lib", "main"]),
 ];
 

@@ -416,7 +416,7 @@ fn the_acl_rule_that_is_shown_has_no_command_too_many() {
     let mut used = BTreeSet::new();
     // What the moves of `run` call, by the names between the quotes.
     let queue = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/queue/redis/scripts");
-    let figures = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/status_server/figures.lua");
+    let figures = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/status/figures.lua");
     let scripts = fs::read_dir(queue).unwrap().map(|entry| entry.unwrap().path());
     let scripts = scripts.chain([figures]).filter(|path| path.extension().is_some_and(|extension| extension == "lua"));
     for script in scripts {

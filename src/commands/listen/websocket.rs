@@ -1,12 +1,13 @@
 //! The same over WebSocket: each message is shown as a request is, and a close frame is answered with
 //! the code of `--close`. A handshake is answered with `--status` if that is no 2xx.
 
-use std::io::Write;
 use std::net::SocketAddr;
 use std::thread;
 
-use super::{BODY, Body, Connection, Recipient, Request, Unreadable};
+use super::body::{BODY, Body};
+use super::{Recipient, Request};
 use crate::frames::{self, BINARY, CLOSE, CONTINUATION, Head, PING, TEXT};
+use crate::serve::{Connection, Unreadable};
 
 /// The key of a request that asks for a WebSocket.
 pub(super) fn key(request: &Request) -> Option<&str> {
@@ -28,7 +29,7 @@ pub(super) fn serve(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Accept: {accept}\r\n\r\n"
     );
-    connection.stream.write_all(answer.as_bytes())?;
+    connection.write(answer.as_bytes())?;
     request.method = "WebSocket".to_owned();
     let close = recipient.options.close;
     let mut n_shown = 0;
@@ -63,7 +64,7 @@ pub(super) fn serve(
 fn say(connection: &mut Connection, opcode: u8, payload: &[u8]) -> std::io::Result<()> {
     let mut bytes = Vec::new();
     frames::write(opcode, payload, None, &mut bytes);
-    connection.stream.write_all(&bytes)
+    connection.write(&bytes)
 }
 
 /// A frame's kind, whether it is the last of its message, and the payload of a control frame; data
@@ -75,13 +76,13 @@ fn read_frame(connection: &mut Connection, body: &mut Body) -> Result<(u8, bool,
         match Head::read(connection.unused()) {
             Ok(Some(read)) => break read,
             Ok(None) => connection.must_read_more()?,
-            Err(why) => return Err(Unreadable::Refused(PROTOCOL_ERROR, why)),
+            Err(why) => return Err(Unreadable::refused(PROTOCOL_ERROR, why)),
         }
     };
-    connection.used += length;
-    let mut mask = head.mask.ok_or(Unreadable::Refused(PROTOCOL_ERROR, "a frame that is not masked"))?;
+    connection.consume(length);
+    let mut mask = head.mask.ok_or_else(|| Unreadable::refused(PROTOCOL_ERROR, "a frame that is not masked"))?;
     if body.total.saturating_add(head.length) > BODY {
-        return Err(Unreadable::Refused(1009, "its message is over 1 GiB"));
+        return Err(Unreadable::refused(1009, "its message is over 1 GiB"));
     }
     let mut control = Vec::new();
     let mut left = head.length;
@@ -90,7 +91,7 @@ fn read_frame(connection: &mut Connection, body: &mut Body) -> Result<(u8, bool,
             connection.must_read_more()?;
         }
         let amount = left.min(connection.unused().len() as u64) as usize;
-        let piece = &mut connection.buffer[connection.used..connection.used + amount];
+        let piece = &mut connection.unused_mut()[..amount];
         frames::apply_mask(piece, mask);
         // The next piece begins where this one ended.
         mask.rotate_left(amount % 4);
@@ -98,7 +99,7 @@ fn read_frame(connection: &mut Connection, body: &mut Body) -> Result<(u8, bool,
             CLOSE.. => control.extend_from_slice(piece),
             _ => body.add(piece),
         }
-        connection.used += amount;
+        connection.consume(amount);
         left -= amount as u64;
     }
     Ok((head.opcode, head.is_final, control))
