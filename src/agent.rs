@@ -153,11 +153,14 @@ impl Agent {
         agent.names = names;
         for status in bound {
             let watcher = match status.needs_figures() {
-                true => Watcher::start(Server::from(&config.redis), &config.redis.key()).map(Some),
+                true => {
+                    let dispatch = agent.dispatch.clone();
+                    Watcher::start(Server::from(&config.redis), &config.redis.key(), dispatch).map(Some)
+                }
                 false => Ok(None),
             };
             let watcher = watcher?;
-            let status = status.serve(agent.dispatch.clone(), watcher, config.lease, config.workers)?;
+            let status = status.serve(agent.dispatch.clone(), watcher, config)?;
             agent.status.push(status);
         }
         Ok(agent)

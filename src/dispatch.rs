@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::journal::Journal;
-use crate::lanes::{Claim, Effects, LaneCounts, Lanes, Limits, News};
+use crate::lanes::{Claim, DownLane, Effects, LaneCounts, Lanes, Limits, News};
 use crate::lease::{Lease, lock};
 use crate::metrics::{Metrics, add};
 use crate::policy::Outcome;
@@ -337,6 +337,11 @@ impl Dispatch {
     /// Lanes by state, and what is held.
     pub fn lane_counts(&self) -> LaneCounts {
         self.inner().lanes.counts()
+    }
+
+    /// Lanes that are down: how many, and at most so many of them.
+    pub fn down_lanes(&self, at_most: usize) -> (usize, Vec<DownLane>) {
+        self.inner().lanes.down(at_most, Instant::now())
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {

@@ -120,6 +120,11 @@ impl Journal {
         self.memory().unusable == 0
     }
 
+    /// For how long Redis has not been usable, if it is not.
+    pub fn redis_away_for(&self) -> Option<Duration> {
+        self.memory().since.map(|since| since.elapsed())
+    }
+
     /// What changed with the lanes.
     pub fn lanes(&self, news: Vec<News>) {
         if news.is_empty() {

@@ -191,6 +191,19 @@ pub enum News {
     },
 }
 
+/// A lane that is down, as people see it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DownLane {
+    /// Its origin.
+    pub origin: Arc<str>,
+    /// Why; empty if only others have seen it fail.
+    pub last_error: String,
+    /// Failures in a row.
+    pub failures: u32,
+    /// How long until it is tried.
+    pub next_try: Duration,
+}
+
 /// All lanes of an agent, and what it holds.
 #[derive(Debug)]
 pub struct Lanes {

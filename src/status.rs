@@ -1,4 +1,5 @@
-//! Lets people and Prometheus see what the agent does: `GET /metrics`, `/healthz`, `/readyz`. In the place
+//! Lets people and Prometheus see what the agent does: `GET /`, a page for people, and `/metrics`, `/healthz`,
+//! `/readyz`. In the place
 //! of the plugin's deliverer it also serves that one's pages, `/status/live` and `/status/ready`, to who
 //! has the key, and on an address that only they are asked for on, nothing else.
 //!
@@ -7,7 +8,10 @@
 //! while Redis is away.
 
 pub mod figures;
+mod minutes;
+mod page;
 mod prometheus;
+mod view;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
@@ -17,6 +21,7 @@ use std::time::{Duration, SystemTime};
 use log::info;
 
 use self::figures::Watcher;
+use self::view::About;
 use crate::config::{Config, StatusEndpoint};
 use crate::dispatch::Dispatch;
 use crate::health;
@@ -90,13 +95,13 @@ fn bind(asked_by: &str, address: &str, pages: Pages) -> Result<Bound, String> {
 }
 
 /// What the pages tell of.
-struct Told {
+struct Status {
     dispatch: Arc<Dispatch>,
     pages: Pages,
-    /// For `/metrics`.
+    /// For `/metrics` and `/`.
     watcher: Option<Watcher>,
     lease: Duration,
-    workers: usize,
+    about: About,
     started: SystemTime,
 }
 
@@ -111,22 +116,17 @@ impl Bound {
         self.pages.ours
     }
 
-    /// Begins to answer. `lease` and `workers` as the agent has them.
+    /// Begins to answer, for an agent of this configuration.
     ///
     /// # Errors
     ///
     /// If its thread cannot be started.
-    pub fn serve(
-        self,
-        dispatch: Arc<Dispatch>,
-        watcher: Option<Watcher>,
-        lease: Duration,
-        workers: usize,
-    ) -> Result<Server, String> {
+    pub fn serve(self, dispatch: Arc<Dispatch>, watcher: Option<Watcher>, config: &Config) -> Result<Server, String> {
         let Bound { listener, address, pages } = self;
         let (ours, theirs) = (pages.ours, pages.key.is_some());
-        let told = Told { dispatch, pages, watcher, lease, workers, started: SystemTime::now() };
-        let server = Server::start(listener, "status", LIMITS, move |connection| told.serve(connection))
+        let (lease, about, started) = (config.lease, About::new(config), SystemTime::now());
+        let status = Status { dispatch, pages, watcher, lease, about, started };
+        let server = Server::start(listener, "status", LIMITS, move |connection| status.serve(connection))
             .map_err(|error| format!("cannot start the thread 'status' ({error})"))?;
         if ours {
             info!("status is served at http://{address}/metrics");
@@ -150,10 +150,12 @@ enum Asked {
 struct Answer {
     status: u16,
     kind: &'static str,
+    /// Further headers, each with its end of line.
+    headers: &'static str,
     body: String,
 }
 
-impl Told {
+impl Status {
     fn serve(&self, connection: &mut Connection) -> io::Result<()> {
         let (asked, with_body) = match connection.head() {
             Ok(Some(head)) => understand(&head),
@@ -161,10 +163,9 @@ impl Told {
             Err(Unreadable::Refused(status, _)) => (Asked::Refused(status), true),
             Err(Unreadable::Gone(error)) => return Err(error),
         };
-        let Answer { status, kind, body } = self.answer(&asked);
-        let allow = if status == 405 { "Allow: GET, HEAD\r\n" } else { "" };
+        let Answer { status, kind, headers, body } = self.answer(&asked);
         let mut answer = format!(
-            "{}Content-Type: {kind}\r\nContent-Length: {}\r\n{allow}Cache-Control: no-store\r\nConnection: close\r\n\r\n",
+            "{}Content-Type: {kind}\r\nContent-Length: {}\r\n{headers}Cache-Control: no-store\r\nConnection: close\r\n\r\n",
             status_line(status),
             body.len()
         );
@@ -176,8 +177,9 @@ impl Told {
     }
 
     fn answer(&self, asked: &Asked) -> Answer {
-        let plain = |status, body: String| Answer { status, kind: "text/plain; charset=utf-8", body };
+        let plain = |status, body: String| Answer { status, kind: "text/plain; charset=utf-8", headers: "", body };
         let (path, token) = match asked {
+            Asked::Refused(405) => return Answer { headers: "Allow: GET, HEAD\r\n", ..plain(405, String::new()) },
             Asked::Refused(status) => return plain(*status, String::new()),
             Asked::For { path, token } => (path.as_str(), token),
         };
@@ -187,24 +189,29 @@ impl Told {
         };
         match (path, &self.pages.key) {
             ("/status/live" | "/status/ready", Some(key)) => self.answer_as_the_deliverer(path, token, key),
+            ("/", _) if self.pages.ours => Answer {
+                kind: "text/html; charset=utf-8",
+                headers: page::headers(),
+                ..plain(200, page::render(&self.view()))
+            },
             ("/metrics", _) if self.pages.ours => {
-                Answer { status: 200, kind: "text/plain; version=0.0.4; charset=utf-8", body: self.metrics() }
+                Answer { kind: "text/plain; version=0.0.4; charset=utf-8", ..plain(200, self.metrics()) }
             }
             ("/healthz", _) if self.pages.ours => well(self.unwell()),
             ("/readyz", _) if self.pages.ours => well(self.unready()),
-            _ if self.pages.ours => plain(404, "there are /metrics, /healthz and /readyz\n".to_owned()),
+            _ if self.pages.ours => plain(404, "there are /, /metrics, /healthz and /readyz\n".to_owned()),
             _ => plain(404, "there are /status/live and /status/ready\n".to_owned()),
         }
     }
 
     fn metrics(&self) -> String {
         let figures = self.watcher.as_ref().and_then(Watcher::figures);
-        prometheus::page(&self.dispatch, figures.as_ref(), self.unready().is_none(), self.workers, self.started)
+        prometheus::page(&self.dispatch, figures.as_ref(), self.unready().is_none(), self.about.workers, self.started)
     }
 
     /// With its words, and its status for what is not well: those who ask know no others.
     fn answer_as_the_deliverer(&self, path: &str, token: &[u8], key: &str) -> Answer {
-        let json = |status, body: String| Answer { status, kind: "application/json", body };
+        let json = |status, body: String| Answer { status, kind: "application/json", headers: "", body };
         if !is_key(token, key.as_bytes()) {
             return json(403, r#"{"detail":"Could not validate key"}"#.to_owned());
         }

@@ -99,6 +99,14 @@ pub enum LogFormat {
     Full,
     /// Level, message: for a supervisor's log that adds the time itself.
     Bare,
+    /// One JSON object a line, for what collects logs by their fields.
+    Json,
+}
+
+impl LogFormat {
+    /// All of them, by their names.
+    pub const NAMED: [(&str, LogFormat); 3] =
+        [("full", LogFormat::Full), ("bare", LogFormat::Bare), ("json", LogFormat::Json)];
 }
 
 impl Config {
@@ -213,13 +221,13 @@ static ID_HEADER: Row<IdHeader> = Row::new("--id-header", "NAME", str::parse)
     .help("send each message's id in this header, the same at every attempt, for recipients that drop repeats");
 
 static STATUS_ADDR: Row<String> = Row::new("--status-addr", "HOST:PORT", host_and_port).variable().unset("off").help(
-    "serve /metrics, /healthz and /readyz here; the plugin's STATUS_ENDPOINT_HOST, _PORT and _API_KEY do as there",
+    "serve a page for people, /metrics, /healthz and /readyz here; the plugin's STATUS_ENDPOINT_HOST, _PORT and _API_KEY do as there",
 );
 static LOG_FORMAT: Row<LogFormat> =
-    Row::new("--log-format", "full|bare", |text| one_of(text, &[("full", LogFormat::Full), ("bare", LogFormat::Bare)]))
-        .variable()
-        .default("full")
-        .help("log lines with their time, or without for a supervisor's log that adds it; RUST_LOG says how much");
+    Row::new("--log-format", "full|bare|json", |text| one_of(text, &LogFormat::NAMED)).variable().default("full").help(
+        "log lines with their time, without for a supervisor's log that adds it, or as one JSON object each; \
+             RUST_LOG says how much",
+    );
 
 fn up_to_a_day(text: &str) -> Result<Duration, String> {
     duration(text, MILLISECOND, DAY)

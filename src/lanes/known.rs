@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::lane::{Lane, State};
-use super::{LaneCounts, Lanes};
+use super::{DownLane, LaneCounts, Lanes};
 use crate::queue::{FailedLane, WaitingLane, Want};
 
 /// Claims that a lane with more of them waiting keeps in memory, so that it never runs dry between two claims.
@@ -77,6 +77,27 @@ impl Lanes {
             }
         }
         counts
+    }
+
+    /// Lanes that are down, for people: how many, and at most so many of them, those first that have failed for longest.
+    pub fn down(&self, at_most: usize, now: Instant) -> (usize, Vec<DownLane>) {
+        let lanes = self.by_origin.values().map(|&at| &self.lanes[at]);
+        let mut down: Vec<&Lane> = lanes.filter(|lane| lane.state == State::Down).collect();
+        let n = down.len();
+        // What was never seen to fail from here is down by what others say: last.
+        let key = |lane: &&Lane| (lane.failing_since.is_none(), lane.failing_since);
+        if n > at_most {
+            down.select_nth_unstable_by_key(at_most, key);
+            down.truncate(at_most);
+        }
+        down.sort_by_key(key);
+        let shown = down.into_iter().map(|lane| DownLane {
+            origin: lane.origin.clone(),
+            last_error: lane.last_error.clone(),
+            failures: lane.failures,
+            next_try: lane.until_tried(now),
+        });
+        (n, shown.collect())
     }
 
     pub(super) fn kept_of_waiting(&self) -> usize {

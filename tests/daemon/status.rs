@@ -10,6 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+mod browser;
+mod page;
+
 use crate::support::{Agent, Answer, Redis, SOON, Sink, TempDir, eventually, ms, run_to_end, wire};
 
 /// An agent with a status server on a free port, and where that is.
@@ -149,7 +152,7 @@ fn other_requests_are_answered_with_what_is_wrong() {
     let (mut agent, address) = start(&redis, &[]);
     assert_eq!(get(address, "/healthz"), (200, "ok\n".to_string()));
     eventually("it is ready", SOON, || get(address, "/readyz?x=y") == (200, "ok\n".to_string()));
-    assert_eq!(get(address, "/"), (404, "there are /metrics, /healthz and /readyz\n".to_string()));
+    assert_eq!(get(address, "/else"), (404, "there are /, /metrics, /healthz and /readyz\n".to_string()));
     let (status, head, body) = ask_as(address, "HEAD /healthz HTTP/1.0\r\n\r\n");
     assert_eq!((status, body.as_str()), (200, ""), "{head}");
     assert!(head.contains("Content-Length: 3") && head.contains("Connection: close"), "{head}");

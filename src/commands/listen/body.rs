@@ -2,7 +2,6 @@
 
 use httparse::Status;
 
-
 use super::HEAD;
 use crate::serve::{Connection, Unreadable};
 use crate::text::visible;
