@@ -288,17 +288,32 @@ fn check_encryption(config: &Config, report: &mut Report) -> Result<(), Error> {
 /// Each of them is asked, for any may be needed one day.
 fn check_sentinels(server: &Server, report: &mut Report) -> Result<(), Error> {
     let answers = sentinel::ask_each(server);
-    let masters: Vec<&String> = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok()).collect();
-    for (name, answer) in &answers {
+    let said = || answers.iter().filter_map(|answer| answer.as_ref().ok());
+    let newest = said().map(|said| said.epoch).max().flatten();
+    for answer in &answers {
         match answer {
-            Ok(master) if masters.iter().all(|other| *other == master) => {
-                report.ok("Sentinel", format!("{name} says that the master is at {master}"))?
-            }
-            Ok(master) => {
-                report.mend("Sentinel", format!("{name} says that the master is at {master}; others differ"))?
-            }
             Err(why) => report.mend("Sentinel", why)?,
+            Ok(one) => {
+                let says = format!("{} says that the master is at {}", one.by, one.master);
+                match said().all(|other| other.master == one.master) {
+                    true => report.ok("Sentinel", says)?,
+                    false if one.epoch < newest => report.mend(
+                        "Sentinel",
+                        format!(
+                            "{says}; others know a newer one: is it cut off from them, or not told to watch the same?"
+                        ),
+                    )?,
+                    false => report.mend("Sentinel", format!("{says}; others differ"))?,
+                }
+            }
         }
+    }
+    if said().any(|said| said.epoch.is_none()) {
+        report.mend(
+            "Sentinel",
+            "one does not tell how new its knowledge is, so that most are believed, not the newest; permit its user \
+             '+sentinel|master'",
+        )?;
     }
     if answers.len() == 1 {
         report.note("Sentinel", "only one is named in the queue URL: without it, the master is not found")?;

@@ -31,7 +31,7 @@ pub use cluster::{Cluster, Pusher};
 pub use redis_server::{Counts, Held, Redis};
 pub use secure_sink::SecureSink;
 #[allow(unused_imports)] // as above
-pub use sentinels::Sentinels;
+pub use sentinels::{Sentinels, guarded_url};
 pub use sink::{Answer, Request, Sink};
 
 /// Waits until the condition holds, looking every few milliseconds; panics with `what` after `timeout`.

@@ -250,9 +250,9 @@ impl Link {
     fn leave_if_demoted(&mut self) {
         if let Some(open) = &self.open
             && self.server.has_sentinels()
-            && let Some(other) = self.watch.has_other(&self.server, &open.node)
+            && let Some(other) = self.watch.has_other(&self.server, open)
         {
-            debug!("{} is no master any more, by a Sentinel: it is at {other}", open.name);
+            debug!("{} is no master any more, by its Sentinels: that is at {other}", open.name);
             self.give_up();
         }
     }

@@ -12,7 +12,7 @@ use redis::{RedisError, Value};
 use super::sentinel;
 use super::server::{Open, PATIENCE, Server, is_answer, is_elsewhere, wire_text};
 use super::stream::Connection;
-use crate::config::queue_url::{Node, QueueUrl};
+use crate::config::queue_url::{Node, QueueUrl, Sentinels};
 use crate::queue::Error;
 
 /// So often a connection is led on to another node, at most: nodes that have not yet heard of a failover
@@ -26,9 +26,12 @@ pub(super) fn locate(server: &Server, key: &str) -> Result<Open, Error> {
     let url = server.read_url()?;
     let share = (PATIENCE / u32::try_from(url.nodes.len()).unwrap_or(u32::MAX)).max(SHORTEST_SHARE);
     let search = Search { server, url: &url, key, share, deadline: Instant::now() + PATIENCE * 2 };
+    if let Some(sentinels) = &url.sentinels {
+        return search.by(sentinels);
+    }
     let mut answers = Vec::new();
     for node in &url.nodes {
-        match search.from(node) {
+        match search.from(node.clone(), Way::default()) {
             Err(Error::Unavailable(why)) => answers.push(why),
             answer => return answer,
         }
@@ -65,15 +68,25 @@ impl Search<'_> {
         Instant::now() >= self.deadline
     }
 
-    /// Begins with one server, and goes where it says.
-    fn from(&self, node: &Node) -> Result<Open, Error> {
-        let mut way = Way::default();
-        let mut node = node.clone();
-        if let Some(sentinels) = &self.url.sentinels {
-            let mut open = self.server.open(&sentinels.access, &node, self.share)?;
-            node = sentinel::ask(self.server, sentinels, &mut open)?;
-            way.leads(&mut open, &format!("says that the master is at {node}"));
+    /// Begins with what Sentinels name, and there only: what else one of them says is older.
+    fn by(&self, sentinels: &Sentinels) -> Result<Open, Error> {
+        let told = sentinel::ask_all(self.server, self.url, sentinels, self.share)?;
+        let mut answers = Vec::new();
+        for (newest, said) in told.masters() {
+            match self.from(newest.master.clone(), Way { addresses: told.addresses(), said }) {
+                Ok(open) => return Ok(Open { epoch: newest.epoch, ..open }),
+                Err(Error::Unavailable(why)) => answers.push(why),
+                fatal => return fatal,
+            }
+            if self.is_over() {
+                break;
+            }
         }
+        Err(Error::Unavailable(answers.join("; ")))
+    }
+
+    /// Begins with one server, and goes where it says.
+    fn from(&self, mut node: Node, mut way: Way) -> Result<Open, Error> {
         for _ in 0..=MOST_MOVES {
             let opened = self.server.open(&self.url.access, &node, self.share);
             let mut open = opened.map_err(|error| way.told(error))?;

@@ -72,6 +72,8 @@ pub(super) struct Open {
     pub(super) password: Option<String>,
     /// It has been told the highest number that this agent has seen, or is the first of its kind.
     pub(super) knows_seen: bool,
+    /// Of the Sentinels' configuration that led to it.
+    pub(super) epoch: Option<u64>,
 }
 
 impl From<&RedisAddress> for Server {
@@ -129,7 +131,7 @@ impl Server {
     /// What ends an agent that never got into Redis is waited out by one that did: passwords are
     /// changed here and there one after the other. It is said once, for the outage will have been
     /// spoken of already, by the end of a connection.
-    fn unless_served(&self, why: String) -> Error {
+    pub(super) fn unless_served(&self, why: String) -> Error {
         if !self.entry.has_served.load(Ordering::Relaxed) {
             return Error::Fatal(why);
         }
@@ -161,7 +163,8 @@ impl Server {
             Node::Unix(path) => (Connection::unix(path, patience).map_err(explain)?, Vec::new()),
         };
         let password = access.login.password().map(str::to_string);
-        let mut open = Open { connection, name, node: node.clone(), addresses, password, knows_seen: false };
+        let mut open =
+            Open { connection, name, node: node.clone(), addresses, password, knows_seen: false, epoch: None };
         let logged_in = open.connection.set_up(&access.login);
         logged_in.map_err(|error| self.explain_log_in(&open.name, error))?;
         Ok(open)

@@ -1,14 +1,12 @@
 //! A Cluster: its keys are found from any of its nodes, and again when they have moved.
 
-use std::io;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::name::Name;
 use crate::support::wire::{envelope, numbered};
-use crate::support::{Agent, Answer, Authority, Cluster, Redis, SOON, Sink, eventually, eventually_eq, ms, run_to_end};
+use crate::support::{Agent, Answer, Authority, Cluster, SOON, Sink, eventually, eventually_eq, ms, run_to_end};
 
 #[test]
 fn from_whatever_node_the_queue_is_found() {
@@ -60,48 +58,20 @@ fn what_the_plugins_deliverer_put_off_on_another_master_is_taken_over() {
     assert_eq!(redis::cmd("EXISTS").arg(retry).query::<usize>(&mut client).unwrap(), 0);
 }
 
-/// A place that leads to a server, and later to another: what a name is to who looks it up anew.
-struct Name {
-    address: SocketAddr,
-    target: Arc<Mutex<String>>,
-}
-
-impl Name {
-    fn of(node: &Redis) -> Name {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (address, target) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(node.address())));
-        let served = target.clone();
-        // Its threads end with the connections, and the listener with the process.
-        thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                let Ok(server) = TcpStream::connect(served.lock().unwrap().as_str()) else { continue };
-                for (mut from, mut to) in [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)]
-                {
-                    thread::spawn(move || {
-                        let _ = io::copy(&mut from, &mut to);
-                        let _ = to.shutdown(Shutdown::Both);
-                    });
-                }
-            }
-        });
-        Name { address, target }
-    }
-}
-
 #[test]
 fn a_cluster_that_comes_back_elsewhere_behind_the_same_names_is_found() {
     let mut cluster = Cluster::start();
     let sink = Sink::new(|_| Answer::ok());
     // None of them is the one that has the queue.
-    let names = [0, 4].map(|n| (n, Name::of(&cluster.nodes()[n])));
-    let url = format!("redis://{},{}", names[0].1.address, names[1].1.address);
+    let names = [0, 4].map(|n| (n, Name::of(&cluster.nodes()[n].address())));
+    let url = format!("redis://{},{}", names[0].1.address(), names[1].1.address());
     let mut agent = cluster.agent(&url, &[]);
     cluster.push(&sink.url(), b"before");
     eventually("it is delivered", SOON, || sink.n_delivered() == 1);
     cluster.home().wait_empty(SOON);
     cluster.restart_on_other_ports();
     for (n, name) in &names {
-        *name.target.lock().unwrap() = cluster.nodes()[*n].address();
+        name.lead_to(&cluster.nodes()[*n].address());
     }
     cluster.push(&sink.url(), b"after");
     eventually("it is delivered", ms(60_000), || sink.copies().contains_key("after"));

@@ -1,7 +1,11 @@
 //! Sentinels: the master is found by them, at the start and after each failover.
 
-use crate::support::wire::numbered;
-use crate::support::{Agent, Answer, SOON, Sentinels, Sink, eventually, eventually_eq, ms, run_to_end};
+use std::net::TcpListener;
+use std::time::Instant;
+
+use crate::name::Name;
+use crate::support::wire::{envelope, numbered};
+use crate::support::{Agent, Answer, SOON, Sentinels, Sink, eventually, eventually_eq, guarded_url, ms, run_to_end};
 
 #[test]
 fn the_master_is_found_and_again_after_a_failover() {
@@ -87,4 +91,85 @@ fn a_master_that_takes_itself_for_one_still_is_left_when_the_sentinels_know_anot
     eventually_eq("those at the new one arrive", SOON, 4, || sink.copies().len());
     assert_eq!(old.counts().queue, 1);
     drop(agent);
+}
+
+/// The first server still takes itself for the master.
+#[test]
+fn a_sentinel_that_is_cut_off_and_takes_itself_for_one_that_knows_is_not_believed_though_it_stands_first() {
+    let sentinels = Sentinels::guarded();
+    let lonely = sentinels.cut_off();
+    let old = &sentinels.servers[0];
+    sentinels.fail_over();
+    eventually("another is master", ms(60_000), || sentinels.master().is_some_and(|now| now != 0));
+    let new = &sentinels.servers[sentinels.master().unwrap()];
+    eventually("it knows", SOON, || new.info("replication", "role").is_ok_and(|role| role == "master"));
+    let sink = Sink::new(|_| Answer::ok());
+    // From here on who looks at the old one finds this.
+    old.push(&envelope(&sink.url(), b"at the old one"));
+    let others = sentinels.addresses();
+    let url = guarded_url(&[&[lonely.address.clone()][..], &others].concat());
+    let mut agent = Agent::start_at(&url, &["--lease", "5s"]);
+    // Each is asked now and then, the one that is cut off too.
+    let (begun, mut n) = (Instant::now(), 0);
+    while begun.elapsed() < ms(10_000) {
+        n += 1;
+        new.push(&envelope(&sink.url(), format!("{n}").as_bytes()));
+        eventually_eq("it arrives", SOON, n, || sink.n_delivered());
+        std::thread::sleep(ms(100));
+    }
+    assert_eq!(lonely.master(), Some(old.address()));
+    assert_eq!(old.info("replication", "role").unwrap(), "master");
+    assert_eq!(old.counts().queue, 1);
+    assert_eq!(agent.complaints(), Vec::<String>::new());
+    let check = run_to_end(&["check", "-oq", &url]);
+    let text = String::from_utf8_lossy(&check.stdout).into_owned();
+    let told = format!("{} says that the master is at {}; others know a newer one", lonely.address, old.address());
+    assert!(!check.status.success() && text.contains(&told), "{text}");
+    agent.term();
+    assert_eq!(agent.wait_exit(SOON), Some(0));
+}
+
+#[test]
+fn who_is_cut_off_with_the_old_master_that_takes_itself_for_one_leaves_it_when_the_cut_heals() {
+    let sentinels = Sentinels::guarded();
+    let lonely = sentinels.cut_off();
+    let old = &sentinels.servers[0];
+    let others = [Name::of_nobody(), Name::of_nobody()];
+    let url = guarded_url(&[lonely.address.clone(), others[0].address().to_string(), others[1].address().to_string()]);
+    let sink = Sink::new(|_| Answer::ok());
+    let mut agent = Agent::start_at(&url, &["--lease", "5s"]);
+    sentinels.fail_over();
+    eventually("another is master", ms(60_000), || sentinels.master().is_some_and(|now| now != 0));
+    let new = &sentinels.servers[sentinels.master().unwrap()];
+    // On its side of the cut all is as before.
+    old.push(&envelope(&sink.url(), b"a"));
+    eventually_eq("it arrives", SOON, 1, || sink.n_delivered());
+    old.wait_empty(SOON);
+    eventually("it may be written to", SOON, || {
+        let mut push = redis::cmd("RPUSH");
+        push.arg(old.queue_key()).arg(envelope(&sink.url(), b"b")).exec(&mut new.client()).is_ok()
+    });
+    for (name, address) in others.iter().zip(sentinels.addresses()) {
+        name.lead_to(&address);
+    }
+    eventually_eq("it arrives", ms(30_000), 2, || sink.n_delivered());
+    new.wait_empty(SOON);
+    assert!(agent.is_running());
+    assert_eq!(agent.complaints(), Vec::<String>::new());
+}
+
+#[test]
+fn sentinels_that_do_not_answer_hold_up_nothing() {
+    let sentinels = Sentinels::guarded();
+    let silent: Vec<TcpListener> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let silent = silent.iter().map(|listener| listener.local_addr().unwrap().to_string());
+    let url = guarded_url(&silent.chain(sentinels.addresses().into_iter().take(1)).collect::<Vec<_>>());
+    let sink = Sink::new(|_| Answer::ok());
+    let begun = Instant::now();
+    let enqueued = run_to_end(&["enqueue", "-oq", &url, "--endpoint", &sink.url(), "--text", "a"]);
+    assert!(enqueued.status.success(), "{enqueued:?}");
+    // One after the other they would take a second each.
+    assert!(begun.elapsed() < ms(2_500), "{:?}", begun.elapsed());
+    let _agent = Agent::start_at(&url, &[]);
+    eventually_eq("it arrives", SOON, 1, || sink.n_delivered());
 }

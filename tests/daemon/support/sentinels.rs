@@ -9,6 +9,7 @@ use super::{Redis, SOON, TempDir, eventually, ms};
 
 /// The name under which they know the master.
 const NAME: &str = "mymaster";
+const PASSWORD: &str = "secret";
 
 pub struct Sentinels {
     /// The first is master at first.
@@ -16,15 +17,21 @@ pub struct Sentinels {
     watchers: Vec<Watcher>,
 }
 
-struct Watcher {
+pub struct Watcher {
     dir: TempDir,
-    address: String,
+    pub address: String,
     process: Child,
 }
 
 impl Sentinels {
     pub fn start() -> Sentinels {
         Sentinels::with(&[], "")
+    }
+
+    /// With a password for the servers, as a Sentinel that is [cut off](Sentinels::cut_off) needs.
+    pub fn guarded() -> Sentinels {
+        let lines = format!("sentinel auth-pass {NAME} {PASSWORD}\n");
+        Sentinels::with(&[&format!("requirepass {PASSWORD}"), &format!("masterauth {PASSWORD}")], &lines)
     }
 
     /// With further lines of configuration, for each server and for each Sentinel.
@@ -64,8 +71,28 @@ impl Sentinels {
 
     /// All of the Sentinels, and the master's name.
     pub fn url(&self) -> String {
-        let addresses: Vec<&str> = self.watchers.iter().map(|watcher| watcher.address.as_str()).collect();
-        format!("redis+sentinel://{}/{NAME}", addresses.join(","))
+        url_of("", &self.addresses())
+    }
+
+    pub fn addresses(&self) -> Vec<String> {
+        self.watchers.iter().map(|watcher| watcher.address.clone()).collect()
+    }
+
+    /// One more, which hears of no other and of no failover, as if it were cut off from all but the first server: it
+    /// may not read there what others say, and no other server lets it in. And the first goes on as a master.
+    pub fn cut_off(&self) -> Watcher {
+        let first = &self.servers[0];
+        let rules = [
+            &["lonely", "on", ">lonely", "+ping", "+info", "+role", "+client"][..],
+            &["default", "-replicaof", "-slaveof"],
+        ];
+        for rule in rules {
+            redis::cmd("ACL").arg("SETUSER").arg(rule).exec(&mut first.client()).unwrap();
+        }
+        let lines = format!("sentinel auth-user {NAME} lonely\nsentinel auth-pass {NAME} lonely\n");
+        let watcher = Watcher::start(&first.address().replace(':', " "), &lines);
+        eventually("it knows the first", SOON, || watcher.master() == Some(first.address()));
+        watcher
     }
 
     /// Which server most of the Sentinels name.
@@ -80,6 +107,16 @@ impl Sentinels {
         let force = || redis::cmd("SENTINEL").arg(&["FAILOVER", NAME]).exec(&mut self.watchers[0].client()?);
         eventually("a failover begins", SOON, || force().is_ok());
     }
+}
+
+/// These Sentinels, and the master's name; before them, the [guarded](Sentinels::guarded) servers' password.
+pub fn guarded_url<A: AsRef<str>>(addresses: &[A]) -> String {
+    url_of(&format!(":{PASSWORD}@"), addresses)
+}
+
+fn url_of<A: AsRef<str>>(login: &str, addresses: &[A]) -> String {
+    let addresses: Vec<&str> = addresses.iter().map(AsRef::as_ref).collect();
+    format!("redis+sentinel://{login}{}/{NAME}", addresses.join(","))
 }
 
 impl Watcher {
@@ -105,7 +142,8 @@ impl Watcher {
         redis::Client::open(format!("redis://{}", self.address))?.get_connection()
     }
 
-    fn master(&self) -> Option<String> {
+    /// Where it says that the master is.
+    pub fn master(&self) -> Option<String> {
         let mut asked = redis::cmd("SENTINEL");
         asked.arg(&["get-master-addr-by-name", NAME]);
         let (host, port): (String, String) = asked.query(&mut self.client().ok()?).ok()?;
