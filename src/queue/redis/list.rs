@@ -392,6 +392,16 @@ impl RedisList {
         }
     }
 
+    /// Where a wait would take a whole second, and what is due before would be late.
+    fn wait_by_asking(&mut self, at_most: Duration) -> Result<Waited, Error> {
+        std::thread::sleep(at_most.clamp(SHORTEST_WAIT, SHORTEST_WAIT * 5));
+        let length = redis::cmd("LLEN").arg(self.keys.queue()).to_owned();
+        match self.link.query(&length)? {
+            Value::Int(0) => Ok(Waited::Nothing),
+            _ => Ok(Waited::Something),
+        }
+    }
+
     fn wait_command(&self, at_most: Duration) -> redis::Cmd {
         let key = self.keys.queue();
         let seconds = at_most.clamp(SHORTEST_WAIT, LONGEST_WAIT).as_secs_f64();
@@ -523,6 +533,9 @@ impl Queue for RedisList {
             // BRPOPLPUSH turns the list, and so would break the order of more than one.
             std::thread::sleep(at_most.clamp(SHORTEST_WAIT, SHORTEST_WAIT * 5));
             return Ok(Waited::Something);
+        }
+        if !self.has_fractions && at_most < LONGEST_WAIT {
+            return self.wait_by_asking(at_most);
         }
         if self.pop == Pop::Peek
             && let Some(waited) = self.wait_unheard(at_most)?
