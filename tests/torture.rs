@@ -20,6 +20,7 @@
 //! | `torture/round.rs` | one round from start to judgement |
 //! | `torture/faults.rs` | every fault: whom it strikes, how it begins and ends |
 //! | `torture/agents.rs`, `recipients.rs`, `proxy.rs` | what is struck |
+//! | `torture/cuts.rs` | packets that are dropped, where this process has a network of its own |
 //! | `torture/ledger.rs`, `history.rs` | what became of each message |
 //! | `torture/losses.rs` | what a Redis that forgot something may have taken along |
 //! | `torture/cluster.rs` | a Redis Cluster, and what befalls one |
@@ -35,6 +36,7 @@ mod daemon {
 mod torture {
     pub mod agents;
     pub mod cluster;
+    pub mod cuts;
     pub mod faults;
     pub mod history;
     pub mod ledger;
@@ -52,7 +54,7 @@ use std::time::{Duration, Instant};
 
 use daemon::support;
 use torture::round::{Mode, Plan, Report};
-use torture::{cluster, faults, round, soak};
+use torture::{cluster, cuts, faults, round, soak};
 
 /// The seed of the short round in `cargo test`.
 const FIXED_SEED: u64 = 20_240_229;
@@ -69,6 +71,11 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if options.soak.is_none() && !cuts::are_possible() {
+        println!(
+            "no packets are dropped, for this is no network of its own with nft: proxies and frozen servers alone"
+        );
+    }
     let other = match (options.soak, options.cluster) {
         (Some(n_messages), _) => Some(soak::run(n_messages, options.seed)),
         (None, true) => Some(cluster::run(options.minutes.unwrap_or(1), options.seed)),

@@ -1,6 +1,6 @@
 //! `--cluster`: agents on a Redis Cluster of three masters and three replicas, struck by all that
-//! befalls one: its nodes killed, frozen (to all others that is a network that drops every packet) and
-//! failed over with and without their consent, the queue's slot moved, connections cut, agents killed and
+//! befalls one: its nodes killed, frozen, cut off (from all, from each other alone, or from all but each other)
+//! and failed over with and without their consent, the queue's slot moved, connections cut, agents killed and
 //! frozen. A push counts as certain when a replica has it too, so that what a failover loses is told apart
 //! from what an agent would: what is certain must arrive.
 
@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::cuts::{self, Cut};
 use super::rng::Rng;
 use crate::support::wire::envelope;
 use crate::support::{Agent, Answer, Cluster, Redis, Sink, ms};
@@ -28,6 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(90);
 enum Fault {
     MasterKilled,
     MasterFrozen,
+    MasterCutOff,
+    MasterCutFromNodes,
+    MasterCutFromClients,
     FailedOver,
     TakenOver,
     OtherNodeKilled,
@@ -41,9 +45,12 @@ enum Fault {
 use Fault::*;
 
 /// Each with how likely it is.
-const ALL: [(Fault, u64); 10] = [
+const ALL: [(Fault, u64); 13] = [
     (MasterKilled, 4),
     (MasterFrozen, 3),
+    (MasterCutOff, 3),
+    (MasterCutFromNodes, 4),
+    (MasterCutFromClients, 3),
     (FailedOver, 5),
     (TakenOver, 4),
     (OtherNodeKilled, 2),
@@ -97,6 +104,9 @@ pub fn run(minutes: u32, seed: u64) -> Result<(), String> {
     while begun.elapsed() < Duration::from_secs(60) * minutes && wrong.is_none() {
         thread::sleep(ms(rng.between(200, 2500)));
         let fault = rng.weighted(&ALL);
+        if matches!(fault, MasterCutOff | MasterCutFromNodes | MasterCutFromClients) && !cuts::are_possible() {
+            continue;
+        }
         *faults.entry(fault).or_default() += 1;
         println!("{:>6.1} s  {fault:?}", begun.elapsed().as_secs_f64());
         strike(fault, &mut cluster, &mut agents, &mut rng, &start);
@@ -203,6 +213,19 @@ fn strike(
             cluster.node(master).freeze();
             thread::sleep(FROZEN);
             cluster.node(master).thaw();
+        }
+        MasterCutOff | MasterCutFromNodes | MasterCutFromClients => {
+            cluster.replica_of(master);
+            let ip = |n: &usize| cluster.nodes()[*n].address().split(':').next().unwrap_or_default().to_string();
+            let others: Vec<String> = others.iter().map(ip).collect();
+            let cut = match fault {
+                MasterCutOff => Cut::off(&ip(&master)),
+                MasterCutFromNodes => Cut::between(&ip(&master), &others),
+                // Each client's own address, as of whoever binds to none.
+                _ => Cut::between(&ip(&master), &["127.0.0.1".to_string()]),
+            };
+            thread::sleep(ms(rng.between(500, 2 * FROZEN.as_millis() as u64)));
+            drop(cut);
         }
         OtherNodeKilled => {
             let other = others[rng.index(others.len())];

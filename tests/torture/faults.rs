@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::agents::Slot;
+use super::cuts::{self, Cut};
 use super::losses::{Contents, Loss};
 use super::proxy::{Flow, Proxy};
 use super::recipients::{Mood, Recipient, Temper};
@@ -43,6 +44,8 @@ pub enum Fault {
     CallsHeld,
     LinkReset,
     AnswerCut,
+    LinkDropped,
+    LinkDroppedPastLease,
     RedisKilled,
     RedisKilledForAWhile,
     RedisLoadsLong,
@@ -56,6 +59,7 @@ pub enum Fault {
     RedisFailedOver,
     RedisFlushed,
     RedisClockStepped,
+    RedisDropped,
     RecipientAway,
     RecipientHangs,
     RecipientBusy,
@@ -65,12 +69,13 @@ pub enum Fault {
     RemoteDelayed,
     RemoteReset,
     RemoteAnswerCut,
+    RemoteDropped,
 }
 
 use Fault::*;
 
 /// Each with how likely it is.
-pub const ALL: [(Fault, u64); 38] = [
+pub const ALL: [(Fault, u64); 42] = [
     (AgentKilled, 6),
     (AgentKilledForAWhile, 4),
     (AgentTold, 4),
@@ -87,6 +92,8 @@ pub const ALL: [(Fault, u64); 38] = [
     (CallsHeld, 3),
     (LinkReset, 4),
     (AnswerCut, 6),
+    (LinkDropped, 6),
+    (LinkDroppedPastLease, 4),
     (RedisKilled, 3),
     (RedisKilledForAWhile, 2),
     (RedisLoadsLong, 2),
@@ -100,6 +107,7 @@ pub const ALL: [(Fault, u64); 38] = [
     (RedisFailedOver, 6),
     (RedisFlushed, 2),
     (RedisClockStepped, 5),
+    (RedisDropped, 4),
     (RecipientAway, 4),
     (RecipientHangs, 3),
     (RecipientBusy, 3),
@@ -109,6 +117,7 @@ pub const ALL: [(Fault, u64); 38] = [
     (RemoteDelayed, 2),
     (RemoteReset, 3),
     (RemoteAnswerCut, 3),
+    (RemoteDropped, 3),
 ];
 
 impl Fault {
@@ -130,6 +139,8 @@ impl Fault {
             CallsHeld => "agent-Redis: calls alone held or lost",
             LinkReset => "agent-Redis: connections reset",
             AnswerCut => "agent-Redis: reset in the middle of an answer",
+            LinkDropped => "agent-Redis: packets dropped, both ways or one",
+            LinkDroppedPastLease => "agent-Redis: packets dropped for longer than the lease",
             RedisKilled => "Redis: kill -9, started again at once",
             RedisKilledForAWhile => "Redis: kill -9, started again later",
             RedisLoadsLong => "Redis: kill -9, loads a large AOF",
@@ -143,6 +154,7 @@ impl Fault {
             RedisFailedOver => "Redis: failover to a replica that missed the last writes",
             RedisFlushed => "Redis: FLUSHALL",
             RedisClockStepped => "Redis: wall clock stepped",
+            RedisDropped => "Redis: packets of all dropped",
             RecipientAway => "recipient: refuses connections",
             RecipientHangs => "recipient: does not answer",
             RecipientBusy => "recipient: 503",
@@ -152,11 +164,17 @@ impl Fault {
             RemoteDelayed => "agent-recipient: 200 ms slower",
             RemoteReset => "agent-recipient: connections reset",
             RemoteAnswerCut => "agent-recipient: reset in the middle of an answer",
+            RemoteDropped => "agent-recipient: packets dropped",
         }
     }
 }
 
 impl Fault {
+    /// Whether it takes a network of one's own.
+    fn drops_packets(self) -> bool {
+        matches!(self, LinkDropped | LinkDroppedPastLease | RedisDropped | RemoteDropped)
+    }
+
     /// Whether what the agent holds, and Redis has no more, may end with it, or come too late.
     pub fn may_lose_held(self) -> bool {
         !matches!(self, AgentFrozen | AgentStarved | ClockStepped | LinkDelayed)
@@ -209,6 +227,7 @@ enum Cure {
     Promote,
     FreeDisk,
     MendRecipient(usize, bool),
+    Heal(Scope),
 }
 
 /// Redis as the faults have left it.
@@ -281,6 +300,8 @@ pub struct World {
     /// Whether Redis ends by itself when it cannot write (`appendfsync always`), and is then started again.
     pub always: bool,
     pub injected: Vec<Injected>,
+    /// Whose packets are dropped.
+    cuts: Vec<(Scope, Cut)>,
     cures: Vec<(Instant, Cure, usize)>,
 }
 
@@ -302,6 +323,7 @@ impl World {
             disk: None,
             always: true,
             injected: Vec::new(),
+            cuts: Vec::new(),
             cures: Vec::new(),
         }
     }
@@ -328,10 +350,12 @@ impl World {
                 }
                 Scope::Agent(stepped[rng.index(stepped.len())])
             }
+            fault if fault.drops_packets() && !cuts::are_possible() => return false,
             LinkHeld | LinkForgotten | LinkCutPastLease | LinkDelayed | AnswersHeld | CallsHeld | LinkReset
-            | AnswerCut => {
+            | AnswerCut | LinkDropped | LinkDroppedPastLease => {
                 let n = rng.index(self.slots.len());
-                let is_too_long = fault == LinkCutPastLease && self.slots[n].lease > LONGEST_PAST;
+                let is_too_long =
+                    matches!(fault, LinkCutPastLease | LinkDroppedPastLease) && self.slots[n].lease > LONGEST_PAST;
                 if self.slots[n].cut_off || is_too_long {
                     return false;
                 }
@@ -348,7 +372,7 @@ impl World {
             RedisClockStepped if !self.has_own_clock => return false,
             RedisKilled | RedisKilledForAWhile | RedisLoadsLong | ClientsKilled | RedisPaused | RedisAsleep
             | ScriptsFlushed | RedisFull | RedisReadOnly | DiskFull | RedisFailedOver | RedisFlushed
-            | RedisClockStepped => {
+            | RedisClockStepped | RedisDropped => {
                 if self.redis_state != RedisState::Well {
                     return false;
                 }
@@ -361,7 +385,7 @@ impl World {
                 }
                 Scope::Recipient(n)
             }
-            RemoteHeld | RemoteForgotten | RemoteDelayed | RemoteReset | RemoteAnswerCut => {
+            RemoteHeld | RemoteForgotten | RemoteDelayed | RemoteReset | RemoteAnswerCut | RemoteDropped => {
                 let remote: Vec<usize> = (0..self.recipients.len())
                     .filter(|n| self.recipients[*n].proxy.is_some() && !self.recipients[*n].troubled)
                     .collect();
@@ -434,6 +458,16 @@ impl World {
                 slot.cut_off = true;
                 slot.proxy.reset_after(rng.between(1, 20_000) as usize);
                 self.later(ms(1500), Cure::MendLink(n, false));
+            }
+            LinkDropped | LinkDroppedPastLease => {
+                slot.cut_off = true;
+                let (to, from) = [(true, true), (true, true), (true, false), (false, true)][rng.index(4)];
+                self.cuts.push((Scope::Agent(n), Cut::of_port(slot.proxy.address(), to, from)));
+                let dropped_for = match fault {
+                    LinkDropped => rng.between(200, lease * 2),
+                    _ => rng.between(lease * 3 / 2, lease * 3),
+                };
+                self.later(ms(dropped_for), Cure::Heal(Scope::Agent(n)));
             }
             _ => {
                 slot.cut_off = true;
@@ -530,6 +564,12 @@ impl World {
                 self.redis.set_clock(&format!("{}{far}", if rng.percent(50) { "+" } else { "-" }));
                 self.over();
             }
+            RedisDropped => {
+                let address = self.redis.address().parse().expect("an address");
+                self.cuts.push((Scope::Redis, Cut::of_port(address, true, true)));
+                self.redis_state = RedisState::Away;
+                self.later(ms(rng.between(300, 7_000)), Cure::Heal(Scope::Redis));
+            }
             _ => unreachable!("{fault:?} does not strike Redis"),
         }
     }
@@ -544,6 +584,12 @@ impl World {
         }
         recipient.troubled = true;
         match fault {
+            RemoteDropped => {
+                let address = recipient.proxy.as_ref().expect("a remote one").address();
+                self.cuts.push((Scope::Recipient(n), Cut::of_port(address, true, true)));
+                self.later(a_while, Cure::Heal(Scope::Recipient(n)));
+                return;
+            }
             RecipientAway => recipient.stop(),
             RecipientHangs => recipient.set_mood(Mood::Hanging),
             RecipientBusy => recipient.set_mood(Mood::Busy),
@@ -594,6 +640,14 @@ impl World {
             Cure::MendLink(n, forget) => {
                 self.slots[n].proxy.mend(forget);
                 self.slots[n].cut_off = false;
+            }
+            Cure::Heal(whose) => {
+                self.cuts.retain(|(scope, _)| *scope != whose);
+                match whose {
+                    Scope::Agent(n) => self.slots[n].cut_off = false,
+                    Scope::Redis => self.redis_state = RedisState::Well,
+                    Scope::Recipient(n) => self.recipients[n].mend(),
+                }
             }
             Cure::StartRedis => {
                 self.redis.restart_without_waiting();

@@ -139,6 +139,10 @@ impl Redis {
             format!("cluster-announce-ip {address}"),
             format!("replica-announce-ip {address}"),
         ];
+        // By which cuts between servers tell one from another; others than 127.0.0.1 count as strangers.
+        let own_source = [format!("bind-source-addr {address}"), "protected-mode no".to_string()];
+        let own_source = own_source.into_iter().filter(|_| version() >= (7, 0));
+        let lines = lines.into_iter().chain(own_source).collect::<Vec<_>>();
         // A server that has no BLMOVE need not be told to forget it, and would not start.
         let is_known = |line: &&str| !line.contains("BLMOVE") || version() >= (6, 2);
         let lines = lines.iter().map(String::as_str).chain(configuration.iter().copied().filter(is_known));
