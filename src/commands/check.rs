@@ -338,7 +338,10 @@ fn check_server(config: &Config, info: &Info, server: &advice::Server, report: &
         Some(version) if version < (5, 0, 0) => {
             report.mend("version", format!("{name} is too old: 5.0 or newer is needed"))?
         }
-        Some(_) => report.ok("version", name)?,
+        Some(version) => {
+            report.ok("version", &name)?;
+            check_age(config, &name, version, report)?;
+        }
         None => report.note("version", "INFO does not tell: 5.0 or newer is needed")?,
     }
     if info.field("role") == "slave" {
@@ -396,6 +399,20 @@ fn check_server(config: &Config, info: &Info, server: &advice::Server, report: &
     Ok(())
 }
 
+/// What a version has not yet; how it waits is seen beside the permissions.
+fn check_age(config: &Config, name: &str, version: (u32, u32, u32), report: &mut Report) -> Result<(), Error> {
+    if version >= (6, 0, 0) {
+        return Ok(());
+    }
+    if QueueUrl::parse(&config.redis.url).is_ok_and(|url| url.access.login.username().is_some()) {
+        report.note("version", format!("{name} knows no users (6.0): that of the queue URL is not told to it"))?;
+    }
+    report.note(
+        "version",
+        format!("{name} waits whole seconds (fractions: 6.0): what falls due may be half a second late"),
+    )
+}
+
 fn check_permissions(config: &Config, operator: &mut Operator, report: &mut Report) -> Result<(), Error> {
     let keys = operator.keys().clone();
     let mut refuses = |call: &Call| operator.query(&call.command(&keys)).err().filter(is_refused);
@@ -427,7 +444,8 @@ fn check_permissions(config: &Config, operator: &mut Operator, report: &mut Repo
         (_, None) if config.ordered => {
             report.note("wait", "by asking ten times a second: this server has no BLMOVE (6.2)")?
         }
-        _ => report.ok("wait", "by BRPOPLPUSH, since this server has no BLMOVE (6.2)")?,
+        _ => report
+            .note("wait", "by BRPOPLPUSH, which may put the newest message first: this server has no BLMOVE (6.2)")?,
     }
     let looks: Vec<&str> = LOOKS.iter().filter(|call| refuses(call).is_some()).map(Call::name).collect();
 

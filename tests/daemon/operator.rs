@@ -11,7 +11,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 
 use crate::support::wire::{envelope, envelope_with, json_with};
-use crate::support::{Agent, Answer, Redis, SOON, Sink, eventually, ms, run_to_end};
+use crate::support::{Agent, Answer, Redis, SOON, Sink, eventually, eventually_eq, ms, run_to_end};
 
 fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -678,10 +678,42 @@ fn check_names_what_an_account_may_not_do() {
     assert!(!stdout(&output).contains("hush"));
 }
 
+/// Each version of Redis is told apart by what it says itself: `scripts/compat` runs this on all of them.
+#[test]
+fn what_a_version_has_not_yet_is_said_at_the_start_and_by_check() {
+    let redis = Redis::with(&["requirepass secret"]);
+    let version = redis.info("server", "redis_version").unwrap();
+    let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap());
+    let version = (numbers.next().unwrap(), numbers.next().unwrap());
+    let url = redis.url().replace("//:", "//default:");
+    let check = run_to_end(&["check", "-oq", &url]);
+    let (mut agent, ordered) = (Agent::start_at(&url, &[]), Agent::start_at(&url, &["--queue", "o", "--ordered"]));
+    let sink = Sink::new(|_| Answer::ok());
+    redis.push(&envelope(&sink.url(), b"x"));
+    eventually_eq("it arrives", SOON, 1, || sink.n_delivered());
+    redis.wait_empty(SOON);
+    for (since, at_start, by_check) in [
+        ((6, 2), "has no BLMOVE (6.2): BRPOPLPUSH waits", "has no BLMOVE (6.2)"),
+        ((6, 0), "waits whole seconds (fractions: 6.0)", "waits whole seconds (fractions: 6.0)"),
+        ((6, 0), "knows no users (6.0)", "knows no users (6.0)"),
+    ] {
+        if version < since {
+            agent.wait_log(at_start);
+        }
+        assert_eq!(stdout(&check).contains(by_check), version < since, "{version:?}: {}", stdout(&check));
+        assert_eq!(agent.log().contains(at_start), version < since, "{version:?}: {}", agent.log());
+    }
+    if version < (6, 2) {
+        ordered.wait_log("the queue is asked ten times a second");
+    }
+    agent.term();
+    assert_eq!(agent.wait_exit(SOON), Some(0));
+}
+
 #[test]
 fn check_says_how_an_agent_waits_on_an_old_server() {
     let redis = Redis::with(&["rename-command BLMOVE \"\""]);
-    assert_checked(&redis.url(), &[], 0, "ok", &["wait", "BRPOPLPUSH"]);
+    assert_checked(&redis.url(), &[], 0, "note", &["wait", "BRPOPLPUSH"]);
     assert_checked(&redis.url(), &["--ordered"], 0, "note", &["wait", "asking"]);
     assert_checked(&redis.url(), &["--pop", "blpop"], 0, "note", &["wait", "can lose"]);
     let redis = Redis::with(&["rename-command ZADD \"\""]);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use log::warn;
+use log::{info, warn};
 use redis::Value;
 
 use super::advice;
@@ -392,6 +392,14 @@ impl RedisList {
         }
     }
 
+    fn without_blmove(&self) -> &'static str {
+        if self.ordered {
+            "this Redis has no BLMOVE (6.2): so that the order holds, the queue is asked ten times a second"
+        } else {
+            "this Redis has no BLMOVE (6.2): BRPOPLPUSH waits in its place, which may put the newest message first"
+        }
+    }
+
     /// Where a wait would take a whole second, and what is due before would be late.
     fn wait_by_asking(&mut self, at_most: Duration) -> Result<Waited, Error> {
         std::thread::sleep(at_most.clamp(SHORTEST_WAIT, SHORTEST_WAIT * 5));
@@ -555,10 +563,12 @@ impl Queue for RedisList {
                 let text = wire_text(&error);
                 if self.has_blmove && text.contains("unknown command") {
                     self.has_blmove = false;
+                    info!("{}", self.without_blmove());
                     return self.wait(at_most);
                 }
                 if self.has_fractions && text.contains("not an integer") {
                     self.has_fractions = false;
+                    info!("this Redis waits whole seconds (fractions: 6.0): what falls due may be half a second late");
                     return self.wait(at_most);
                 }
                 if text.contains("OOM ") {

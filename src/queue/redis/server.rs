@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use log::warn;
+use log::{info, warn};
 use redis::Cmd;
 use rustls::{ClientConfig, RootCertStore};
 
@@ -48,6 +48,8 @@ pub(super) struct Entry {
     has_served: AtomicBool,
     /// It has been said that it does not let us in any more.
     has_said: AtomicBool,
+    /// It has been said that it knows no users.
+    has_said_users: AtomicBool,
 }
 
 impl Entry {
@@ -167,6 +169,9 @@ impl Server {
             Open { connection, name, node: node.clone(), addresses, password, knows_seen: false, epoch: None };
         let logged_in = open.connection.set_up(&access.login);
         logged_in.map_err(|error| self.explain_log_in(&open.name, error))?;
+        if open.connection.has_no_users && !self.entry.has_said_users.swap(true, Ordering::Relaxed) {
+            info!("{} knows no users (6.0): the password was given to it without the one of the queue URL", open.name);
+        }
         Ok(open)
     }
 
@@ -268,7 +273,8 @@ impl Server {
         } else if is_elsewhere(&text) {
             format!("the nodes of its Cluster do not agree on where the queue is ({text})")
         } else if error.is_timeout() {
-            let tls = if self.address.url.access.has_tls { "; does it speak TLS on this port?" } else { "" };
+            let has_tls = self.address.url.access.has_tls && !self.entry.has_served.load(Ordering::Relaxed);
+            let tls = if has_tls { "; does it speak TLS on this port? (None before 6.0 does.)" } else { "" };
             format!("no answer within {} s{tls}", PATIENCE.as_secs())
         } else {
             in_words_of_tls(&text).unwrap_or(text)
@@ -283,7 +289,10 @@ impl Server {
         let waits = ["LOADING", "MASTERDOWN", "READONLY", "BUSY", "OOM ", "max number of clients"];
         match self.explain(name, error) {
             Error::Unavailable(_) if answered && !waits.iter().any(|code| text.contains(code)) => {
-                self.unless_served(format!("{name} refused to log us in: {text}"))
+                // Before 6.0, and since.
+                let has_none = text.contains("no password is set") || text.contains("without any password configured");
+                let remedy = if has_none { "; it has no password: leave it out of the queue URL" } else { "" };
+                self.unless_served(format!("{name} refused to log us in: {text}{remedy}"))
             }
             error => error,
         }

@@ -19,6 +19,8 @@ pub struct Connection {
     stream: Stream,
     parser: Parser,
     database: i64,
+    /// The server knows no users, and was told the password alone.
+    pub(super) has_no_users: bool,
     /// How long an answer is waited for, as the system was told last.
     patience: Option<Duration>,
 }
@@ -120,7 +122,8 @@ impl Connection {
     }
 
     fn on(stream: Stream, patience: Duration) -> io::Result<Connection> {
-        let mut connection = Connection { stream, parser: Parser::new(), database: 0, patience: None };
+        let mut connection =
+            Connection { stream, parser: Parser::new(), database: 0, has_no_users: false, patience: None };
         connection.set_read_timeout(patience)?;
         match &connection.stream {
             Stream::Tcp(stream) => stream.0.set_write_timeout(Some(patience))?,
@@ -154,7 +157,10 @@ impl Connection {
             let auth = |username: Option<&str>| redis::cmd("AUTH").arg(username).arg(password).get_packed_command();
             match self.ask(&auth(settings.username())) {
                 // Servers before 6 know one user only, and no name for it.
-                Err(error) if error.to_string().contains("wrong number of arguments") => self.ask(&auth(None))?,
+                Err(error) if error.to_string().contains("wrong number of arguments") => {
+                    self.has_no_users = true;
+                    self.ask(&auth(None))?
+                }
                 answer => answer?,
             };
         }
