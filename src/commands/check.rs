@@ -291,21 +291,23 @@ fn check_sentinels(server: &Server, report: &mut Report) -> Result<(), Error> {
     let said = || answers.iter().filter_map(|answer| answer.as_ref().ok());
     let newest = said().map(|said| said.epoch).max().flatten();
     for answer in &answers {
-        match answer {
-            Err(why) => report.mend("Sentinel", why)?,
-            Ok(one) => {
-                let says = format!("{} says that the master is at {}", one.by, one.master);
-                match said().all(|other| other.master == one.master) {
-                    true => report.ok("Sentinel", says)?,
-                    false if one.epoch < newest => report.mend(
-                        "Sentinel",
-                        format!(
-                            "{says}; others know a newer one: is it cut off from them, or not told to watch the same?"
-                        ),
-                    )?,
-                    false => report.mend("Sentinel", format!("{says}; others differ"))?,
-                }
+        let one = match answer {
+            Ok(one) => one,
+            Err(why) => {
+                report.mend("Sentinel", why)?;
+                continue;
             }
+        };
+        let says = format!("{} says that the master is at {}", one.by, one.master);
+        let differs = |other: &&sentinel::Said| other.master != one.master;
+        let is_newest = one.epoch == newest && !said().filter(|other| other.epoch == newest).any(|one| differs(&one));
+        if is_newest || !said().any(|other| differs(&other)) {
+            report.ok("Sentinel", says)?;
+        } else if one.epoch < newest {
+            let why = "others know a newer one: is it cut off from them, or not told to watch the same?";
+            report.mend("Sentinel", format!("{says}; {why}"))?;
+        } else {
+            report.mend("Sentinel", format!("{says}; others differ"))?;
         }
     }
     if said().any(|said| said.epoch.is_none()) {

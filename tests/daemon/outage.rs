@@ -213,6 +213,29 @@ fn a_redis_that_does_not_answer_for_a_while_loses_and_repeats_nothing() {
     assert!(agent.is_running());
 }
 
+/// A server that becomes a replica ends the wait with an error and then closes; as the agent had asked for no
+/// answer, it sends none and does not close either.
+#[test]
+fn a_wait_that_a_failover_ends_without_a_word_is_soon_left() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok());
+    let agent = Agent::start(&redis, &[]);
+    redis.push(&envelope(&sink.url(), b"first"));
+    eventually_eq("it arrives", SOON, 1, || sink.n_delivered());
+    redis.wait_empty(SOON);
+    let mut client = redis.client();
+    eventually("it waits", SOON, || {
+        let clients: String = redis::cmd("CLIENT").arg("LIST").query(&mut client).unwrap();
+        clients.contains("cmd=blmove") || clients.contains("cmd=brpoplpush")
+    });
+    redis::cmd("REPLICAOF").arg(&["127.0.0.1", "1"]).exec(&mut client).unwrap();
+    redis::cmd("REPLICAOF").arg(&["NO", "ONE"]).exec(&mut client).unwrap();
+    redis.push(&envelope(&sink.url(), b"second"));
+    // Of an answer that is listened for five seconds are the patience.
+    eventually_eq("it arrives", ms(4500), 2, || sink.n_delivered());
+    assert!(!agent.log().contains("no answer"), "{}", agent.log());
+}
+
 #[test]
 fn connections_that_redis_closes_when_idle_are_not_spoken_of() {
     let redis = Redis::with(&["timeout 1"]);

@@ -52,9 +52,8 @@ fn an_endpoint_that_is_well_again_is_tried_though_proven_ones_keep_all_workers_b
     redis.push(&envelope(&well.url(), b"x"));
     eventually("it has failed", SOON, || well.n_requests() == 1);
     let failed = Instant::now();
-    for n in 0..3000 {
-        redis.push(&envelope(&busy.urls()[n % 5], format!("{n}").as_bytes()));
-    }
+    let urls = busy.urls();
+    redis.push_all((0..3000).map(|n| envelope(&urls[n % 5], format!("{n}").as_bytes())));
     eventually("it is tried again", LONG, || well.n_requests() == 2);
     assert!(failed.elapsed() < Duration::from_secs(8), "tried after {:?}", failed.elapsed());
     assert!(busy.n_delivered() < 2900, "they were busy all the while");

@@ -22,6 +22,9 @@ use crate::queue::Error;
 /// A connection that was not used for this long may have been closed by Redis (`timeout`) or by
 /// what stands before it.
 const IDLE: Duration = Duration::from_secs(1);
+/// So long after its time a wait that nobody hears must have ended. One that a server ends since it becomes a
+/// replica never does: its last words are not sent either, and without them it does not close.
+const UNHEARD: Duration = Duration::from_secs(1);
 /// While a connection is used, the password's file is read so often.
 const READ_PASSWORD_EVERY: Duration = Duration::from_secs(1);
 
@@ -107,7 +110,7 @@ impl Link {
         let mut packed = redis::cmd("CLIENT").arg("REPLY").arg("SKIP").get_packed_command();
         command.write_packed_command(&mut packed);
         then.write_packed_command(&mut packed);
-        let answer = self.exchange_there(&|_| Cow::Borrowed(&packed), at_most + PATIENCE);
+        let answer = self.exchange_there(&|_| Cow::Borrowed(&packed), at_most + UNHEARD);
         if !matches!(answer, Ok(Value::Int(_))) {
             self.give_up();
         }

@@ -363,7 +363,8 @@ impl RedisList {
         }
         let begun = Instant::now();
         let length = redis::cmd("LLEN").arg(self.keys.queue()).to_owned();
-        match self.link.query_unheard(&self.wait_command(at_most), &length, LONGEST_WAIT * 2) {
+        let longest = if self.has_fractions { LONGEST_WAIT } else { LONGEST_WAIT * 2 };
+        match self.link.query_unheard(&self.wait_command(at_most), &length, longest) {
             Ok(Value::Int(length)) => {
                 let ended_early = begun.elapsed() < at_most.clamp(SHORTEST_WAIT, LONGEST_WAIT);
                 self.unheard = if length == 0 && ended_early { Unheard::Listen } else { Unheard::Works };
@@ -383,6 +384,10 @@ impl RedisList {
                 if self.unheard == Unheard::Unknown && error.code().is_none() {
                     // What stands before the server may have cut us off for it.
                     self.unheard = Unheard::Unusable;
+                }
+                if error.is_timeout() {
+                    // What is asked next, on another connection, will tell whether Redis is there.
+                    return Ok(Some(Waited::Something));
                 }
                 match self.link.explain(Failure::Redis(error)) {
                     Error::Fatal(why) if why.contains("WRONGTYPE") => Err(self.name_wrong_type(why)),

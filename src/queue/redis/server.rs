@@ -360,6 +360,8 @@ fn in_words_of_tls(text: &str) -> Option<String> {
          'tls-auth-clients no' or 'optional' there"
     } else if text.contains("InvalidContentType") {
         "it does not speak TLS on this port: write redis:// or name its TLS port"
+    } else if text.contains("close_notify") {
+        return Some("it has closed the connection".to_string());
     } else if text.contains("peer certificate") || text.contains("fatal alert") || text.contains("peer is incompatible")
     {
         "no agreement on TLS"
