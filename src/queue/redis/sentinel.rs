@@ -4,7 +4,6 @@
 //! asked again, in turn, while a connection to a master is in use.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
@@ -111,7 +110,7 @@ pub(super) fn ask_all(
 
 /// On a thread of its own, which is left behind if it takes too long, and ends by itself.
 fn begin(server: &Server, node: &Node, sentinels: &Sentinels, patience: Duration, tell: &Sender<Result<Said, Error>>) {
-    let (server, node, sentinels, told) = (apart(server), node.clone(), sentinels.clone(), tell.clone());
+    let (server, node, sentinels, told) = (server.apart(), node.clone(), sentinels.clone(), tell.clone());
     let ask = move || {
         // Nobody listens any more if enough have answered.
         let _ = told.send(ask_one(&server, &sentinels, &node, patience));
@@ -120,11 +119,6 @@ fn begin(server: &Server, node: &Node, sentinels: &Sentinels, patience: Duration
     if let Err(error) = Builder::new().name("ask-sentinel".to_string()).stack_size(256 << 10).spawn(ask) {
         let _ = tell.send(Err(Error::Unavailable(format!("no thread to ask a Sentinel: {error}"))));
     }
-}
-
-/// One that does not let us in is not the queue's Redis: whether that ends the agent depends on the others.
-fn apart(server: &Server) -> Server {
-    Server { entry: Arc::default(), ..server.clone() }
 }
 
 fn none_answered(server: &Server, url: &QueueUrl, failed: Vec<Error>) -> Error {
@@ -216,7 +210,7 @@ impl Watch {
         }
         let url = server.read_url().ok()?;
         let sentinels = url.sentinels.as_ref()?;
-        let named = self.look(&apart(server), &url, sentinels);
+        let named = self.look(&server.apart(), &url, sentinels);
         self.next = Instant::now() + LOOK_EVERY;
         if named.is_none_or(|named| named == master.node) {
             return None;

@@ -97,6 +97,11 @@ impl Server {
         Server { own: Some(own), ..self }
     }
 
+    /// The same one, for what is not the queue's Redis: that it does not let us in is for the caller to judge.
+    pub(super) fn apart(&self) -> Server {
+        Server { entry: Arc::default(), ..self.clone() }
+    }
+
     /// The address without user and password, for messages and logs.
     pub fn name(&self) -> String {
         self.address.url.name()

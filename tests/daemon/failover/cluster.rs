@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::name::Name;
+use super::name::Name;
 use crate::support::wire::{envelope, numbered};
 use crate::support::{Agent, Answer, Authority, Cluster, SOON, Sink, eventually, eventually_eq, ms, run_to_end};
 
