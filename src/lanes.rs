@@ -293,7 +293,11 @@ impl Lanes {
         // A claim begun from now on sees all that is confirmed; one that is sent again may be as old as it was.
         if !again {
             for (at, id) in self.lately_confirmed.drain(..) {
-                self.lanes[at].parked.remove(&id);
+                let parked = &mut self.lanes[at].parked;
+                match parked.get_mut(&id) {
+                    Some(times) if *times > 1 => *times -= 1,
+                    _ => drop(parked.remove(&id)),
+                }
             }
         }
         let limit = self.held_at_most();
@@ -361,7 +365,7 @@ impl Lanes {
             }
             // What the lane gave back (when it went down, or held too much) may not have been there yet when
             // the queue looked: then this one is not the oldest, and not the queue's answer to the lane's going down.
-            Source::Waiting { probe } if lane.parked.first().is_some_and(|parked| *parked < claim.id) => {
+            Source::Waiting { probe } if lane.parked.keys().next().is_some_and(|parked| *parked < claim.id) => {
                 if probe {
                     let (origin, after) = (lane.origin.clone(), lane.until_tried(now));
                     effects.changes.push(LaneChange::Due { origin, after });

@@ -94,7 +94,7 @@ impl Lanes {
         let lane = &mut self.lanes[claim.lane];
         lane.has_waiting = true;
         lane.unconfirmed += 1;
-        lane.parked.insert(claim.id);
+        *lane.parked.entry(claim.id).or_default() += 1;
         if lane.state == State::Up {
             if !lane.wanting {
                 effects.changes.push(LaneChange::Up(lane.origin.clone()));

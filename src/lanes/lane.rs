@@ -7,7 +7,7 @@
 //! out beside it (a *scout*), and once a later attempt has been answered the silent one no
 //! longer counts against the window.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -80,8 +80,9 @@ pub(super) struct Lane {
     pub(super) unconfirmed: usize,
     /// When the queue last confirmed such a one.
     pub(super) confirmed_at: Option<Instant>,
-    /// These, and those confirmed since the last claim was begun: it may not have seen them.
-    pub(super) parked: BTreeSet<Id>,
+    /// These, and those confirmed since the last claim was begun: it may not have seen them. Each as often as it
+    /// was put to wait: the queue may give one out, and it be put back, before the first time is confirmed.
+    pub(super) parked: BTreeMap<Id, usize>,
     /// Different messages in a row that failed by their own fault.
     pub(super) at_fault: Vec<Id>,
     /// Different messages in a row that got no answer, or one that speaks of the endpoint's state.
@@ -124,7 +125,7 @@ impl Lane {
             has_waiting: false,
             unconfirmed: 0,
             confirmed_at: None,
-            parked: BTreeSet::new(),
+            parked: BTreeMap::new(),
             at_fault: Vec::new(),
             unanswered: Vec::new(),
             is_refusing: false,

@@ -772,6 +772,31 @@ fn what_was_waiting_does_not_overtake_what_a_lane_that_holds_too_much_gives_back
 }
 
 #[test]
+fn what_is_put_to_wait_a_second_time_is_not_overtaken_once_the_first_time_is_confirmed() {
+    // [Else a younger one overtook it: seen in the torture.]
+    let mut scene = Scene::new(ordered());
+    scene.admit_many(A, 3);
+    scene.finish(A, later(Fault::NoAnswer));
+    let first_time = std::mem::take(&mut scene.settled);
+    assert_eq!(first_time.len(), 3);
+    let second = first_time[1].id;
+    // The queue has them before that is known here, and gives out the second while the first is on its way.
+    scene.admit_with(A, Source::Waiting { probe: false }, |claim| claim.id = second);
+    assert!(matches!(scene.place_of(second), Some(Place::Waiting(_))));
+    scene.lanes.confirmed(&first_time, scene.now);
+    scene.appetite();
+    let third = scene.admit_with(A, Source::Waiting { probe: false }, |claim| claim.id = first_time[2].id);
+    assert!(matches!(scene.place_of(third), Some(Place::Waiting(_))), "the second is on its way to wait");
+    assert_eq!(scene.n_out(A), 0);
+    // And then all is as before.
+    scene.confirm();
+    scene.admit_with(A, Source::Waiting { probe: false }, |claim| claim.id = second);
+    scene.admit_with(A, Source::Waiting { probe: false }, |claim| claim.id = third);
+    assert_eq!(scene.finish(A, Outcome::Delivered), second);
+    assert_eq!(scene.finish(A, Outcome::Delivered), third);
+}
+
+#[test]
 fn a_probe_is_taken_however_many_arrive_for_its_lane_that_is_down() {
     let mut scene = Scene::new(limits());
     let oldest = scene.admit(A);
