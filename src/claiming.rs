@@ -146,6 +146,7 @@ mod tests {
             more: false,
             at: 0,
             numbered: 0,
+            orders: None,
         }
     }
 

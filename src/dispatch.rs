@@ -2,6 +2,7 @@
 //! the settler. Whatever the lanes want done is done here, after the mutex is released, in the order:
 //! settlements, lane changes, then what they made room for.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use crate::lanes::{Claim, DownLane, Effects, LaneCounts, Lanes, Limits, News};
 use crate::lease::{Lease, lock};
 use crate::metrics::{Metrics, add};
 use crate::policy::Outcome;
+use crate::queue::orders::Orders;
 use crate::queue::{AgentNumber, Bounds, History, Id, LaneChange, Settlement, WaitingLane};
 
 /// What the settler is told.
@@ -45,6 +47,8 @@ pub enum Begin {
     Now,
     /// No: it is not this agent's any more, or the agent stops.
     Never,
+    /// Not now: its endpoint was paused since it was let out.
+    Paused,
 }
 
 /// Shared by all threads of one agent.
@@ -56,6 +60,8 @@ pub struct Dispatch {
     /// Who the agent is to the queue, and whether it is to stop.
     pub lease: Lease,
     attempting: Vec<Mutex<Option<Attempting>>>,
+    /// Whether any endpoint is paused: workers look no further while none is.
+    pauses_any: AtomicBool,
     /// Counters.
     pub metrics: Metrics,
     /// What has been said.
@@ -89,6 +95,7 @@ impl Dispatch {
             reports,
             lease: Lease::new(lease),
             attempting,
+            pauses_any: AtomicBool::new(false),
             metrics: Metrics::default(),
             journal: Journal::default(),
         };
@@ -173,6 +180,20 @@ impl Dispatch {
         self.perform(inner, effects);
     }
 
+    /// Takes in what operators have ordered.
+    pub fn obey(&self, orders: Orders) {
+        let mut effects = Effects::default();
+        let mut inner = self.inner();
+        inner.lanes.obey(orders, Instant::now(), &mut effects);
+        self.pauses_any.store(inner.lanes.pauses_any(), Ordering::SeqCst);
+        self.perform(inner, effects);
+    }
+
+    /// Whether something is held that might go out without another claim.
+    pub fn holds_any(&self) -> bool {
+        self.inner().lanes.holds_any()
+    }
+
     /// The ids of these that the agent does not hold.
     pub fn not_held(&self, ids: Vec<Id>) -> Vec<Id> {
         let inner = self.inner();
@@ -193,7 +214,8 @@ impl Dispatch {
                 return Begin::Never;
             }
             if self.lease.is_beat_fresh() {
-                return Begin::Now;
+                let is_paused = self.pauses_any.load(Ordering::SeqCst) && self.inner().lanes.is_paused(claim);
+                return if is_paused { Begin::Paused } else { Begin::Now };
             }
             self.lease.wait_for_change(Duration::from_millis(100));
         }
@@ -249,6 +271,14 @@ impl Dispatch {
         let mut effects = Effects::default();
         let mut inner = self.inner();
         inner.lanes.leave(origin, Instant::now(), &mut effects);
+        self.perform(inner, effects);
+    }
+
+    /// A worker gives up a claim whose endpoint is paused.
+    pub fn withdraw(&self, claim: Box<Claim>) {
+        let mut effects = Effects::default();
+        let mut inner = self.inner();
+        inner.lanes.withdraw(claim, Instant::now(), &mut effects);
         self.perform(inner, effects);
     }
 

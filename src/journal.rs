@@ -134,6 +134,14 @@ impl Journal {
         let memory = &mut *self.memory();
         for news in news {
             match news {
+                News::Ordered { paused, resumed } => {
+                    if !paused.is_empty() {
+                        info!("paused by an operator: {}; what is for it waits", some_of(&paused));
+                    }
+                    if !resumed.is_empty() {
+                        info!("resumed by an operator: {}", some_of(&resumed));
+                    }
+                }
                 News::GaveUp { id, origin, reason } => memory.died(now, &id, &origin, &reason),
                 News::Down { origin, why, failures, waiting, next } => {
                     let said = memory.endpoints.get(&origin);
@@ -191,5 +199,14 @@ impl Journal {
 
     fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// The first of many, and how many more there are.
+fn some_of(names: &[String]) -> String {
+    let shown = names.iter().take(3).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(3) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
     }
 }

@@ -17,6 +17,7 @@
 //! | `sending.rs`, `shares.rs` | which claims go out to the workers, and who may have them |
 //! | `finish.rs`, `blame.rs` | where a claim goes when its attempt is over; what that does to its lane |
 //! | `held.rs`, `known.rs` | what is held here, and given back; what is known of lanes and of what waits for them |
+//! | `obey.rs` | what operators order: lanes that are paused, or to be tried now |
 //! | `lane.rs` | one lane: its state, its window, its silent attempts |
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::envelope::Envelope;
+use crate::queue::orders::Orders;
 use crate::queue::{AgentNumber, Bounds, History, Id, LaneChange, Settlement, Source};
 use held::{Hold, IdHasher, kept_bytes};
 use lane::{Lane, State};
@@ -35,6 +37,7 @@ mod finish;
 mod held;
 mod known;
 mod lane;
+mod obey;
 mod sending;
 mod shares;
 
@@ -180,6 +183,13 @@ pub enum News {
         /// Since its first failure.
         after: Duration,
     },
+    /// Operators have paused these, or resumed them.
+    Ordered {
+        /// Paused now.
+        paused: Vec<String>,
+        /// Not any more.
+        resumed: Vec<String>,
+    },
     /// A message was given up without a further attempt: it is too old, and its endpoint is down.
     GaveUp {
         /// The message.
@@ -246,6 +256,8 @@ pub struct Lanes {
     lately_confirmed: Vec<(usize, Id)>,
     /// Whether half of an odd bound is rounded up this time.
     round_up: bool,
+    /// What operators have ordered, as far as known.
+    orders: Orders,
     random: u64,
 }
 
@@ -276,6 +288,7 @@ impl Lanes {
             last_spill: None,
             lately_confirmed: Vec::new(),
             round_up: false,
+            orders: Orders::default(),
             random: seed | 1,
         }
     }
@@ -324,6 +337,7 @@ impl Lanes {
             ordered: self.limits.ordered,
             popped: None,
             seen: 0,
+            orders: self.orders.number,
         })
     }
 
@@ -357,6 +371,9 @@ impl Lanes {
         claim.lane = at;
         claim.origin = self.lanes[at].origin.clone();
         let lane = &mut self.lanes[at];
+        if lane.is_paused {
+            return self.admit_paused(&claim, now, effects);
+        }
         match claim.source {
             Source::Retry if self.limits.ordered => {
                 self.filing.insert(claim.id);

@@ -10,7 +10,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub mod orders;
 pub mod redis;
+
+use orders::Orders;
 
 /// What the threads need of a queue. Each thread has one of its own, so that a
 /// blocking wait holds up nobody's settlement.
@@ -23,6 +26,9 @@ pub trait Queue: Send {
     /// whose answer was lost is sent again under the same `call` (with `again`),
     /// and answers the same.
     fn claim(&mut self, me: AgentNumber, call: u64, again: bool, bounds: &Bounds) -> Result<Claimed, Error>;
+
+    /// What operators have ordered for endpoints. A claim tells it too, if it is not what the agent knows.
+    fn orders(&mut self) -> Result<Orders, Error>;
 
     /// Waits until the queue has something, for at most this long.
     fn wait(&mut self, at_most: Duration) -> Result<Waited, Error>;
@@ -242,6 +248,8 @@ pub struct Bounds {
     pub popped: Option<Vec<u8>>,
     /// The highest number, of a message or an agent, that this agent has seen: what is taken gets higher ones.
     pub seen: u64,
+    /// The number of the orders that this agent knows.
+    pub orders: u64,
 }
 
 /// A lane that is up here and of which more waits in the queue.
@@ -285,6 +293,7 @@ impl Bounds {
             ordered: false,
             popped: Some(popped),
             seen: 0,
+            orders: 0,
         }
     }
 }
@@ -314,6 +323,8 @@ pub enum Claimed {
         at: u64,
         /// The last number that the queue has given out, to a message or an agent; 0 if it did not say.
         numbered: u64,
+        /// What operators have ordered for endpoints, if it is not what the agent knows.
+        orders: Option<Orders>,
     },
 }
 
@@ -411,6 +422,8 @@ pub struct WaitingLane {
     pub origin: String,
     /// When it may be tried: `None` if it has not failed since its last delivery.
     pub due_in: Option<Duration>,
+    /// An operator has paused it: nothing of it is given out.
+    pub is_paused: bool,
 }
 
 /// The answer to a join.

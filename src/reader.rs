@@ -33,6 +33,10 @@ const STANDBY: Duration = Duration::from_millis(200);
 /// What has become due meanwhile (put off by this agent or another) is looked for at least this
 /// often, and four times within the shortest delay that this agent itself gives.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// While something is held that may go out, what operators order is heard this often. A claim tells it too, and what
+/// is claimed later is claimed with it.
+const HEAR_EVERY: Duration = Duration::from_millis(400);
+
 /// Reads until the agent is to stop. `retry_first` is the shortest delay that this agent gives.
 ///
 /// # Errors
@@ -68,6 +72,8 @@ struct Reader<'a> {
     popped: Option<Vec<u8>>,
     endpoints: Endpoints,
     was_standby: bool,
+    /// When what operators had ordered was heard last.
+    heard: Instant,
     /// Whether a refused wait has been spoken of.
     refused: bool,
     backoff: Backoff,
@@ -82,6 +88,7 @@ impl Reader<'_> {
             popped: None,
             endpoints: Endpoints::default(),
             was_standby: false,
+            heard: Instant::now(),
             refused: false,
             backoff: Backoff::default(),
         }
@@ -102,7 +109,7 @@ impl Reader<'_> {
     /// Claims as much as the lanes have room for, and hands it to them.
     fn claim(&mut self, queue: &mut dyn Queue) -> Result<(), Error> {
         let Some(mut bounds) = self.dispatch.appetite(self.claiming.is_again(), Duration::from_millis(200)) else {
-            return Ok(());
+            return self.hear_orders(queue);
         };
         bounds.popped = self.popped.clone();
         bounds.seen = self.dispatch.lease.seen();
@@ -119,7 +126,11 @@ impl Reader<'_> {
                 }
                 self.dispatch.lease.wait_for_change(STANDBY);
             }
-            Claimed::Taken { claims, emptied, failures, oversized, due_in, more, at, numbered } => {
+            Claimed::Taken { claims, emptied, failures, oversized, due_in, more, at, numbered, orders } => {
+                self.heard = sent;
+                if let Some(orders) = orders {
+                    self.dispatch.obey(orders);
+                }
                 self.dispatch.lease.note_clock(at, sent);
                 let ids = claims.iter().map(|claim| claim.id).chain(oversized.iter().map(|(id, _)| *id));
                 self.dispatch.lease.see(ids.map(|id| id.0).max().unwrap_or(0).max(numbered));
@@ -156,6 +167,17 @@ impl Reader<'_> {
         Ok(())
     }
 
+    /// Nothing is claimed for want of room: what operators order is asked for by itself.
+    fn hear_orders(&mut self, queue: &mut dyn Queue) -> Result<(), Error> {
+        if self.heard.elapsed() < HEAR_EVERY {
+            return Ok(());
+        }
+        let asked = Instant::now();
+        self.dispatch.obey(queue.orders()?);
+        self.heard = asked;
+        Ok(())
+    }
+
     /// What was too large for any agent is dead already.
     fn note_oversized(&self, oversized: &[(Id, usize)]) {
         for (id, size) in oversized {
@@ -168,7 +190,8 @@ impl Reader<'_> {
     /// Nothing can be claimed now: waits for what comes first, new messages or what is due.
     fn wait(&mut self, queue: &mut dyn Queue, due_in: Option<Duration>) -> Result<(), Error> {
         let begun = Instant::now();
-        let due = begun + due_in.unwrap_or(self.look_every).min(self.look_every);
+        let look_every = if self.dispatch.holds_any() { self.look_every.min(HEAR_EVERY) } else { self.look_every };
+        let due = begun + due_in.unwrap_or(look_every).min(look_every);
         loop {
             if self.dispatch.is_draining() {
                 self.dispatch.wait_until_hungry(DRAINING_WAIT);

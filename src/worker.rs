@@ -25,9 +25,16 @@ pub fn run(
 ) {
     let mut next = None;
     while let Some(claim) = next.take().or_else(|| ready.recv().ok()) {
-        if dispatch.may_begin(&claim) == Begin::Never {
-            dispatch.abandon(claim);
-            continue;
+        match dispatch.may_begin(&claim) {
+            Begin::Now => {}
+            Begin::Never => {
+                dispatch.abandon(claim);
+                continue;
+            }
+            Begin::Paused => {
+                dispatch.withdraw(claim);
+                continue;
+            }
         }
         let (id, origin, history) = (claim.id, claim.origin.clone(), claim.history.clone());
         dispatch.attempting(n, Some(Attempting { id, origin, history }));

@@ -169,6 +169,9 @@ impl Lanes {
     /// If its window is full, or it is down.
     pub fn enter(&mut self, origin: &str, now: Instant) -> Result<(), (Duration, String)> {
         let at = self.lane_of(origin, now);
+        if let Some(why) = self.why_closed(at) {
+            return Err((AFTER_LACKING, why));
+        }
         let lane = &mut self.lanes[at];
         let may_probe = !lane.has_waiting && lane.until_tried(now).is_zero() && lane.is_idle();
         match lane.state {

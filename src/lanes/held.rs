@@ -95,7 +95,7 @@ impl Lanes {
         lane.has_waiting = true;
         lane.unconfirmed += 1;
         *lane.parked.entry(claim.id).or_default() += 1;
-        if lane.state == State::Up {
+        if lane.state == State::Up && !lane.is_paused {
             if !lane.wanting {
                 effects.changes.push(LaneChange::Up(lane.origin.clone()));
             }

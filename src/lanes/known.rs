@@ -53,6 +53,10 @@ impl Lanes {
                 continue;
             }
             lane.has_waiting = true;
+            // Its time says nothing of the endpoint; and whoever pauses or resumes it is heard by itself.
+            if known.is_paused || lane.is_paused {
+                continue;
+            }
             match (known.due_in, lane.state) {
                 (Some(due_in), State::Untried | State::Up) => {
                     self.become_down(at, now);
@@ -142,7 +146,8 @@ impl Lanes {
             self.forget_idle(now);
         }
         let origin: Arc<str> = Arc::from(origin);
-        let lane = Lane::new(origin.clone());
+        let mut lane = Lane::new(origin.clone());
+        lane.is_paused = self.orders.is_paused(&origin);
         let at = match self.free.pop() {
             Some(at) => {
                 self.lanes[at] = lane;

@@ -102,6 +102,8 @@ pub(super) struct Lane {
     pub(super) is_watched: bool,
     /// Among the lanes that want more of what waits.
     pub(super) wanting: bool,
+    /// An operator has paused it: nothing goes out, and nothing is held.
+    pub(super) is_paused: bool,
 }
 
 impl Lane {
@@ -136,6 +138,7 @@ impl Lane {
             on_stack: false,
             is_watched: false,
             wanting: false,
+            is_paused: false,
         }
     }
 

@@ -8,6 +8,7 @@ use super::known::MOST_LANES;
 
 use super::*;
 use crate::policy::{Fault, Outcome};
+use crate::queue::orders::{Order, Orders};
 use crate::queue::{FailedLane, Place, WaitingLane};
 
 /// Lanes with a clock, the claims out, and what was settled.
@@ -710,7 +711,7 @@ fn a_lane_that_is_down_and_has_nothing_waiting_is_tried_with_what_comes_after_it
 #[test]
 fn a_lane_that_is_down_for_another_agent_is_not_tried_from_here() {
     let mut scene = Scene::new(limits());
-    let known = WaitingLane { origin: A.to_string(), due_in: Some(Duration::from_secs(40)) };
+    let known = WaitingLane { origin: A.to_string(), due_in: Some(Duration::from_secs(40)), is_paused: false };
     scene.lanes.learn(&[known], scene.now, scene.now);
     let id = scene.admit(A);
     assert!(matches!(scene.place_of(id), Some(Place::Waiting(Some(_)))));
@@ -813,7 +814,7 @@ fn a_probe_is_taken_however_many_arrive_for_its_lane_that_is_down() {
 fn a_recovered_message_frees_the_lane_that_its_dead_agent_was_probing() {
     for limits in [limits(), ordered()] {
         let mut scene = Scene::new(limits);
-        let known = WaitingLane { origin: A.to_string(), due_in: Some(Duration::from_secs(35)) };
+        let known = WaitingLane { origin: A.to_string(), due_in: Some(Duration::from_secs(35)), is_paused: false };
         scene.lanes.learn(&[known], scene.now, scene.now);
         scene.admit_with(A, Source::Retry, |claim| claim.recovered = 1);
         assert_eq!(scene.changes, vec![LaneChange::Freed(Arc::from(A))]);
@@ -1318,4 +1319,95 @@ fn a_redirect_to_what_takes_nothing_now_is_a_failure_of_the_message_alone() {
         assert_eq!(scene.place_of(id), Some(&Place::Retry(Duration::from_secs(60))), "{n}");
     }
     assert!(scene.outages(A).is_empty());
+}
+
+fn paused(origins: &[&str], number: u64) -> Orders {
+    let order = |origin: &&str| (origin.to_string(), Order::Paused(number));
+    Orders { number, by_origin: origins.iter().map(order).collect() }
+}
+
+impl Scene {
+    fn obey(&mut self, orders: Orders) {
+        let mut effects = Effects::default();
+        self.lanes.obey(orders, self.now, &mut effects);
+        self.perform(effects);
+    }
+}
+
+#[test]
+fn what_is_held_for_a_paused_lane_waits_in_the_queue_and_what_is_out_ends() {
+    let mut scene = Scene::new(limits());
+    scene.widen(A);
+    scene.admit_many(A, 20);
+    let (out, settled) = (scene.n_out(A), scene.settled.len());
+    assert!(out > 0 && out < 20);
+    scene.obey(paused(&[A], 1));
+    assert_eq!((scene.n_out(A), scene.settled.len() - settled, scene.n_waiting(A)), (out, 20 - out, 20 - out));
+    assert_eq!(scene.news.last(), Some(&News::Ordered { paused: vec![A.to_string()], resumed: Vec::new() }));
+    // Nothing is asked for meanwhile, and what comes waits as well, on a backoff of its own or not.
+    assert_eq!(scene.wants(), []);
+    let own = scene.admit_with(A, Source::Retry, |claim| claim.history.own_failures = 2);
+    let new = scene.admit(A);
+    let probe = scene.admit_with(A, Source::Waiting { probe: true }, |_| {});
+    assert!([own, new, probe].iter().all(|id| matches!(scene.place_of(*id), Some(Place::Waiting(_)))));
+    // What was let out and not begun comes back unattempted.
+    let (claim, _) = scene.out.pop_front().unwrap();
+    let id = claim.id;
+    let mut effects = Effects::default();
+    scene.lanes.withdraw(claim, scene.now, &mut effects);
+    scene.perform(effects);
+    assert_eq!(scene.settled.last().map(|one| (one.id, one.history.attempts)), Some((id, 0)));
+    scene.finish(A, Outcome::Delivered);
+    assert_eq!((scene.n_out(A), scene.wants()), (out - 2, vec![]));
+    // Another endpoint is not held up, and a redirect goes no way round.
+    scene.admit(B);
+    assert_eq!(scene.n_out(B), 1);
+    assert!(scene.lanes.enter(A, scene.now).unwrap_err().1.contains("paused"));
+    // Resumed, the queue gives out one to try it, and then the others.
+    scene.confirm();
+    scene.obey(paused(&[], 2));
+    assert_eq!(scene.news.last(), Some(&News::Ordered { paused: Vec::new(), resumed: vec![A.to_string()] }));
+    scene.admit_with(A, Source::Waiting { probe: true }, |claim| claim.id = id);
+    assert_eq!(scene.n_out(A), out - 1);
+    while scene.n_out(A) > 0 {
+        scene.finish(A, Outcome::Delivered);
+    }
+    assert!(!scene.wants().is_empty());
+}
+
+#[test]
+fn a_lane_first_seen_while_it_is_paused_is_paused() {
+    let mut scene = Scene::new(limits());
+    scene.obey(paused(&[A], 1));
+    let id = scene.admit(A);
+    assert_eq!((scene.n_out(A), scene.place_of(id)), (0, Some(&Place::Waiting(None))));
+    // The time of a paused lane says nothing of its endpoint.
+    let known = WaitingLane { origin: B.to_string(), due_in: Some(Duration::MAX / 4), is_paused: true };
+    scene.lanes.learn(&[known], scene.now, scene.now);
+    assert_eq!(scene.lanes.counts().down, 0);
+}
+
+#[test]
+fn a_lane_that_is_down_is_tried_at_once_when_an_operator_says_so() {
+    for resumed in [false, true] {
+        let mut scene = Scene::new(limits());
+        scene.admit(A);
+        scene.finish(A, later(Fault::Unreachable));
+        scene.confirm();
+        scene.admit(A);
+        assert_eq!((scene.n_out(A), scene.n_waiting(A)), (0, 1));
+        scene.confirm();
+        if resumed {
+            scene.obey(paused(&[A], 1));
+            scene.obey(paused(&[], 2));
+        } else {
+            let by_origin = [(A.to_string(), Order::Try(2))].into();
+            scene.obey(Orders { number: 2, by_origin });
+        }
+        // With whatever comes first, be it on a backoff of its own.
+        scene.admit_with(A, Source::Retry, |claim| claim.history.own_failures = 1);
+        assert_eq!(scene.n_out(A), 1);
+        scene.finish(A, Outcome::Delivered);
+        assert_eq!(scene.lanes.counts().up, 1);
+    }
 }

@@ -13,6 +13,7 @@ use acapy_deliver::lanes::{Claim, Effects, Lanes, Limits};
 use acapy_deliver::outbox::{Held, Outbox};
 use acapy_deliver::peers::{Peers, between_beats};
 use acapy_deliver::policy::{self, Attempt, Outcome, Retry};
+use acapy_deliver::queue::orders::Orders;
 use acapy_deliver::queue::{
     AgentNumber, Beat, Claimed, Fate, History, Id, Joined, Kept, LaneChange, Peer, Place, RawClaim, Settlement,
     WaitingLane,
@@ -42,8 +43,8 @@ impl From<String> for Stop {
 pub trait Ledger {
     /// A claim has arrived in the agent.
     fn claimed(&mut self, claim: &RawClaim) -> Result<(), String>;
-    /// An attempt begins; what it will come to.
-    fn begin(&mut self, claim: &Claim) -> Result<Attempt, String>;
+    /// An attempt begins; what it will come to. What operators ordered until `heard` is known here.
+    fn begin(&mut self, claim: &Claim, heard: Instant) -> Result<Attempt, String>;
     /// A message was judged dead.
     fn buried(&mut self, bytes: &[u8]);
     /// The audit found messages that the queue holds for this agent, and the agent does not.
@@ -86,6 +87,10 @@ pub struct SimAgent {
     // The reader's.
     claiming: Claiming,
     reading: Reading,
+    /// When it asked for orders last, of what it has taken in.
+    heard: Instant,
+    /// When the last claim was sent, again or not.
+    claim_sent: Instant,
     // The settler's.
     settler_number: Option<AgentNumber>,
     outbox: Outbox,
@@ -114,6 +119,8 @@ impl SimAgent {
             beat_sent: None,
             claiming: Claiming::new(now),
             reading: Reading::Nothing,
+            heard: now,
+            claim_sent: now,
             settler_number: None,
             outbox: Outbox::default(),
             settling: Settling::Nothing,
@@ -245,7 +252,14 @@ impl SimAgent {
         let mut effects = Effects::default();
         let bounds = self.lanes.appetite(self.claiming.is_again(), now, &mut effects);
         self.perform(effects);
-        let Some(mut bounds) = bounds else { return Ok(()) };
+        let Some(mut bounds) = bounds else {
+            let Answer::Orders(orders) = net.send(Move::Orders, rng)? else {
+                return Err(Stop::Broken("orders answer something else".to_string()));
+            };
+            self.obey(orders, now);
+            self.heard = now;
+            return Ok(());
+        };
         // Smaller bounds than the lanes ask for, so that they matter with few messages.
         if rng.chance(0.5) {
             bounds.messages = bounds.messages.min(rng.between(1, 6));
@@ -254,6 +268,7 @@ impl SimAgent {
         }
         bounds.seen = self.seen;
         let call = self.claiming.call(now).expect("it is registered");
+        self.claim_sent = now;
         match net.send(Move::Claim { me: call.agent, call: call.number, again: call.again, bounds }, rng) {
             Ok(Answer::Claimed(claimed)) => {
                 self.reading = Reading::Answer(call, claimed);
@@ -268,9 +283,14 @@ impl SimAgent {
     }
 
     fn admit(&mut self, call: Call, claimed: Claimed, now: Instant, ledger: &mut dyn Ledger) -> Result<(), Stop> {
-        let Claimed::Taken { claims, emptied, failures, oversized, numbered, .. } = claimed else {
+        let Claimed::Taken { claims, emptied, failures, oversized, numbered, orders, .. } = claimed else {
             unreachable!("looked at before")
         };
+        if let Some(orders) = orders {
+            self.obey(orders, now);
+        }
+        // When it was sent last: one that is sent again is answered with the orders of then.
+        self.heard = self.heard.max(self.claim_sent);
         self.claiming.admitted();
         let highest = claims.iter().map(|claim| claim.id.0).chain(oversized.iter().map(|(id, _)| id.0)).max();
         self.seen = self.seen.max(highest.unwrap_or(0)).max(numbered);
@@ -321,6 +341,15 @@ impl SimAgent {
         }
     }
 
+    fn obey(&mut self, orders: Orders, now: Instant) {
+        if self.rules.goes_by_no_orders {
+            return;
+        }
+        let mut effects = Effects::default();
+        self.lanes.obey(orders, now, &mut effects);
+        self.perform(effects);
+    }
+
     fn perform(&mut self, effects: Effects) {
         effects.settlements.into_iter().for_each(|one| self.outbox.settle(one));
         effects.changes.into_iter().for_each(|one| self.outbox.change(one));
@@ -350,7 +379,13 @@ impl SimAgent {
             return Ok(());
         }
         let claim = self.ready.pop_front().expect("just seen");
-        let attempt = ledger.begin(&claim)?;
+        if self.lanes.is_paused(&claim) && !self.rules.begins_what_was_let_out {
+            let mut effects = Effects::default();
+            self.lanes.withdraw(claim, now, &mut effects);
+            self.perform(effects);
+            return Ok(());
+        }
+        let attempt = ledger.begin(&claim, self.heard)?;
         self.busy.push(Busy { claim, begun: now, attempt });
         Ok(())
     }

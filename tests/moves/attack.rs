@@ -11,6 +11,7 @@ use acapy_deliver::envelope::Envelope;
 use acapy_deliver::lanes::{Claim, Limits};
 use acapy_deliver::peers;
 use acapy_deliver::policy::{Attempt, Failure, Retry};
+use acapy_deliver::queue::orders::Hand;
 use acapy_deliver::queue::{AgentNumber, Id, Peer, RawClaim};
 
 use crate::agent::{Ledger, SimAgent, Stop};
@@ -31,6 +32,9 @@ pub struct Rules {
     pub begins_without_a_lease: bool,
     /// What Redis has lost, and an attempt has failed of, is nobody's business any more.
     pub lets_go_of_what_is_lost: bool,
+    /// What operators order is not heard; what a lane has let out before begins all the same.
+    pub goes_by_no_orders: bool,
+    pub begins_what_was_let_out: bool,
     /// One that Redis does not know any more drops all that it has not attempted.
     pub drops_what_it_holds: bool,
 }
@@ -44,6 +48,8 @@ impl Default for Rules {
             trusts_its_memory: false,
             begins_without_a_lease: false,
             lets_go_of_what_is_lost: false,
+            goes_by_no_orders: false,
+            begins_what_was_let_out: false,
             drops_what_it_holds: false,
         }
     }
@@ -278,6 +284,8 @@ struct Books {
     beats: HashMap<AgentNumber, (Instant, Duration)>,
     /// Agents that others took for dead.
     recovered: HashSet<AgentNumber>,
+    /// Since when these are paused.
+    paused: HashMap<String, Instant>,
     /// When the queue was last back from an outage, in which nobody could beat.
     back_since: Instant,
     /// Agents that are neither killed nor frozen, and have not been for a lease.
@@ -341,11 +349,14 @@ impl Ledger for Books {
         Ok(())
     }
 
-    fn begin(&mut self, claim: &Claim) -> Result<Attempt, String> {
+    fn begin(&mut self, claim: &Claim, heard: Instant) -> Result<Attempt, String> {
         let n = self.by_bytes[claim.envelope.raw()];
         self.attempts += 1;
         if self.recovered.contains(&claim.agent) && !self.rolled_back {
             return Err(format!("message {n} is attempted by agent {}, which others took for dead", claim.agent));
+        }
+        if self.paused.get(&*claim.origin).is_some_and(|since| *since < heard) {
+            return Err(format!("message {n} is attempted, and {} is paused, which the agent has heard", claim.origin));
         }
         let origin = self.messages[n].origin;
         // What a Redis that lost data gives out again is not in order any more.
@@ -469,6 +480,7 @@ impl<'a> Run<'a> {
             rolled_back: false,
             beats: HashMap::new(),
             recovered: HashSet::new(),
+            paused: HashMap::new(),
             back_since: now,
             awake: HashSet::new(),
             quiet: false,
@@ -549,6 +561,7 @@ impl<'a> Run<'a> {
                 }
             }
             180..=194 => self.operate()?,
+            312..=326 => self.order()?,
             195..=199 => self.net.world.flush_scripts(),
             200..=219 if disturbed => {
                 let seconds = *self.rng.pick(&[1, 10, 100, 3600, 3 * 86_400]);
@@ -682,6 +695,53 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// What operators do with endpoints, and with what waits or is put off.
+    fn order(&mut self) -> Result<(), String> {
+        let state = self.net.world.state()?;
+        match self.rng.below(8) {
+            0 => {
+                let ids: Vec<Id> = state.retry.keys().copied().filter(|_| self.rng.chance(0.5)).collect();
+                self.net.make(&Move::RetryNow(ids.clone()), "")?;
+                let (after, now) = (self.net.world.state()?, (self.net.world.clock() / 1000) as i64);
+                if let Some(id) = ids.iter().find(|id| after.retry.get(id).is_none_or(|due| *due > now)) {
+                    return Err(format!("{id} was to be tried now, and is not due"));
+                }
+            }
+            1 => {
+                let mut waiting: Vec<_> = state.waiting.iter().filter(|_| self.rng.chance(0.2)).cloned().collect();
+                // Also such as do not wait.
+                waiting.extend(state.inflight.keys().take(1).map(|id| ("http://o0.example:80".to_string(), *id)));
+                self.net.make(&Move::DropWaiting(waiting.clone()), "")?;
+                for (_, id) in waiting.iter().filter(|one| state.waiting.contains(one)) {
+                    self.books.messages[self.books.by_bytes[&state.messages[id]]].excused = true;
+                }
+            }
+            what => {
+                let hand = [Hand::Pause, Hand::Resume, Hand::Try][what % 3];
+                let n = self.books.endpoints.len();
+                let first = self.rng.below(n);
+                let origins = (first..n.min(first + 2)).map(|at| format!("http://o{at}.example:80")).collect();
+                let dry = self.rng.chance(0.1);
+                self.net.make(&Move::Order { hand, dry, origins }, "")?;
+                self.know_orders()?;
+                if dry && self.net.world.state()? != state {
+                    return Err(format!("a dry {hand} has changed something"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is paused, and since when as far as agents can tell.
+    fn know_orders(&mut self) -> Result<(), String> {
+        let orders = self.net.world.state()?.orders;
+        self.books.paused.retain(|origin, _| orders.is_paused(origin));
+        for (origin, _) in orders.paused() {
+            self.books.paused.entry(origin.clone()).or_insert(self.net.now);
+        }
+        Ok(())
+    }
+
     fn snapshot_or_roll_back(&mut self) -> Result<(), String> {
         let before = self.net.world.state()?;
         if self.rng.chance(0.2) {
@@ -697,6 +757,7 @@ impl<'a> Run<'a> {
         self.net.late.clear();
         self.books.rolled_back = true;
         self.net.touched = true;
+        self.know_orders()?;
         let after = here(&self.net.world.state()?);
         // What others took over was the queue's to lose, also before its old holder has let go of it.
         let in_flight: HashSet<usize> =
@@ -785,6 +846,9 @@ impl<'a> Run<'a> {
         }
         let mut silent = Duration::ZERO;
         for round in 0..600 {
+            if round == 20 {
+                self.resume_all()?;
+            }
             self.beats(1.0)?;
             for at in 0..self.agents.len() {
                 if self.agents[at].alive {
@@ -812,6 +876,15 @@ impl<'a> Run<'a> {
             state.agents,
             self.net.world.clock() / 1000
         ))
+    }
+
+    /// What is paused waits, and nothing of it is lost: only then it is resumed, and must get out too.
+    fn resume_all(&mut self) -> Result<(), String> {
+        let orders = self.net.world.state()?.orders;
+        let mut origins: Vec<String> = orders.paused().map(|(origin, _)| origin.clone()).collect();
+        origins.sort_unstable();
+        self.net.make(&Move::Order { hand: Hand::Resume, dry: false, origins }, "")?;
+        self.know_orders()
     }
 
     /// One agent does what it can at this moment.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::queue::orders::{Before, Hand, MOST_PAUSED, Order, Orders, Standing};
 use crate::queue::redis::adopt;
 use crate::queue::{
     Adopted, AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, HIGHEST_NUMBER, History, Id, Joined,
@@ -13,6 +14,10 @@ use crate::queue::{
 
 /// Numbers left out when data was lost, at least.
 const MARGIN: u64 = 10_000_000;
+/// The time of a lane that is paused.
+pub const NEVER: i64 = 9_000_000_000_000_000;
+/// An order to try an endpoint is kept for so many microseconds.
+const TRIED_FOR: u64 = 60_000_000;
 /// So many agents that were taken for dead are remembered.
 const MOST_RECOVERED: usize = 1000;
 
@@ -73,6 +78,8 @@ pub struct State {
     pub last_beat: i64,
     /// Agents that others took for dead, the newest last.
     pub recovered_agents: Vec<AgentNumber>,
+    /// What operators have ordered for endpoints.
+    pub orders: Orders,
     /// What another delivery service has put off, by when it is due in Unix seconds.
     pub legacy: BTreeSet<(i64, Vec<u8>)>,
 }
@@ -86,8 +93,16 @@ pub struct Record {
     pub own_failures: u32,
     /// When it first failed, or, not attempted yet, was first put off.
     pub first: i64,
+    /// Its endpoint is paused and it grows no older: then `first` is its age.
+    pub stands_still: bool,
     /// The last error.
     pub last_error: String,
+}
+
+impl Record {
+    fn first_at(&self, clock: Clock) -> i64 {
+        if self.stands_still { clock.now() - self.first } else { self.first }
+    }
 }
 
 impl Memory {
@@ -128,6 +143,21 @@ impl Memory {
         self.make(|state, _| state.drop_dead(ids))
     }
 
+    /// Makes what is on the retry schedule due now; returns how many of them were there.
+    pub fn retry_now(&mut self, ids: &[Id]) -> Result<usize, Error> {
+        self.make(|state, clock| state.retry_now(clock, ids))
+    }
+
+    /// Removes for good what waits for its endpoint; returns how many of them waited.
+    pub fn drop_waiting(&mut self, waiting: &[(String, Id)]) -> Result<usize, Error> {
+        self.make(|state, _| state.drop_waiting(waiting))
+    }
+
+    /// Gives an order for these endpoints, each named once; `None` if more would be paused than may be.
+    pub fn order(&mut self, hand: Hand, dry: bool, origins: &[String]) -> Result<Option<Vec<Before>>, Error> {
+        self.make(|state, clock| state.order(clock, hand, dry, origins))
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.shared.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -148,6 +178,10 @@ impl Queue for Memory {
 
     fn claim(&mut self, me: AgentNumber, call: u64, again: bool, bounds: &Bounds) -> Result<Claimed, Error> {
         self.make(|state, clock| state.claim(clock, me, call, again, bounds))
+    }
+
+    fn orders(&mut self) -> Result<Orders, Error> {
+        self.make(|state, _| state.orders.clone())
     }
 
     fn wait(&mut self, at_most: Duration) -> Result<Waited, Error> {
@@ -231,6 +265,7 @@ impl Queue for Memory {
             let lane = |(origin, score): (String, i64)| WaitingLane {
                 origin,
                 due_in: (score > 0).then(|| millis(score - clock.now())),
+                is_paused: score == NEVER,
             };
             by_score(&state.lanes).into_iter().map(lane).collect()
         })
@@ -433,7 +468,7 @@ impl State {
             by_score(&self.retry).into_iter().filter(|(_, due)| *due > beyond).map(|(id, _)| id).take(limit).collect();
         let lanes: Vec<String> = by_score(&self.lanes)
             .into_iter()
-            .filter(|(_, due)| *due > beyond)
+            .filter(|(_, due)| *due > beyond && *due != NEVER)
             .map(|(lane, _)| lane)
             .take(limit)
             .collect();
@@ -460,6 +495,7 @@ impl State {
                     more: true,
                     at: clock.now() as u64,
                     numbered: 0,
+                    orders: self.orders_news(bounds),
                 };
             }
             Some((last, _)) if *last > call => return Claimed::Gone,
@@ -534,7 +570,8 @@ impl State {
         }
 
         let retries = self.retry.values().filter(|at| !passed_over || **at > clock.now());
-        let mut due: Vec<i64> = retries.chain(self.lanes.values().filter(|s| **s > clock.now())).copied().collect();
+        let mut due: Vec<i64> =
+            retries.chain(self.lanes.values().filter(|s| **s > clock.now() && **s < NEVER)).copied().collect();
         if passed_over || lanes_left {
             due.push(clock.now() + 20);
         }
@@ -548,14 +585,19 @@ impl State {
             more: !self.queue.is_empty(),
             at: clock.now() as u64,
             numbered: self.last_number,
+            orders: self.orders_news(bounds),
         }
+    }
+
+    fn orders_news(&self, bounds: &Bounds) -> Option<Orders> {
+        (self.orders.number != bounds.orders).then(|| self.orders.clone())
     }
 
     fn give(&self, clock: Clock, id: Id, source: Source) -> Option<RawClaim> {
         let history = self.history.get(&id).map(|record| History {
             attempts: record.attempts,
             own_failures: record.own_failures,
-            age: Some(millis(clock.now() - record.first.max(clock.claimed_by(id).unwrap_or(0)))),
+            age: Some(millis(clock.now() - record.first_at(clock).max(clock.claimed_by(id).unwrap_or(0)))),
             last_error: record.last_error.clone(),
         });
         Some(RawClaim {
@@ -799,7 +841,9 @@ impl State {
             Place::Waiting(delay) => {
                 self.waiting.insert((one.origin.to_string(), one.id));
                 let may_be_tried = delay.map_or(-clock.now(), |delay| not_probed(clock.after(delay)));
-                self.lanes.entry(one.origin.to_string()).or_insert(may_be_tried);
+                if !self.lanes.contains_key(&*one.origin) {
+                    self.set_lane(&one.origin, may_be_tried);
+                }
             }
             Place::Dead => {
                 self.dead.insert(one.id, clock.now());
@@ -809,6 +853,9 @@ impl State {
         let History { attempts, own_failures, last_error, .. } = &one.history;
         let before = self.history.get(&one.id).map_or(0, |record| record.attempts);
         self.put_off(clock, one.id, *attempts, *own_failures, last_error);
+        if matches!(one.place, Place::Waiting(_)) && self.orders.is_paused(&one.origin) {
+            self.stand_still(clock, one.id);
+        }
         if *attempts > before {
             self.recovered.remove(&one.id);
         }
@@ -819,30 +866,25 @@ impl State {
     fn change_lane(&mut self, clock: Clock, change: &LaneChange) {
         match change {
             LaneChange::Up(origin) => {
-                if let Some(due) = self.lanes.get_mut(&**origin) {
-                    *due = 0;
+                if self.lanes.contains_key(&**origin) {
+                    self.set_lane(origin, 0);
                     self.failures.remove(&**origin);
                 }
             }
             LaneChange::Freed(origin) => {
-                if let Some(due) = self.lanes.get_mut(&**origin)
-                    && *due > clock.now()
-                    && *due % 2 != 0
-                {
-                    *due = not_probed(clock.now());
+                if self.lanes.get(&**origin).is_some_and(|due| *due > clock.now() && *due % 2 != 0) {
+                    self.set_lane(origin, not_probed(clock.now()));
                 }
             }
             LaneChange::Due { origin, after } => {
-                if let Some(due) = self.lanes.get_mut(&**origin) {
-                    *due = not_probed(clock.after(*after));
+                if self.lanes.contains_key(&**origin) {
+                    self.set_lane(origin, not_probed(clock.after(*after)));
                 }
             }
             LaneChange::Down { origin, after, failures, slowly, why } => {
                 let known = self.failures.get(&**origin).map_or(0, |(known, ..)| *known);
-                if let Some(due) = self.lanes.get_mut(&**origin)
-                    && *failures > known
-                {
-                    *due = not_probed(clock.after(*after));
+                if self.lanes.contains_key(&**origin) && *failures > known {
+                    self.set_lane(origin, not_probed(clock.after(*after)));
                     self.failures.insert(origin.to_string(), (*failures, *slowly, why.clone()));
                 }
             }
@@ -873,7 +915,8 @@ impl State {
         peers.retain(|peer| peer.number != me);
         let known = self.lengths.iter().filter(|(number, _)| self.agents.contains_key(number));
         let longest = known.map(|(_, (_, longest))| millis(*longest as i64)).fold(longest, Duration::max);
-        let beyond = self.retry.values().chain(self.lanes.values()).any(|due| *due > clock.after(longest));
+        let beyond =
+            self.retry.values().chain(self.lanes.values()).any(|due| *due > clock.after(longest) && *due != NEVER);
         Beat {
             registered,
             peers,
@@ -939,6 +982,107 @@ impl State {
         n
     }
 
+    fn retry_now(&mut self, clock: Clock, ids: &[Id]) -> usize {
+        let mut n = 0;
+        for id in ids {
+            let Some(due) = self.retry.get_mut(id) else { continue };
+            *due = clock.now().min(*due);
+            n += 1;
+            if let Some(Record { attempts, last_error, .. }) = self.history.get(id).cloned() {
+                self.put_off(clock, *id, attempts, 0, &last_error);
+            }
+        }
+        n
+    }
+
+    fn drop_waiting(&mut self, waiting: &[(String, Id)]) -> usize {
+        let mut n = 0;
+        for one in waiting {
+            if self.waiting.remove(one) {
+                self.forget(one.1);
+                self.close_if_empty(&one.0);
+                n += 1;
+            }
+        }
+        n
+    }
+
+    fn order(&mut self, clock: Clock, hand: Hand, dry: bool, origins: &[String]) -> Option<Vec<Before>> {
+        let before: Vec<Before> = origins.iter().map(|origin| self.before(clock, origin)).collect();
+        let mut orders = self.orders.clone();
+        let number = clock.0.max(orders.number + 1);
+        let mut lanes = Vec::new();
+        for (origin, Before { standing, .. }) in origins.iter().zip(&before) {
+            match (hand, standing) {
+                (Hand::Pause, Standing::Paused(_)) | (Hand::Try, Standing::Paused(_)) => {}
+                (Hand::Pause, _) => {
+                    orders.by_origin.insert(origin.clone(), Order::Paused(number));
+                    lanes.push((origin, NEVER));
+                }
+                (Hand::Resume, Standing::Paused(_)) => {
+                    orders.by_origin.remove(origin);
+                    lanes.push((origin, not_probed(clock.now())));
+                }
+                (Hand::Try, Standing::Down(_) | Standing::Due | Standing::Unknown) => {
+                    orders.by_origin.insert(origin.clone(), Order::Try(number));
+                    if matches!(standing, Standing::Down(_)) {
+                        lanes.push((origin, not_probed(clock.now())));
+                    }
+                }
+                _ => {}
+            }
+        }
+        if orders.paused().count() > MOST_PAUSED {
+            return None;
+        }
+        if orders != self.orders && !dry {
+            orders.number = number;
+            orders.by_origin.retain(|_, order| match order {
+                Order::Paused(_) => true,
+                Order::Try(at) => *at + TRIED_FOR > number,
+            });
+            for (origin, due) in lanes {
+                if let Some(time) = self.lanes.get_mut(origin) {
+                    *time = due;
+                }
+            }
+            self.orders = orders;
+            if hand == Hand::Pause {
+                for id in origins.iter().flat_map(|origin| self.waiting_of(origin)).collect::<Vec<_>>() {
+                    self.stand_still(clock, id);
+                }
+            }
+        }
+        Some(before)
+    }
+
+    fn before(&self, clock: Clock, origin: &str) -> Before {
+        let standing = match (self.orders.by_origin.get(origin), self.lanes.get(origin)) {
+            (Some(Order::Paused(number)), _) => Standing::Paused(*number),
+            (_, None) => Standing::Unknown,
+            (_, Some(due)) if *due > clock.now() && *due % 2 != 0 => Standing::Probed,
+            (_, Some(due)) if *due > clock.now() => Standing::Down(*due as u64),
+            (_, Some(1..)) => Standing::Due,
+            (_, Some(0)) => Standing::Up,
+            (_, Some(_)) => Standing::New,
+        };
+        let failures = self.failures.get(origin).map_or(0, |(failures, ..)| u64::from(*failures));
+        Before { standing, messages: self.waiting_of(origin).count() as u64, failures }
+    }
+
+    /// While a lane is paused it has no time.
+    fn set_lane(&mut self, origin: &str, due: i64) {
+        let due = if self.orders.is_paused(origin) { NEVER } else { due };
+        self.lanes.insert(origin.to_string(), due);
+    }
+
+    fn stand_still(&mut self, clock: Clock, id: Id) {
+        if let Some(record) = self.history.get_mut(&id).filter(|record| !record.stands_still) {
+            record.first = (clock.now() - record.first).max(0);
+            record.stands_still = true;
+        }
+    }
+
     fn adopt(&mut self, clock: Clock, seen: u64) -> Adopted {
         let entries: Vec<_> = self.legacy.iter().take(adopt::AT_ONCE).cloned().collect();
         let n = entries.len();
@@ -964,8 +1108,9 @@ impl State {
 
     fn put_off(&mut self, clock: Clock, id: Id, attempts: u32, own_failures: u32, why: &str) {
         let failed_before = |record: &&Record| attempts == 0 || record.attempts > 0;
-        let first = self.history.get(&id).filter(failed_before).map_or(clock.now(), |record| record.first);
-        self.history.insert(id, Record { attempts, own_failures, first, last_error: why.to_string() });
+        let first = self.history.get(&id).filter(failed_before).map_or(clock.now(), |record| record.first_at(clock));
+        let last_error = why.to_string();
+        self.history.insert(id, Record { attempts, own_failures, first, stands_still: false, last_error });
     }
 
     fn waiting_of(&self, origin: &str) -> impl Iterator<Item = Id> {

@@ -459,7 +459,7 @@ const MUTATIONS: &[Mutation] = &[
     mutation(
         "a_lane_whose_probe_came_back_is_due_and_one_that_backs_off_is_not",
         "settle",
-        "redis.call('ZADD', LANES, due_at(now + change.delay), change.origin)\n    else",
+        "set_lane(due_at(now + change.delay), change.origin)\n    else",
         "\n    else",
     ),
     // Bounds.
@@ -748,6 +748,142 @@ const MUTATIONS: &[Mutation] = &[
         "redis.call('HDEL', CALLS, '')",
         "redis.call('HDEL', MESSAGES, '')",
     ),
+    // What operators order.
+    mutation(
+        "a_paused_lane_is_given_to_nobody_and_no_move_makes_it_due",
+        "head",
+        "is_paused(origin) and NEVER or due, origin)",
+        "due, origin)",
+    ),
+    mutation(
+        "a_paused_lane_is_given_to_nobody_and_no_move_makes_it_due",
+        "order",
+        "if due then times[#times + 1] = NEVER times[#times + 1] = origin end",
+        "",
+    ),
+    mutation(
+        "a_paused_lane_is_given_to_nobody_and_no_move_makes_it_due",
+        "claim",
+        "'(' .. whole(NEVER),\n  'WITHSCORES'",
+        "'+inf',\n  'WITHSCORES'",
+    ),
+    mutation(
+        "a_lane_that_is_resumed_is_due_at_once",
+        "order",
+        "if due then times[#times + 1] = due_at(now) times[#times + 1] = origin end\n  elseif what == 'try'",
+        "\n  elseif what == 'try'",
+    ),
+    mutation(
+        "a_lane_that_is_resumed_is_due_at_once",
+        "order",
+        "at[origin], n_paused, changed = false, n_paused - 1, true",
+        "changed = true",
+    ),
+    mutation("agents_are_told_what_is_ordered_once", "order", "math.max(now_us, number + 1)", "now_us"),
+    mutation(
+        "agents_are_told_what_is_ordered_once",
+        "order",
+        "if what == 'pause' and not paused then",
+        "if what == 'pause' then",
+    ),
+    mutation("agents_are_told_what_is_ordered_once", "claim", "if orders_number ~= known_orders then", "if true then"),
+    mutation(
+        "agents_are_told_what_is_ordered_once",
+        "claim",
+        "if orders_number ~= known_orders then",
+        "if orders_number > known_orders then",
+    ),
+    mutation("agents_are_told_what_is_ordered_once", "claim", "odd, '0', orders_news()}", "odd, '0'}"),
+    mutation(
+        "what_waits_for_a_paused_endpoint_grows_no_older",
+        "settle",
+        "it.why, it.origin and is_paused(it.origin))",
+        "it.why)",
+    ),
+    mutation(
+        "what_waits_for_a_paused_endpoint_grows_no_older",
+        "still",
+        "return #found == n and found[#found] or ''",
+        "return ''",
+    ),
+    mutation(
+        "what_waits_for_a_paused_endpoint_grows_no_older",
+        "still",
+        "attempts, own, why, true)",
+        "attempts, own, why)",
+    ),
+    mutation(
+        "what_waits_for_a_paused_endpoint_grows_no_older",
+        "head",
+        "if still == '+' then first = now - first end",
+        "",
+    ),
+    mutation(
+        "only_what_backs_off_is_tried_and_that_is_told_for_a_minute",
+        "order",
+        "(state == 'down' or state == 'due' or state == 'none')",
+        "not paused",
+    ),
+    mutation(
+        "only_what_backs_off_is_tried_and_that_is_told_for_a_minute",
+        "order",
+        "(state == 'down' or state == 'due' or state == 'none')",
+        "(state == 'down' or state == 'none')",
+    ),
+    mutation(
+        "only_what_backs_off_is_tried_and_that_is_told_for_a_minute",
+        "order",
+        "kind == 'p' or tonumber(given) > number - 60000000",
+        "true",
+    ),
+    mutation(
+        "only_what_backs_off_is_tried_and_that_is_told_for_a_minute",
+        "order",
+        "kind == 'p' or tonumber(given) > number - 60000000",
+        "tonumber(given) > number - 60000000",
+    ),
+    mutation(
+        "an_order_that_is_dry_or_too_much_changes_nothing",
+        "order",
+        "if dry or not changed then",
+        "if not changed then",
+    ),
+    mutation(
+        "an_order_that_is_dry_or_too_much_changes_nothing",
+        "order",
+        "if n_paused > most then return {'full'} end",
+        "",
+    ),
+    mutation(
+        "what_is_retried_now_is_due_and_has_no_backoff_of_its_own",
+        "retry",
+        "if tonumber(due) > now then redis.call('ZADD', RETRY, now, id) end",
+        "redis.call('ZADD', RETRY, now, id)",
+    ),
+    mutation(
+        "what_is_retried_now_is_due_and_has_no_backoff_of_its_own",
+        "retry",
+        "if attempts then put_off(id, history, attempts, 0, why) end",
+        "",
+    ),
+    mutation(
+        "what_is_retried_now_is_due_and_has_no_backoff_of_its_own",
+        "retry",
+        "  if due then\n",
+        "  if is_id(id) then\n    due = due or NEVER\n",
+    ),
+    mutation(
+        "only_what_waits_is_dropped_and_its_lane_with_the_last",
+        "drop_waiting",
+        "if waiting_can_be_seen() then close_if_empty(origin) end",
+        "",
+    ),
+    mutation(
+        "only_what_waits_is_dropped_and_its_lane_with_the_last",
+        "drop_waiting",
+        "if redis.call('ZREM', WAITING, member(origin, id)) == 1 then",
+        "if true then",
+    ),
 ];
 
 /// Attacks of a mutated script at most, of each kind.
@@ -829,7 +965,9 @@ fn a_careless_judgement_of_who_is_dead_is_noticed() {
     let noticed = (101..=500).any(|seed| run(seed).is_err());
     assert!(noticed, "nothing notices one that goes on after others took it for dead");
     type Change = fn(&mut Rules);
-    let others: [(&str, bool, Change); 3] = [
+    let others: [(&str, bool, Change); 5] = [
+        ("orders are not heard", false, |rules| rules.goes_by_no_orders = true),
+        ("what was let out begins though it is paused", false, |rules| rules.begins_what_was_let_out = true),
         ("one that cannot renew its lease begins attempts", false, |rules| rules.begins_without_a_lease = true),
         ("what the queue has lost is let go after an attempt", true, |rules| rules.lets_go_of_what_is_lost = true),
         ("what the queue has lost is dropped unattempted", true, |rules| rules.drops_what_it_holds = true),

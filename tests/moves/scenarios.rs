@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use acapy_deliver::config::RedisAddress;
+use acapy_deliver::queue::orders::{Before, Hand, MOST_PAUSED, Order, Orders, Standing};
 use acapy_deliver::queue::redis::list::{Keys, RedisList};
 use acapy_deliver::queue::redis::server::Server;
 use acapy_deliver::queue::{
@@ -14,7 +15,7 @@ use acapy_deliver::queue::{
 };
 use redis::Value;
 
-use crate::memory::{Record, State};
+use crate::memory::{NEVER, Record, State};
 use crate::support::{Redis, ms};
 use crate::world::{invariant, read_state};
 
@@ -76,6 +77,7 @@ fn bounds() -> Bounds {
         ordered: false,
         popped: None,
         seen: 0,
+        orders: 0,
     }
 }
 
@@ -204,6 +206,18 @@ impl Bench {
         *peers.iter().find(|peer| peer.number == other).expect("it is listed")
     }
 
+    fn order(&mut self, hand: Hand, origin: &str) -> Option<Before> {
+        let before = self.list.order(hand, false, &[origin.to_string()]).unwrap();
+        before.map(|before| before.into_iter().next().expect("one for each"))
+    }
+
+    /// What a claim of an agent that knows these orders is told.
+    fn told(&mut self, me: AgentNumber, call: u64, known: u64) -> Option<Orders> {
+        let bounds = Bounds { messages: 0, orders: known, ..bounds() };
+        let Claimed::Taken { orders, .. } = self.list.claim(me, call, false, &bounds).unwrap() else { panic!() };
+        orders
+    }
+
     #[track_caller]
     fn state(&mut self) -> State {
         let state = read_state(&mut self.client, &self.keys).unwrap();
@@ -307,10 +321,223 @@ scenarios! {
     a_dead_letter_without_a_time_or_an_id_is_kept
     a_first_failure_long_before_any_is_none
     a_message_without_a_name_is_not_lost
+    a_paused_lane_is_given_to_nobody_and_no_move_makes_it_due
+    a_lane_that_is_resumed_is_due_at_once
+    agents_are_told_what_is_ordered_once
+    what_waits_for_a_paused_endpoint_grows_no_older
+    only_what_backs_off_is_tried_and_that_is_told_for_a_minute
+    an_order_that_is_dry_or_too_much_changes_nothing
+    what_is_retried_now_is_due_and_has_no_backoff_of_its_own
+    only_what_waits_is_dropped_and_its_lane_with_the_last
 }
 
 mod rules {
     use super::*;
+
+    pub fn a_paused_lane_is_given_to_nobody_and_no_move_makes_it_due(b: &mut Bench) {
+        let (me, ids) = b.agent_with(6);
+        b.settle_all(me, 1, &ids[..2], &Place::Waiting(Some(Duration::ZERO)));
+        // Its probe is out.
+        assert_eq!(b.claim(me, 2, &probing()).ids(), ids[..1]);
+        let before = b.order(Hand::Pause, A).unwrap();
+        assert_eq!((before.standing, before.messages), (Standing::Probed, 1));
+        assert_eq!(b.order(Hand::Pause, B).unwrap().standing, Standing::Unknown);
+        let never = |b: &mut Bench, what: &str| {
+            let state = b.state();
+            assert!(state.lanes.values().all(|due| *due == NEVER), "{what}: {:?}", state.lanes);
+        };
+        never(b, "pause");
+        b.settle_all(me, 2, &ids[..1], &Place::Waiting(Some(SECOND)));
+        b.settle_all(me, 3, &ids[2..3], &Place::Waiting(None));
+        // A lane that comes to be.
+        let of_b = |n: usize| Settlement { origin: Arc::from(B), ..settlement(ids[n], Place::Waiting(None)) };
+        b.settle(me, 4, &[of_b(3), Settlement { place: Place::Waiting(Some(SECOND)), ..of_b(4) }]);
+        never(b, "waits");
+        let changes = [
+            LaneChange::Freed(Arc::from(A)),
+            LaneChange::Due { origin: Arc::from(A), after: Duration::ZERO },
+            close(A, Duration::ZERO, 3),
+            LaneChange::Up(Arc::from(A)),
+        ];
+        for (call, change) in (5..).zip(&changes) {
+            b.list.settle(me, call, &[], std::slice::from_ref(change)).unwrap();
+            never(b, &format!("{change:?}"));
+        }
+        b.pass(SECOND * 1000);
+        assert_eq!(b.list.beat(me, LEASE, 0, SECOND).unwrap().beyond, None);
+        assert_eq!(b.list.hasten(SECOND, 100).unwrap(), 0);
+        let taken = b.claim(me, 3, &Bounds { wants: vec![want(A, 9), want(B, 9)], ..probing() });
+        assert_eq!((taken.ids(), taken.emptied.len(), taken.due_in), (vec![], 0, None));
+        assert!(b.list.lanes().unwrap().iter().all(|lane| lane.is_paused));
+        never(b, "the rest");
+        // What is not paused goes on beside them.
+        b.settle(
+            me,
+            10,
+            &[Settlement { origin: Arc::from("http://c:80"), ..settlement(ids[5], Place::Waiting(None)) }],
+        );
+        assert_eq!(b.claim(me, 4, &probing()).ids(), ids[5..]);
+    }
+
+    pub fn a_lane_that_is_resumed_is_due_at_once(b: &mut Bench) {
+        let (me, ids) = b.waiting(3, Some(SECOND * 500));
+        b.order(Hand::Pause, A);
+        b.order(Hand::Pause, B);
+        b.pass(SECOND);
+        let before = b.order(Hand::Resume, A).unwrap();
+        assert!(matches!(before.standing, Standing::Paused(_)) && before.messages == 3);
+        assert_eq!(b.state().lanes[A], b.now());
+        let taken = b.claim(me, 2, &probing());
+        assert_eq!((taken.ids(), taken.sources()), (ids[..1].to_vec(), vec![Source::Waiting { probe: true }]));
+        assert_eq!(b.order(Hand::Resume, A).unwrap().standing, Standing::Probed);
+        assert!(b.state().orders.is_paused(B));
+        // The last of it is dropped: it is no lane any more, and is paused all the same.
+        b.order(Hand::Pause, A);
+        let waiting: Vec<(String, Id)> = ids.iter().map(|id| (A.to_string(), *id)).collect();
+        assert_eq!(b.list.drop_waiting(&waiting).unwrap(), 2);
+        b.order(Hand::Resume, A);
+        assert_eq!(b.state().lanes.len(), 0);
+    }
+
+    pub fn agents_are_told_what_is_ordered_once(b: &mut Bench) {
+        let me = b.join();
+        assert_eq!(b.told(me, 1, 0), None);
+        b.order(Hand::Pause, A);
+        let first = b.told(me, 2, 0).expect("it knows none");
+        assert!(first.is_paused(A) && !first.is_paused(B));
+        assert_eq!((b.told(me, 3, first.number), b.list.orders().unwrap()), (None, first.clone()));
+        // Paused again, nothing changes; resumed, something does, whatever the clock says.
+        b.order(Hand::Pause, A);
+        assert_eq!(b.told(me, 4, first.number), None);
+        b.order(Hand::Pause, B);
+        b.set_clock(b.clock - 3_600_000_000);
+        b.order(Hand::Resume, A);
+        let second = b.told(me, 5, first.number).expect("they have changed");
+        assert!(second.is_paused(B) && !second.is_paused(A) && second.number > first.number);
+        // A claim that is sent again tells it too.
+        let again = Bounds { messages: 0, ..bounds() };
+        let Claimed::Taken { orders, .. } = b.list.claim(me, 5, true, &again).unwrap() else { panic!() };
+        assert_eq!(orders, Some(second.clone()));
+        // Redis has lost them.
+        let calls = b.keys.named("calls").to_string();
+        b.redis(redis::cmd("HDEL").arg(calls).arg("orders").arg("ordered"));
+        assert_eq!(b.told(me, 6, second.number), Some(Orders::default()));
+    }
+
+    pub fn what_waits_for_a_paused_endpoint_grows_no_older(b: &mut Bench) {
+        // More than fit into a call.
+        let (me, ids) = b.agent_with(1002);
+        b.settle_all(me, 1, &ids[..1001], &Place::Waiting(Some(Duration::ZERO)));
+        b.pass(SECOND * 10);
+        b.order(Hand::Pause, A);
+        b.pass(SECOND * 1000);
+        // It comes from the retry schedule, where it grew older.
+        b.settle_all(me, 2, &ids[1001..], &Place::Retry(Duration::ZERO));
+        b.pass(SECOND * 5);
+        assert_eq!(b.claim(me, 2, &bounds()).ids(), ids[1001..]);
+        b.settle_all(me, 3, &ids[1001..], &Place::Waiting(None));
+        b.order(Hand::Pause, A);
+        b.pass(SECOND * 86_400);
+        b.order(Hand::Resume, A);
+        b.pass(SECOND);
+        b.list.settle(me, 4, &[], &[LaneChange::Up(Arc::from(A))]).unwrap();
+        let taken = b.claim(me, 3, &wanting(A, 2000));
+        let ages: Vec<u64> = taken.claims.iter().map(|claim| claim.history.age.unwrap().as_secs()).collect();
+        assert_eq!((ages.len(), &ages[..1001] == [10; 1001], ages[1001]), (1002, true, 5));
+        // What fails again, or is put off once more, is as old as that from now on.
+        let again = |n: usize, attempts: u32| {
+            let history = History { attempts, last_error: "again".to_string(), ..History::default() };
+            Settlement { history, ..settlement(ids[n], Place::Retry(Duration::ZERO)) }
+        };
+        b.settle(me, 5, &[again(0, 2)]);
+        b.pass(SECOND * 7);
+        let taken = b.claim(me, 4, &bounds());
+        assert_eq!(taken.claims[0].history.age, Some(SECOND * 17));
+        let record = &b.state().history[&ids[0]];
+        assert_eq!((record.stands_still, record.first), (false, b.now() - 17_000));
+    }
+
+    pub fn only_what_backs_off_is_tried_and_that_is_told_for_a_minute(b: &mut Bench) {
+        let (me, ids) = b.waiting(2, Some(SECOND * 500));
+        let state = b.order(Hand::Try, A).unwrap();
+        assert_eq!(state.standing, Standing::Down(b.now() as u64 + 500_000));
+        assert_eq!(b.state().lanes[A], b.now());
+        let orders = b.told(me, 2, 0).unwrap();
+        assert_eq!(orders.by_origin[A], Order::Try(orders.number));
+        // Once it is due, agents are told once more.
+        assert_eq!(b.order(Hand::Try, A).unwrap().standing, Standing::Due);
+        assert_ne!(b.told(me, 3, orders.number), None);
+        assert_eq!(b.claim(me, 4, &probing()).ids(), ids[..1]);
+        let probed = b.state();
+        assert_eq!(b.order(Hand::Try, A).unwrap().standing, Standing::Probed);
+        assert_eq!(b.state(), probed);
+        b.list.settle(me, 4, &[], &[LaneChange::Up(Arc::from(A))]).unwrap();
+        let up = b.state();
+        assert_eq!(b.order(Hand::Try, A).unwrap().standing, Standing::Up);
+        assert_eq!(b.state(), up);
+        // Nothing waits for it, and agents may think it down.
+        b.order(Hand::Try, B);
+        b.pass(SECOND * 59);
+        b.order(Hand::Pause, "http://c:80");
+        assert_eq!(b.state().orders.by_origin.len(), 3);
+        b.pass(SECOND * 2);
+        let paused = b.order(Hand::Try, "http://c:80").unwrap();
+        assert!(matches!(paused.standing, Standing::Paused(_)));
+        b.order(Hand::Pause, A);
+        let orders = b.state().orders;
+        assert!(orders.by_origin.len() == 2 && orders.paused().count() == 2, "{orders:?}");
+    }
+
+    pub fn an_order_that_is_dry_or_too_much_changes_nothing(b: &mut Bench) {
+        b.waiting(2, Some(SECOND * 500));
+        b.order(Hand::Pause, B);
+        let before = b.state();
+        for hand in [Hand::Pause, Hand::Resume, Hand::Try] {
+            let told = b.list.order(hand, true, &[A.to_string(), B.to_string()]).unwrap().unwrap();
+            let standings: Vec<bool> = told.iter().map(|one| matches!(one.standing, Standing::Paused(_))).collect();
+            assert_eq!(standings, [false, true]);
+            assert_eq!(b.state(), before, "a dry {hand}");
+        }
+        let many: Vec<String> = (0..MOST_PAUSED).map(|n| format!("http://h{n}:80")).collect();
+        assert_eq!(b.list.order(Hand::Pause, false, &many).unwrap(), None);
+        assert_eq!(b.state(), before);
+        assert!(b.list.order(Hand::Pause, false, &many[1..]).unwrap().is_some());
+        assert_eq!(b.state().orders.paused().count(), MOST_PAUSED);
+    }
+
+    pub fn what_is_retried_now_is_due_and_has_no_backoff_of_its_own(b: &mut Bench) {
+        let (me, ids) = b.agent_with(3);
+        let mut one = settlement(ids[0], Place::Retry(SECOND * 500));
+        one.history = History { attempts: 4, own_failures: 3, last_error: "500 and so on".to_string(), age: None };
+        b.settle(me, 1, &[one, settlement(ids[1], Place::Waiting(Some(SECOND)))]);
+        b.pass(SECOND * 3);
+        // Neither what waits nor what is in flight, nor what never was.
+        assert_eq!(b.list.retry_now(&[ids, vec![Id(7)]].concat()).unwrap(), 1);
+        let taken = b.claim(me, 2, &bounds());
+        assert_eq!(taken.sources(), [Source::Retry]);
+        let history = &taken.claims[0].history;
+        assert_eq!((history.attempts, history.own_failures, history.age), (4, 0, Some(SECOND * 3)));
+        assert_eq!(history.last_error, "500 and so on");
+        // What is due already keeps its place among those.
+        b.settle_all(me, 2, &taken.ids(), &Place::Retry(Duration::ZERO));
+        let due = b.now();
+        b.pass(SECOND);
+        assert_eq!(b.list.retry_now(&taken.ids()).unwrap(), 1);
+        assert_eq!(b.state().retry[&taken.ids()[0]], due);
+    }
+
+    pub fn only_what_waits_is_dropped_and_its_lane_with_the_last(b: &mut Bench) {
+        let (me, ids) = b.waiting(2, Some(SECOND));
+        b.list.settle(me, 2, &[], &[close(A, SECOND, 1)]).unwrap();
+        let all = |origin: &str| ids.iter().map(|id| (origin.to_string(), *id)).collect::<Vec<_>>();
+        assert_eq!(b.list.drop_waiting(&all(B)).unwrap(), 0);
+        assert_eq!(b.list.drop_waiting(&all(A)[..1]).unwrap(), 1);
+        let state = b.state();
+        assert_eq!((state.messages.len(), state.history.len(), state.lanes.len(), state.failures.len()), (1, 1, 1, 1));
+        assert_eq!(b.list.drop_waiting(&all(A)).unwrap(), 1);
+        let state = b.state();
+        assert_eq!((state.messages.len(), state.history.len(), state.lanes.len(), state.failures.len()), (0, 0, 0, 0));
+    }
 
     pub fn a_claim_takes_no_more_messages_than_asked(b: &mut Bench) {
         b.push(10, 10);
@@ -872,6 +1099,9 @@ mod rules {
         assert_eq!(b.list.give_back(me, &ids[24..26]).unwrap(), 2);
         assert_eq!(b.list.forget_dead(Duration::ZERO, 100_000, LATE).unwrap(), 4);
         assert!(b.list.beat(me, LEASE, 0, LONGEST).unwrap().registered);
+        assert_eq!(b.list.retry_now(&ids[8..9]).unwrap(), 1);
+        assert_eq!(b.list.drop_waiting(&[(A.to_string(), ids[12])]).unwrap(), 1);
+        assert!(b.order(Hand::Pause, A).is_some() && b.order(Hand::Resume, A).is_some());
         let other = b.die(me);
         assert!(!b.claim(other, 1, &probing()).ids().is_empty());
         b.list.leave(other).unwrap();
@@ -935,7 +1165,10 @@ mod rules {
             b.redis(redis::cmd(foreign).arg(wrong).arg("foreign"));
             let before = dump(b);
             call += 1;
-            let moves: [(&str, Result<(), Error>); 9] = [
+            let moves: [(&str, Result<(), Error>); 12] = [
+                ("order", b.list.order(Hand::Pause, false, &[A.to_string()]).map(drop)),
+                ("retry", b.list.retry_now(&ids).map(drop)),
+                ("drop_waiting", b.list.drop_waiting(&[(A.to_string(), ids[2])]).map(drop)),
                 ("restore", b.list.restore(me, &[(ids[5], Arc::new(b"x".to_vec()))]).map(drop)),
                 ("hasten", b.list.hasten(SECOND, 100).map(drop)),
                 ("join", b.list.join(LEASE, None, 0).map(drop)),

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use acapy_deliver::config::RedisAddress;
+use acapy_deliver::queue::orders::{Before, Hand, Orders};
 use acapy_deliver::queue::redis::list::{Keys, RedisList};
 use acapy_deliver::queue::redis::server::Server;
 use acapy_deliver::queue::{
     AgentNumber, Beat, Bounds, Claimed, Error, Id, Joined, LaneChange, Peer, Queue, Settlement, Source, WaitingLane,
 };
 
-use crate::memory::{Memory, Record, State};
+use crate::memory::{Memory, NEVER, Record, State};
 use crate::support::Redis;
 
 /// What the moves that are bounded do in one call.
@@ -37,6 +38,10 @@ pub enum Move {
     Forget(Duration),
     Replay(Vec<Id>),
     Drop(Vec<Id>),
+    Orders,
+    Order { hand: Hand, dry: bool, origins: Vec<String> },
+    RetryNow(Vec<Id>),
+    DropWaiting(Vec<(String, Id)>),
     Adopt,
 }
 
@@ -54,12 +59,17 @@ pub enum Answer {
     Restored(Option<Vec<Id>>),
     Lanes(Vec<WaitingLane>),
     Count(usize),
+    Orders(Orders),
+    Ordered(Option<Vec<Before>>),
 }
 
 /// What operators do, beside the moves of the trait.
 trait Operated: Queue {
     fn replay_dead(&mut self, ids: &[Id]) -> Result<usize, Error>;
     fn drop_these(&mut self, ids: &[Id]) -> Result<usize, Error>;
+    fn give_order(&mut self, hand: Hand, dry: bool, origins: &[String]) -> Result<Option<Vec<Before>>, Error>;
+    fn hurry(&mut self, ids: &[Id]) -> Result<usize, Error>;
+    fn drop_those(&mut self, waiting: &[(String, Id)]) -> Result<usize, Error>;
 }
 
 impl Operated for Memory {
@@ -69,6 +79,15 @@ impl Operated for Memory {
     fn drop_these(&mut self, ids: &[Id]) -> Result<usize, Error> {
         self.drop_dead(ids)
     }
+    fn give_order(&mut self, hand: Hand, dry: bool, origins: &[String]) -> Result<Option<Vec<Before>>, Error> {
+        self.order(hand, dry, origins)
+    }
+    fn hurry(&mut self, ids: &[Id]) -> Result<usize, Error> {
+        self.retry_now(ids)
+    }
+    fn drop_those(&mut self, waiting: &[(String, Id)]) -> Result<usize, Error> {
+        self.drop_waiting(waiting)
+    }
 }
 
 impl Operated for RedisList {
@@ -77,6 +96,15 @@ impl Operated for RedisList {
     }
     fn drop_these(&mut self, ids: &[Id]) -> Result<usize, Error> {
         self.drop_dead(ids)
+    }
+    fn give_order(&mut self, hand: Hand, dry: bool, origins: &[String]) -> Result<Option<Vec<Before>>, Error> {
+        self.order(hand, dry, origins)
+    }
+    fn hurry(&mut self, ids: &[Id]) -> Result<usize, Error> {
+        self.retry_now(ids)
+    }
+    fn drop_those(&mut self, waiting: &[(String, Id)]) -> Result<usize, Error> {
+        self.drop_waiting(waiting)
     }
 }
 
@@ -102,6 +130,10 @@ fn make(queue: &mut dyn Operated, a_move: &Move) -> Result<Answer, Error> {
         Move::Forget(age) => Answer::Count(queue.forget_dead(*age, AT_ONCE, u64::MAX >> 11)?),
         Move::Replay(ids) => Answer::Count(queue.replay_dead(ids)?),
         Move::Drop(ids) => Answer::Count(queue.drop_these(ids)?),
+        Move::Orders => Answer::Orders(queue.orders()?),
+        Move::Order { hand, dry, origins } => Answer::Ordered(queue.give_order(*hand, *dry, origins)?),
+        Move::RetryNow(ids) => Answer::Count(queue.hurry(ids)?),
+        Move::DropWaiting(waiting) => Answer::Count(queue.drop_those(waiting)?),
         Move::Adopt => Answer::Count(queue.adopt(0)?.messages),
     })
 }
@@ -322,13 +354,17 @@ pub fn read_state(client: &mut redis::Connection, keys: &Keys) -> Result<State, 
     for (key, record) in history {
         let mut words = record.splitn(4, ' ');
         let mut word = || words.next().ok_or(format!("history of {key}: {record:?}"));
-        let (attempts, own, first) = (number(word()?)?, number(word()?)?, number(word()?)?);
-        let last_error = word()?.to_string();
-        let record = Record { attempts: attempts as u32, own_failures: own as u32, first: first as i64, last_error };
+        let (attempts, own, stamp) = (number(word()?)? as u32, number(word()?)? as u32, word()?);
+        let (stands_still, last_error) = (stamp.starts_with('+'), word()?.to_string());
+        let first = number(stamp)? as i64;
+        let record = Record { attempts, own_failures: own, first, stands_still, last_error };
         state.history.insert(id(&key)?, record);
     }
     for (key, n) in recovered {
         state.recovered.insert(id(&key)?, n);
+    }
+    if let Some(ordered) = calls.get("ordered") {
+        state.orders = Orders::read(number(ordered)?, calls.get("orders").map_or("", String::as_str));
     }
     for (key, record) in calls {
         if let Some(agent) = key.strip_prefix('s') {
@@ -341,6 +377,9 @@ pub fn read_state(client: &mut redis::Connection, keys: &Keys) -> Result<State, 
         if let Some(agent) = key.strip_prefix('l') {
             let (length, longest) = record.split_once(' ').ok_or(format!("calls of {key}: {record:?}"))?;
             state.lengths.insert(agent_number(agent)?, (number(length)?, number(longest)?));
+            continue;
+        }
+        if key == "ordered" || key == "orders" {
             continue;
         }
         if key == "clock" {
@@ -430,6 +469,11 @@ pub fn invariant(state: &State) -> Result<(), String> {
     let lanes: BTreeSet<&String> = state.lanes.keys().collect();
     if origins != lanes {
         return Err(format!("messages wait for {origins:?}, and lanes are {lanes:?}"));
+    }
+    if let Some((origin, due)) =
+        state.lanes.iter().find(|(origin, due)| (**due == NEVER) != state.orders.is_paused(origin))
+    {
+        return Err(format!("{origin} may be tried at {due}, and orders are {:?}", state.orders));
     }
     if let Some(origin) = state.failures.keys().find(|origin| !state.lanes.contains_key(*origin)) {
         return Err(format!("failures are remembered of {origin}, which is not in lanes"));

@@ -13,6 +13,7 @@ use redis::Value;
 use super::advice;
 use super::connection::{Arguments, Failure, Link, Move};
 use super::server::{Server, is_refusal, wire_text};
+use crate::queue::orders::{Before, Hand, MOST_PAUSED, Orders, Standing};
 use crate::queue::{
     Adopted, AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, HIGHEST_NUMBER, History, Id, Joined,
     LaneChange, Peer, Place, Pop, Queue, RawClaim, Settlement, Source, Waited, WaitingLane,
@@ -27,6 +28,9 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(20);
 const MOST_FAILURES: u32 = 1_000_000_000;
 /// Times of messages, in milliseconds, are later: this is in 2001.
 const FIRST_TIME: i64 = 1_000_000_000_000;
+
+/// The time of a lane that is paused, and of what is no message on the retry schedule: it never comes.
+const NEVER: f64 = 9e15;
 
 /// Ids in one call of the moves that take a list of them.
 const IDS_PER_CALL: usize = 500;
@@ -93,6 +97,10 @@ pub(super) struct Moves {
     replay: Move,
     drop: Move,
     forget: Move,
+    order: Move,
+    still: Move,
+    retry: Move,
+    drop_waiting: Move,
     pub(super) adopt: Move,
     pub(super) adopted: Move,
     /// The text of a script that names none of our keys.
@@ -126,6 +134,10 @@ impl Moves {
             replay: new("replay", include_str!("scripts/replay.lua")),
             drop: new("drop", include_str!("scripts/drop.lua")),
             forget: new("forget", include_str!("scripts/forget.lua")),
+            order: new("order", include_str!("scripts/order.lua")),
+            still: new("still", include_str!("scripts/still.lua")),
+            retry: new("retry", include_str!("scripts/retry.lua")),
+            drop_waiting: new("drop_waiting", include_str!("scripts/drop_waiting.lua")),
             adopt: new("adopt", include_str!("scripts/adopt.lua")),
             adopted: new("adopted", include_str!("scripts/adopted.lua")),
             take: edited("take", include_str!("scripts/take.lua")),
@@ -256,6 +268,64 @@ impl RedisList {
     /// Removes dead messages for good; returns how many of them were dead.
     pub fn drop_dead(&mut self, ids: &[Id]) -> Result<usize, Error> {
         self.on_ids(|moves| &moves.drop, None, ids)
+    }
+
+    /// Makes what is on the retry schedule due now; returns how many of them were there.
+    pub fn retry_now(&mut self, ids: &[Id]) -> Result<usize, Error> {
+        self.on_ids(|moves| &moves.retry, None, ids)
+    }
+
+    /// Removes for good what waits for its endpoint, given by origin and id; returns how many of them waited.
+    pub fn drop_waiting(&mut self, waiting: &[(String, Id)]) -> Result<usize, Error> {
+        let mut n = 0;
+        for some in waiting.chunks(IDS_PER_CALL) {
+            let mut arguments = Arguments::default();
+            for (origin, id) in some {
+                arguments.text(origin).sixteen(id.0);
+            }
+            n += count(self.run(|moves| &moves.drop_waiting, &arguments)?)?;
+        }
+        Ok(n)
+    }
+
+    /// Gives an order for these endpoints, each named once; `None`, and nothing is done, if more would be paused than
+    /// may be. Returns what they were before. If it is dry, nothing is done.
+    pub fn order(&mut self, hand: Hand, dry: bool, origins: &[String]) -> Result<Option<Vec<Before>>, Error> {
+        let mut arguments = Arguments::default();
+        arguments.text(hand).flag(dry).text(MOST_PAUSED);
+        for origin in origins {
+            arguments.text(origin);
+        }
+        let mut answer = Answer::of(self.run(|moves| &moves.order, &arguments)?)?;
+        if answer.text()? != "ok" {
+            return Ok(None);
+        }
+        let mut all = Vec::new();
+        while answer.more() {
+            all.push(before(&mut answer.list()?)?);
+        }
+        if hand == Hand::Pause && !dry {
+            for origin in origins {
+                self.stand_still(origin)?;
+            }
+        }
+        Ok(Some(all))
+    }
+
+    /// What waits for a paused endpoint grows no older.
+    fn stand_still(&mut self, origin: &str) -> Result<(), Error> {
+        let mut after = Vec::new();
+        loop {
+            let mut arguments = Arguments::default();
+            arguments.text(origin).bytes(&after).text(IDS_PER_CALL);
+            let Value::BulkString(last) = self.run(|moves| &moves.still, &arguments)? else {
+                return Err(unexpected("what stands still"));
+            };
+            if last.is_empty() {
+                return Ok(());
+            }
+            after = last;
+        }
     }
 
     /// By Redis's clock.
@@ -474,7 +544,7 @@ impl Queue for RedisList {
             .flag(again)
             .text(bounds.largest);
         arguments.flag(bounds.popped.is_some()).bytes(bounds.popped.as_deref().unwrap_or_default());
-        arguments.seen(bounds.seen);
+        arguments.seen(bounds.seen).text(bounds.orders);
         for want in &bounds.wants {
             arguments.text(&want.origin).text(want.room).text(want.free);
         }
@@ -536,9 +606,18 @@ impl Queue for RedisList {
         }
         self.meet_odd(answer.number()?);
         let numbered = answer.number_in_text()?;
+        let orders = if answer.more() { Some(orders(&mut answer.list()?)?) } else { None };
         let due_in = u64::try_from(due_in).ok().map(Duration::from_millis);
         let at = u64::try_from(now).unwrap_or_default();
-        Ok(Claimed::Taken { claims, emptied, failures, oversized, due_in, more, at, numbered })
+        Ok(Claimed::Taken { claims, emptied, failures, oversized, due_in, more, at, numbered, orders })
+    }
+
+    fn orders(&mut self) -> Result<Orders, Error> {
+        let mut command = redis::cmd("HMGET");
+        command.arg(self.keys.named("calls")).arg("ordered").arg("orders");
+        let Value::Array(values) = self.ask(&command)? else { return Err(unexpected("orders")) };
+        let text = |value| if value == Value::Nil { Value::BulkString(Vec::new()) } else { value };
+        orders(&mut Answer(values.into_iter().map(text).collect::<Vec<_>>().into_iter()))
     }
 
     fn wait(&mut self, at_most: Duration) -> Result<Waited, Error> {
@@ -723,7 +802,7 @@ impl Queue for RedisList {
             let origin = answer.lossy()?;
             let score: f64 = answer.text()?.parse().map_err(|_| unexpected("a lane's time"))?;
             let due_in = (score > 0.0).then(|| Duration::from_millis((score as i64 - now).max(0) as u64));
-            lanes.push(WaitingLane { origin, due_in });
+            lanes.push(WaitingLane { origin, due_in, is_paused: score == NEVER });
         }
         Ok(lanes)
     }
@@ -802,13 +881,42 @@ fn settle_arguments(me: AgentNumber, call: u64, settlements: &[Settlement], chan
     arguments
 }
 
-/// `attempts own first error`, as `settle` writes it. Nothing is older than its claim: what was noted before
-/// that, was noted by a clock that was behind.
+/// An order's number may be anything that somebody wrote: then it is not ours, and is read again.
+fn orders(answer: &mut Answer) -> Result<Orders, Error> {
+    let number = answer.lossy()?.parse().unwrap_or(0);
+    Ok(Orders::read(number, &answer.lossy()?))
+}
+
+fn before(answer: &mut Answer) -> Result<Before, Error> {
+    let (state, time) = (answer.text()?, answer.text()?);
+    let messages = answer.number()?.max(0) as u64;
+    let failures = answer.number_in_text()?;
+    let time = || time.parse().map_err(|_| unexpected("a time"));
+    let standing = match state.as_str() {
+        "paused" => Standing::Paused(time()?),
+        "probed" => Standing::Probed,
+        "down" => Standing::Down(time()?),
+        "due" => Standing::Due,
+        "up" => Standing::Up,
+        "new" => Standing::New,
+        _ => Standing::Unknown,
+    };
+    Ok(Before { standing, messages, failures })
+}
+
+/// `attempts own first error`, as `settle` writes it; `+age` in the place of `first` while it grows no older. Nothing
+/// is older than its claim: what was noted before that, was noted by a clock that was behind.
 pub(crate) fn history(record: &[u8], id: Id, now_ms: i64) -> History {
     let record = String::from_utf8_lossy(record);
     let mut words = record.splitn(4, ' ');
-    let mut number = || words.next().and_then(|word| word.parse::<i64>().ok());
+    let mut stands_still = false;
+    let mut number = || {
+        let word = words.next()?;
+        stands_still = word.starts_with('+');
+        word.parse::<i64>().ok()
+    };
     let (attempts, own_failures, first) = (number(), number(), number());
+    let first = if stands_still { first.and_then(|age| now_ms.checked_sub(age)) } else { first };
     let count = |n: Option<i64>, most: u32| n.unwrap_or(0).clamp(0, i64::from(most)) as u32;
     let first = first.filter(|first| (FIRST_TIME..HIGHEST_NUMBER as i64).contains(first));
     let claimed = Some(id.claimed_ms()).filter(|claimed| *claimed <= now_ms).unwrap_or(0);

@@ -1,8 +1,9 @@
 -- claim(me, call, messages, bytes, returning, new lanes, failed lanes, of these slow ones, probe ms, fragile, suspects,
---       gravest, ordered, again, largest, popped?, popped, highest number seen,
+--       gravest, ordered, again, largest, popped?, popped, highest number seen, the number of the orders that it knows,
 --       {origin, n, free}...)
 --   -> {state, now, due in (-1: nothing is), more, emptied origins, failures of probed lanes, messages, oversized,
---       the id before the first new one, new messages, odd entries, the last number given out}
+--       the id before the first new one, new messages, odd entries, the last number given out,
+--       {number, orders} if the agent knows others}
 -- Takes due retries, one message each of lanes that failed and may be tried again, messages of lanes
 -- that the agent wants, one each of lanes that never failed, then from the left of K, until a bound.
 -- Messages come flat as id, bytes, history, recovered, source: k (queue, given again), o (waiting, its lane
@@ -15,10 +16,10 @@ local suspects_out, gravest = tonumber(ARGV[11]), tonumber(ARGV[12])
 local ordered, again = ARGV[13] == '1', ARGV[14] == '1'
 local largest = tonumber(ARGV[15])
 local popped = ARGV[16] == '1' and ARGV[17]
-local seen_number = tonumber(ARGV[18])
-local WANTS = 19
+local seen_number, known_orders = tonumber(ARGV[18]), ARGV[19]
+local WANTS = 20
 assert(largest and max_messages and max_bytes and max_returning and new_probes and failed_probes and slow_probes)
-assert(seen_number and probe_ms and fragile and suspects_out and gravest and tonumber(call))
+assert(seen_number and known_orders and probe_ms and fragile and suspects_out and gravest and tonumber(call))
 for i = WANTS, #ARGV, 3 do assert(tonumber(ARGV[i + 1]) and tonumber(ARGV[i + 2])) end
 
 if not redis.call('ZSCORE', AGENTS, me) then return {'gone'} end
@@ -31,8 +32,13 @@ local function give(id, body, history, recovered, source)
   bytes = bytes + #body
 end
 
+local last, orders_number = unpack(redis.call('HMGET', CALLS, me, 'ordered'))
+local function orders_news()
+  orders_number = orders_number or '0'
+  if orders_number ~= known_orders then return {orders_number, redis.call('HGET', CALLS, 'orders') or ''} end
+end
+
 -- The answer to this very call was lost: the same batch again.
-local last = redis.call('HGET', CALLS, me)
 if last and string.match(last, '^%d+') == call then
   open_for_writing() -- a master that was demoted meanwhile answers nothing
   for id, source in string.gmatch(last, ' (%d+)(%a)') do
@@ -40,7 +46,7 @@ if last and string.match(last, '^%d+') == call then
     local body = owner and tonumber(owner) == tonumber(me) and redis.call('HGET', MESSAGES, id)
     if body then give(id, body, redis.call('HGET', HISTORY, id), count_of(redis.call('HGET', RECOVERED, id) or '0'), source) end
   end
-  return {'again', now, 0, 1, {}, {}, messages, {}, '0', {}, odd, '0'}
+  return {'again', now, 0, 1, {}, {}, messages, {}, '0', {}, odd, '0', orders_news()}
 end
 
 -- A call that was overtaken on a connection given up long ago must not claim for nobody.
@@ -288,8 +294,9 @@ if passed_over or lanes_left then not_later(now + 20) end
 local next_retry = redis.call('ZRANGEBYSCORE', RETRY, passed_over and '(' .. string.format('%.0f', now) or '-inf', '+inf',
   'WITHSCORES', 'LIMIT', 0, 1)
 if next_retry[2] then not_later(tonumber(next_retry[2])) end
-local next_lane = redis.call('ZRANGEBYSCORE', LANES, '(' .. string.format('%.0f', now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+local next_lane = redis.call('ZRANGEBYSCORE', LANES, '(' .. string.format('%.0f', now), '(' .. whole(NEVER),
+  'WITHSCORES', 'LIMIT', 0, 1)
 if next_lane[2] then not_later(tonumber(next_lane[2])) end
 return {'ok', now, due_in, redis.call('LLEN', K) > 0 and 1 or 0, emptied, failures, messages, buried,
   string.format('%.0f', base), fresh, odd,
-  string.format('%.0f', #fresh > 0 and base + #fresh or last_number())}
+  string.format('%.0f', #fresh > 0 and base + #fresh or last_number()), orders_news()}

@@ -143,19 +143,33 @@ local function close_if_empty(origin)
   end
 end
 
+-- What operators have ordered for endpoints, a line each: `origin pN` as long as it is paused, `origin tN` for a while
+-- after it was to be tried now; N is the number of the order, the time in microseconds or a little more.
+local orders
+local function is_paused(origin)
+  orders = orders or redis.call('HGET', CALLS, 'orders') or ''
+  return string.find(orders, '\n' .. origin .. ' p', 1, true) ~= nil
+end
+-- However a lane's time is set: while it is paused it has none.
+local function set_lane(due, origin) redis.call('ZADD', LANES, is_paused(origin) and NEVER or due, origin) end
+
 -- failures of a lane: how many in a row, s if the last one was slow (else f), the last error.
 local function fails_slowly(record) return record and string.match(record, '^%d+ s ') end
 
 -- An id is at least the time of its claim in microseconds: no stamp of a message is before that, in ms.
 local function claimed_at(id) return math.floor(tonumber(id) / 1000) end
 
--- history: attempts, failures of its own, its first failure (or, not attempted yet, when it was first put off; ms), last error.
+-- history: attempts, failures of its own, its first failure (or, not attempted yet, when it was first put off; ms), last
+-- error. While its endpoint is paused it grows no older: then its age stands there, behind a plus sign.
 local function first_put_off(history)
-  local first = history and tonumber(string.match(history, '^%d+ %d+ (%d+) '))
+  local still, first = string.match(history or '', '^%d+ %d+ (%+?)(%d+) ')
+  first = tonumber(first)
+  if still == '+' then first = now - first end
   return first and first >= FIRST_TIME and first < HIGHEST and first or nil
 end
-local function put_off(id, old, attempts, own, why)
+local function put_off(id, old, attempts, own, why, stands_still)
   local first = first_put_off(old)
   if not first or attempts + 0 > 0 and tonumber(string.match(old, '^%d+')) == 0 then first = now end
-  redis.call('HSET', HISTORY, id, string.format('%d %d %.0f ', attempts, own, first) .. why)
+  local stamp = stands_still and string.format('+%.0f', math.max(0, now - first)) or string.format('%.0f', first)
+  redis.call('HSET', HISTORY, id, string.format('%d %d %s ', attempts, own, stamp) .. why)
 end

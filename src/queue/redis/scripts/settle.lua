@@ -57,7 +57,7 @@ local function for_mine(list, place)
     if owner and tonumber(owner) == mine then
       place(it)
       local history = redis.call('HGET', HISTORY, it.id)
-      put_off(it.id, history, it.attempts, it.own, it.why)
+      put_off(it.id, history, it.attempts, it.own, it.why, it.origin and is_paused(it.origin))
       local before = history and tonumber(string.match(history, '^%d+')) or 0
       if any_recovered and it.attempts > before then redis.call('HDEL', RECOVERED, it.id) end
       redis.call('ZREM', INFLIGHT, it.id)
@@ -69,7 +69,7 @@ for_mine(waits, function(it)
   redis.call('ZADD', WAITING, 0, member(it.origin, it.id))
   -- A lane that never failed is negative, the newest first; one that failed is due at a time.
   if not redis.call('ZSCORE', LANES, it.origin) then
-    redis.call('ZADD', LANES, it.delay < 0 and -now or due_at(now + it.delay), it.origin)
+    set_lane(it.delay < 0 and -now or due_at(now + it.delay), it.origin)
   end
 end)
 for_mine(deaths, function(it) redis.call('ZADD', DEAD, now, it.id) end)
@@ -92,17 +92,17 @@ for _, change in ipairs(changes) do
   local due = tonumber(redis.call('ZSCORE', LANES, change.origin) or nil)
   if due then
     if change.what == 'o' then
-      redis.call('ZADD', LANES, 0, change.origin)
+      set_lane(0, change.origin)
       redis.call('HDEL', FAILURES, change.origin)
     elseif change.what == 'f' then
-      if is_probed(due) then redis.call('ZADD', LANES, due_at(now), change.origin) end
+      if is_probed(due) then set_lane(due_at(now), change.origin) end
     elseif change.what == 'd' then
-      redis.call('ZADD', LANES, due_at(now + change.delay), change.origin)
+      set_lane(due_at(now + change.delay), change.origin)
     else
       -- Only the failure that is news counts: a late one, begun before another agent closed the lane, does not.
       local known = count_of(redis.call('HGET', FAILURES, change.origin) or '0')
       if change.failures > known then
-        redis.call('ZADD', LANES, due_at(now + change.delay), change.origin)
+        set_lane(due_at(now + change.delay), change.origin)
         redis.call('HSET', FAILURES, change.origin, string.format('%d %s ', change.failures, change.how) .. change.why)
       end
     end

@@ -1,0 +1,138 @@
+//! What operators order for endpoints: a lane that is paused lets nothing out and keeps nothing here, and what it had
+//! waits in the queue; one that is to be tried, or is paused no more, does not go by its backoff.
+
+use std::time::Instant;
+
+use super::lane::State;
+use super::{Claim, Effects, Lanes, News};
+use crate::queue::orders::{Order, Orders};
+use crate::queue::{LaneChange, Source};
+
+/// Why a redirect to it is not followed.
+const PAUSED: &str = "an operator has paused it";
+
+impl Lanes {
+    /// Takes in the orders that are in force; those known already change nothing.
+    pub fn obey(&mut self, orders: Orders, now: Instant, effects: &mut Effects) {
+        if self.orders == orders {
+            return;
+        }
+        let known = std::mem::replace(&mut self.orders, orders);
+        self.tell(&known, effects);
+        let resumed: Vec<usize> = known.paused().filter_map(|(origin, _)| self.lane_if(origin)).collect();
+        for at in resumed {
+            if !self.orders.is_paused(&self.lanes[at].origin) {
+                self.lanes[at].is_paused = false;
+                self.try_now(at);
+            }
+        }
+        let orders = std::mem::take(&mut self.orders);
+        for (origin, order) in &orders.by_origin {
+            let Some(at) = self.lane_if(origin) else { continue };
+            match order {
+                Order::Paused(_) => self.pause(at, now, effects),
+                Order::Try(_) if known.by_origin.get(origin) != Some(order) => self.try_now(at),
+                Order::Try(_) => {}
+            }
+        }
+        self.orders = orders;
+    }
+
+    /// The number of the orders that are known.
+    pub fn orders_known(&self) -> u64 {
+        self.orders.number
+    }
+
+    /// Whether anything is paused.
+    pub fn pauses_any(&self) -> bool {
+        self.orders.paused().next().is_some()
+    }
+
+    /// Whether something is held here that might go out without another claim: then it has to be asked for orders.
+    pub fn holds_any(&self) -> bool {
+        self.n_held() > 0
+    }
+
+    /// Whether this claim's endpoint is paused.
+    pub fn is_paused(&self, claim: &Claim) -> bool {
+        self.lanes[claim.lane].is_paused
+    }
+
+    /// A worker has not begun this one, for its endpoint was paused on the way.
+    pub fn withdraw(&mut self, claim: Box<Claim>, now: Instant, effects: &mut Effects) {
+        if self.is_discarded(&claim) {
+            return self.abandon(claim, now, effects);
+        }
+        self.came_back(&claim, None, now);
+        self.put_to_wait(&claim, None, now, effects);
+        self.not_probing(claim.lane, now);
+        self.fill_slots(now, effects);
+    }
+
+    /// A claim of a lane that is paused has arrived.
+    pub(super) fn admit_paused(&mut self, claim: &Claim, now: Instant, effects: &mut Effects) {
+        if claim.source == Source::Retry {
+            if self.limits.ordered {
+                self.filing.insert(claim.id);
+            }
+            // Should it be paused no more by now.
+            effects.changes.push(LaneChange::Freed(claim.origin.clone()));
+        }
+        self.put_to_wait(claim, None, now, effects);
+        self.not_probing(claim.lane, now);
+    }
+
+    /// Why a redirect to this lane is not followed, if it is paused.
+    pub(super) fn why_closed(&self, at: usize) -> Option<String> {
+        self.lanes[at].is_paused.then(|| PAUSED.to_string())
+    }
+
+    fn tell(&self, known: &Orders, effects: &mut Effects) {
+        let only_in = |these: &Orders, those: &Orders| {
+            let mut origins: Vec<String> = these
+                .paused()
+                .filter(|(origin, _)| !those.is_paused(origin))
+                .map(|(origin, _)| origin.clone())
+                .collect();
+            origins.sort_unstable();
+            origins
+        };
+        let (paused, resumed) = (only_in(&self.orders, known), only_in(known, &self.orders));
+        if !paused.is_empty() || !resumed.is_empty() {
+            effects.news.push(News::Ordered { paused, resumed });
+        }
+    }
+
+    fn lane_if(&self, origin: &str) -> Option<usize> {
+        self.by_origin.get(origin).copied()
+    }
+
+    fn pause(&mut self, at: usize, now: Instant, effects: &mut Effects) {
+        if std::mem::replace(&mut self.lanes[at].is_paused, true) {
+            return;
+        }
+        self.stop_wanting(at);
+        let held = self.change(at, |lane| std::mem::take(&mut lane.held));
+        for claim in held {
+            self.forget_held(&claim);
+            self.put_to_wait(&claim, None, now, effects);
+        }
+        self.not_probing(at, now);
+    }
+
+    /// The probe of a lane that is down has not gone out: it is not left to what would have become of that.
+    fn not_probing(&mut self, at: usize, now: Instant) {
+        let lane = &mut self.lanes[at];
+        if lane.state == State::Down && lane.out.is_empty() && lane.guests == 0 {
+            lane.down_until.get_or_insert(now);
+        }
+    }
+
+    /// The next message tries it, whichever that is.
+    fn try_now(&mut self, at: usize) {
+        let lane = &mut self.lanes[at];
+        if lane.state == State::Down {
+            lane.down_until = None;
+        }
+    }
+}
