@@ -12,8 +12,8 @@ use crate::journal::Journal;
 use crate::lanes::{Claim, DownLane, Effects, LaneCounts, Lanes, Limits, News};
 use crate::lease::{Lease, lock};
 use crate::metrics::{Metrics, add};
+use crate::orders::Orders;
 use crate::policy::Outcome;
-use crate::queue::orders::Orders;
 use crate::queue::{AgentNumber, Bounds, History, Id, LaneChange, Settlement, WaitingLane};
 
 /// What the settler is told.

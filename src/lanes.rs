@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::envelope::Envelope;
-use crate::queue::orders::Orders;
+use crate::orders::Orders;
 use crate::queue::{AgentNumber, Bounds, History, Id, LaneChange, Settlement, Source};
 use held::{Hold, IdHasher, kept_bytes};
 use lane::{Lane, State};

@@ -40,6 +40,7 @@ pub mod journal;
 pub mod lanes;
 pub mod lease;
 pub mod metrics;
+pub mod orders;
 pub mod outbox;
 pub mod peers;
 pub mod policy;

@@ -10,10 +10,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub mod orders;
-pub mod redis;
+use crate::orders::Orders;
 
-use orders::Orders;
+pub mod redis;
 
 /// What the threads need of a queue. Each thread has one of its own, so that a
 /// blocking wait holds up nobody's settlement.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::lane::State;
 use super::{Claim, Effects, Lanes, News};
-use crate::queue::orders::{Order, Orders};
+use crate::orders::{Order, Orders};
 use crate::queue::{LaneChange, Source};
 
 /// Why a redirect to it is not followed.

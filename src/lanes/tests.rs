@@ -7,8 +7,8 @@ use super::blame::OVERDUE_EVERY;
 use super::known::MOST_LANES;
 
 use super::*;
+use crate::orders::{Order, Orders};
 use crate::policy::{Fault, Outcome};
-use crate::queue::orders::{Order, Orders};
 use crate::queue::{FailedLane, Place, WaitingLane};
 
 /// Lanes with a clock, the claims out, and what was settled.

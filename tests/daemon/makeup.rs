@@ -222,7 +222,10 @@ impl Drop for Script {
 const FLOORS: [(&str, &[&str]); 6] = [
     (
         "words",
-        &["text", "headers", "frames", "journal", "policy", "queue", "guard", "roots", "clock", "envelope", "lanes"],
+        &[
+            "text", "headers", "frames", "journal", "policy", "orders", "queue", "guard", "roots", "clock", "envelope",
+            "lanes",
+        ],
     ),
     ("rules", &["peers", "claiming", "outbox", "metrics", "config"]),
     ("edges", &["delivery", "queue/", "serve"]),

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use acapy_deliver::envelope::Envelope;
 use acapy_deliver::lanes::{Claim, Limits};
+use acapy_deliver::orders::Hand;
 use acapy_deliver::peers;
 use acapy_deliver::policy::{Attempt, Failure, Retry};
-use acapy_deliver::queue::orders::Hand;
 use acapy_deliver::queue::{AgentNumber, Id, Peer, RawClaim};
 
 use crate::agent::{Ledger, SimAgent, Stop};

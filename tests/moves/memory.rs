@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::queue::orders::{Before, Hand, MOST_PAUSED, Order, Orders, Standing};
+use crate::orders::{Before, Hand, MOST_PAUSED, Order, Orders, Standing};
 use crate::queue::redis::adopt;
 use crate::queue::{
     Adopted, AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, HIGHEST_NUMBER, History, Id, Joined,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use acapy_deliver::config::RedisAddress;
-use acapy_deliver::queue::orders::{Before, Hand, MOST_PAUSED, Order, Orders, Standing};
+use acapy_deliver::orders::{Before, Hand, MOST_PAUSED, Order, Orders, Standing};
 use acapy_deliver::queue::redis::list::{Keys, RedisList};
 use acapy_deliver::queue::redis::server::Server;
 use acapy_deliver::queue::{

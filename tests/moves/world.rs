@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use acapy_deliver::config::RedisAddress;
-use acapy_deliver::queue::orders::{Before, Hand, Orders};
+use acapy_deliver::orders::{Before, Hand, Orders};
 use acapy_deliver::queue::redis::list::{Keys, RedisList};
 use acapy_deliver::queue::redis::server::Server;
 use acapy_deliver::queue::{

@@ -13,7 +13,7 @@ use redis::Value;
 use super::advice;
 use super::connection::{Arguments, Failure, Link, Move};
 use super::server::{Server, is_refusal, wire_text};
-use crate::queue::orders::{Before, Hand, MOST_PAUSED, Orders, Standing};
+use crate::orders::{Before, Hand, MOST_PAUSED, Orders, Standing};
 use crate::queue::{
     Adopted, AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, HIGHEST_NUMBER, History, Id, Joined,
     LaneChange, Peer, Place, Pop, Queue, RawClaim, Settlement, Source, Waited, WaitingLane,
