@@ -443,7 +443,7 @@ mod rules {
         b.list.settle(me, 4, &[], &[LaneChange::Up(Arc::from(A))]).unwrap();
         let taken = b.claim(me, 3, &wanting(A, 2000));
         let ages: Vec<u64> = taken.claims.iter().map(|claim| claim.history.age.unwrap().as_secs()).collect();
-        assert_eq!((ages.len(), &ages[..1001] == [10; 1001], ages[1001]), (1002, true, 5));
+        assert_eq!((ages.len(), ages[..1001] == [10; 1001], ages[1001]), (1002, true, 5));
         // What fails again, or is put off once more, is as old as that from now on.
         let again = |n: usize, attempts: u32| {
             let history = History { attempts, last_error: "again".to_string(), ..History::default() };

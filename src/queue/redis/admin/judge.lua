@@ -50,7 +50,11 @@ local judges = {
     if tonumber(lease) ~= tonumber(lease_of(lease)) then return 'has no lease that could be', 'right' end
   end,
   calls = function(name, record)
-    if name == 'recovered' then return end
+    if name == 'recovered' or name == 'orders' then return end
+    if name == 'ordered' then
+      if not (string.match(record, '^%d+$') and tonumber(record) < HIGHEST) then return 'is no number of an order' end
+      return
+    end
     if name == 'clock' then
       local beaten = tonumber(record)
       if not (beaten and beaten >= 0 and beaten < HIGHEST) then return 'is no time' end

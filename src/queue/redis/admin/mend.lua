@@ -19,7 +19,7 @@ elseif remedy == 'right' then
   if name == 'waiting' then
     local origin = string.sub(member, 1, -18)
     redis.call('ZADD', WAITING, 0, member)
-    if not redis.call('ZSCORE', LANES, origin) then redis.call('ZADD', LANES, due_at(now), origin) end
+    if not redis.call('ZSCORE', LANES, origin) then set_lane(due_at(now), origin) end
   elseif name == 'agents' then redis.call('ZADD', AGENTS, lease_of(value), member)
   else redis.call('ZADD', key, now, member) end
 else
