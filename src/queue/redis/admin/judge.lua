@@ -20,7 +20,10 @@ local judges = {
     if tonumber(score) ~= 0 then return 'has a score, which hides others', 'right' end
     if not redis.call('ZSCORE', LANES, origin) then return 'waits for an endpoint that is never tried', 'right' end
   end,
-  lanes = function(origin) if #waiting_of(origin, 1) == 0 then return 'has nothing that waits for it' end end,
+  lanes = function(origin, due)
+    if #waiting_of(origin, 1) == 0 then return 'has nothing that waits for it' end
+    if tonumber(due) == NEVER and not is_paused(origin) then return 'is tried never, and nobody has paused it', 'right' end
+  end,
   failures = function(origin, record)
     if not string.match(record, '^%d%d?%d?%d?%d?%d?%d?%d?%d? ') then return 'is no record of failures' end
     if not redis.call('ZSCORE', LANES, origin) then return 'has nothing that waits for it' end
