@@ -629,6 +629,25 @@ fn check_says_how_to_mend_each_thing() {
 }
 
 #[test]
+fn check_looks_at_what_a_failover_may_lose_and_the_setting_that_bounds_it() {
+    let (master, replica) = (Redis::start(), Redis::start());
+    let address = master.address().replace(':', " ");
+    let follow: Vec<&str> = address.split(' ').collect();
+    redis::cmd("REPLICAOF").arg(follow).exec(&mut replica.client()).unwrap();
+    eventually("it follows", SOON, || replica.info("replication", "master_link_status").is_ok_and(|link| link == "up"));
+    assert_checked(
+        &master.url(),
+        &[],
+        0,
+        "note",
+        &["replicas", "loses what no replica has", "min-replicas-to-write 1"],
+    );
+    redis::cmd("CONFIG").arg(&["SET", "min-replicas-to-write", "1"]).exec(&mut master.client()).unwrap();
+    assert_checked(&master.url(), &[], 0, "ok", &["replicas", "1; without 1 it takes no pushes"]);
+    assert_checked(&replica.url(), &[], 1, "mend", &["role", "this is a replica", &master.address()]);
+}
+
+#[test]
 fn where_a_provider_refuses_to_tell_that_is_said_and_nothing_claimed() {
     let refuses = |command: &str| format!("rename-command {command} \"\"");
     let (config, client, info) = (refuses("CONFIG"), refuses("CLIENT"), refuses("INFO"));

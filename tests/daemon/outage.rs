@@ -177,6 +177,41 @@ fn a_redis_that_turns_read_only_is_waited_for() {
     assert_said_once(&agent);
 }
 
+/// A replica without its master, a master without its replica, a Cluster without the queue's slot: each has a word
+/// of its own for it.
+#[test]
+fn a_redis_that_says_what_it_lacks_is_waited_for_and_said_once() {
+    let of_a_replica = Redis::with(&["replica-serve-stale-data no"]);
+    let of_a_cluster = Redis::cluster_of("acapy_outbound");
+    for (redis, broken, mended, says) in [
+        (&of_a_replica, "REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE", "has lost its master"),
+        (
+            &Redis::start(),
+            "CONFIG SET min-replicas-to-write 1",
+            "CONFIG SET min-replicas-to-write 0",
+            "too few replicas follow it",
+        ),
+        (&of_a_cluster, "CLUSTER DELSLOTS 7658", "CLUSTER ADDSLOTS 7658", "its Cluster does not work now (CLUSTERDOWN"),
+    ] {
+        let sink = Sink::new(|_| Answer::ok().after(ms(10)));
+        let tell = |command: &str| {
+            let mut words = command.split(' ');
+            redis::cmd(words.next().unwrap()).arg(words.collect::<Vec<_>>()).exec(&mut redis.client()).unwrap();
+        };
+        redis.push_all(numbered(&sink.url(), 200));
+        let mut agent = Agent::start_at(&redis.url(), &["--queue", &redis.queue_key(), "--workers", "4"]);
+        eventually("it is in the middle", SOON, || sink.n_requests() >= 20);
+        tell(broken);
+        agent.wait_log(says);
+        thread::sleep(OUTAGE);
+        tell(mended);
+        redis.wait_empty(ms(40_000));
+        assert_eq!(sink.copies().len(), 200, "{says}");
+        assert!(agent.is_running());
+        assert_said_once(&agent);
+    }
+}
+
 #[test]
 fn a_redis_that_is_loading_is_waited_for() {
     // It loads half a millisecond a key, and answers LOADING meanwhile.

@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use super::name::Name;
 use crate::support::wire::{envelope, numbered};
-use crate::support::{Agent, Answer, SOON, Sentinels, Sink, eventually, eventually_eq, guarded_url, ms, run_to_end};
+use crate::support::{
+    Agent, Answer, Authority, SOON, Sentinels, Sink, eventually, eventually_eq, guarded_url, ms, run_to_end,
+};
 
 #[test]
 fn the_master_is_found_and_again_after_a_failover() {
@@ -172,4 +174,46 @@ fn sentinels_that_do_not_answer_hold_up_nothing() {
     assert!(begun.elapsed() < ms(2_500), "{:?}", begun.elapsed());
     let _agent = Agent::start_at(&url, &[]);
     eventually_eq("it arrives", SOON, 1, || sink.n_delivered());
+}
+
+/// Its passwords are two; its certificates have a name that nothing leads to.
+#[test]
+fn sentinels_and_servers_that_speak_tls_have_passwords_of_their_own() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.certify(&["redis.example"], |_| {});
+    let (ca, certificate, key) = (authority.file(), certificate.display().to_string(), key.display().to_string());
+    let tls = [
+        "tls-replication yes".to_string(),
+        format!("tls-ca-cert-file {ca}"),
+        format!("tls-cert-file {certificate}"),
+        format!("tls-key-file {key}"),
+    ];
+    let servers = ["tls-port 19000", "requirepass secret", "masterauth secret"].map(str::to_string);
+    let servers: Vec<&str> = servers.iter().chain(&tls).map(String::as_str).collect();
+    let for_sentinels = "tls-port 19001\nrequirepass watching\nsentinel sentinel-pass watching\n\
+                         sentinel auth-pass mymaster secret\n";
+    let sentinels = Sentinels::with(&servers, &format!("{for_sentinels}{}\n", tls.join("\n")));
+    let hosts =
+        sentinels.addresses().into_iter().map(|address| address.split(':').next().unwrap().to_string() + ":19001");
+    let hosts = hosts.collect::<Vec<_>>().join(",");
+    let url = format!("rediss+sentinel://:secret@{hosts}/mymaster?sentinel-password=watching");
+    let sink = Sink::new(|_| Answer::ok());
+    let identity =
+        ["--redis-cert-file", &certificate, "--redis-key-file", &key, "--redis-server-name", "redis.example"];
+    let options = [&["--redis-ca-file", &ca][..], &identity].concat();
+    let mut agent = Agent::start_at(&url, &[&options[..], &["--lease", "5s"]].concat());
+    let enqueue = ["enqueue", "-oq", &url, "--endpoint", &sink.url(), "--text", "a"];
+    let enqueued = run_to_end(&[&enqueue[..], &options].concat());
+    assert!(enqueued.status.success(), "{enqueued:?}");
+    eventually_eq("it arrives", SOON, 1, || sink.n_delivered());
+    sentinels.fail_over();
+    eventually("another is master", ms(60_000), || sentinels.master().is_some_and(|now| now != 0));
+    eventually("it can be pushed", ms(30_000), || run_to_end(&[&enqueue[..], &options].concat()).status.success());
+    eventually("it arrives", SOON, || sink.n_delivered() >= 2);
+    assert!(agent.is_running());
+    assert!(!agent.log().contains("secret") && !agent.log().contains("watching"), "{}", agent.log());
+    // With the wrong one for the Sentinels it is told so, and by which option.
+    let wrong = run_to_end(&[&["check", "-oq", &url.replace("watching", "other")][..], &options].concat());
+    let text = String::from_utf8_lossy(&wrong.stdout).into_owned();
+    assert!(text.contains("refused the user name or password"), "{text}");
 }

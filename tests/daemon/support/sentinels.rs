@@ -20,6 +20,7 @@ pub struct Sentinels {
 pub struct Watcher {
     dir: TempDir,
     pub address: String,
+    password: Option<String>,
     process: Child,
 }
 
@@ -38,7 +39,10 @@ impl Sentinels {
     pub fn with(configuration: &[&str], for_sentinels: &str) -> Sentinels {
         let lines: Vec<&str> = ["repl-diskless-sync-delay 0"].iter().chain(configuration).copied().collect();
         let servers: Vec<Redis> = (0..3).map(|_| Redis::with(&lines)).collect();
-        let master = servers[0].address().replace(':', " ");
+        // They know each other by this one.
+        let tls_port = configuration.iter().find_map(|line| line.strip_prefix("tls-port "));
+        let (host, port) = servers[0].address().split_once(':').map(|(h, p)| (h.to_string(), p.to_string())).unwrap();
+        let master = format!("{host} {}", tls_port.unwrap_or(&port));
         for replica in &servers[1..] {
             let follow: Vec<&str> = master.split(' ').collect();
             redis::cmd("REPLICAOF").arg(follow).exec(&mut replica.client()).unwrap();
@@ -98,7 +102,8 @@ impl Sentinels {
     /// Which server most of the Sentinels name.
     pub fn master(&self) -> Option<usize> {
         let named: Vec<String> = self.watchers.iter().filter_map(Watcher::master).collect();
-        let count = |server: &Redis| named.iter().filter(|address| **address == server.address()).count();
+        let host = |address: &str| address.split(':').next().unwrap_or_default().to_string();
+        let count = |server: &Redis| named.iter().filter(|named| host(named) == host(&server.address())).count();
         self.servers.iter().position(|server| count(server) >= 2)
     }
 
@@ -135,11 +140,13 @@ impl Watcher {
         let mut command = Command::new("redis-server");
         command.arg(&file).arg("--sentinel").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let process = command.spawn().expect("redis-server can be started");
-        Watcher { dir, address: format!("{address}:{port}"), process }
+        let password = configuration.lines().find_map(|line| line.strip_prefix("requirepass ")).map(str::to_string);
+        Watcher { dir, address: format!("{address}:{port}"), password, process }
     }
 
     fn client(&self) -> redis::RedisResult<redis::Connection> {
-        redis::Client::open(format!("redis://{}", self.address))?.get_connection()
+        let login = self.password.as_ref().map_or(String::new(), |password| format!(":{password}@"));
+        redis::Client::open(format!("redis://{login}{}", self.address))?.get_connection()
     }
 
     /// Where it says that the master is.
