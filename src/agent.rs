@@ -27,7 +27,7 @@ use crate::settler;
 use crate::signals;
 use crate::status::figures::Watcher;
 use crate::text::{panic_message, spell};
-use crate::{reader, worker};
+use crate::{notify, reader, worker};
 use crate::{serve, status};
 
 /// Stack of a worker: an attempt needs a few dozen KiB, a TLS handshake some more.
@@ -61,6 +61,7 @@ pub fn run(config: &Config) -> Result<(), String> {
         warn!("{warning}");
     }
     let agent = Agent::start(config)?;
+    let notifier = notify::start(agent.dispatch.clone(), config);
     let summary = tick(SUMMARY_EVERY);
     let mut counted = Counted::default();
     let hourly = tick(READ_EVERY);
@@ -83,7 +84,10 @@ pub fn run(config: &Config) -> Result<(), String> {
             recv(hourly) -> _ => agent.renew_trust(),
             recv(hang_ups) -> asked => if asked.is_ok() {
                 info!("SIGHUP: roots and client certificate are read again");
-                agent.renew_trust();
+                match &notifier {
+                    Some(notifier) => notifier.while_reloading(|| agent.renew_trust()),
+                    None => agent.renew_trust(),
+                }
             }
         }
     };

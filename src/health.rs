@@ -13,6 +13,10 @@ const REDIS_AWAY: Duration = Duration::from_secs(21);
 
 /// Why the agent is not alive, if it is not. Redis has no part in it. `lease` as the agent has it.
 pub fn unwell(dispatch: &Dispatch, lease: Duration) -> Option<String> {
+    if dispatch.lease.is_stopping() {
+        // Threads end on purpose, and the stop has a deadline of its own.
+        return None;
+    }
     let since_turn = [Thread::Reader, Thread::Settler].map(|thread| dispatch.lease.since_turn(thread));
     who_hangs(since_turn, lease, dispatch.journal.redis_is_up())
 }

@@ -6,9 +6,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use log::{debug, info, warn};
+use log::{Level, debug, info, log, warn};
 
 use crate::lanes::News;
+use crate::queue::Id;
 use crate::text::spell;
 
 /// An endpoint's troubles are said at most this often.
@@ -77,13 +78,36 @@ impl Budget {
     }
 }
 
+/// A message that died.
+#[derive(Clone, Copy, Debug)]
+pub struct Death<'a> {
+    /// Its id.
+    pub id: Id,
+    /// Where it was for, in words for people.
+    pub endpoint: &'a str,
+    /// Its lane, if it had one.
+    pub origin: Option<&'a str>,
+    /// How often it was attempted, if that is known.
+    pub attempts: Option<u32>,
+    /// Why it is dead.
+    pub reason: &'a str,
+}
+
+impl Death<'_> {
+    /// Of one that was never attempted, for nobody could read where it was for.
+    pub fn unread<'a>(id: Id, endpoint: &'a str, reason: &'a str) -> Death<'a> {
+        Death { id, endpoint, origin: None, attempts: None, reason }
+    }
+}
+
 impl Memory {
-    fn died(&mut self, now: Instant, id: &dyn std::fmt::Display, endpoint: &str, reason: &str) {
-        if self.dead_lines.allows(now, "messages died") {
-            warn!("message {id} for {endpoint} is dead: {reason}");
-        } else {
-            debug!("message {id} for {endpoint} is dead: {reason}");
-        }
+    fn died(&mut self, now: Instant, death: &Death) {
+        let Death { id, endpoint, origin, attempts, reason } = *death;
+        let level = if self.dead_lines.allows(now, "messages died") { Level::Warn } else { Level::Debug };
+        log!(
+            level, id:% = id, origin = origin, attempts = attempts, error = reason;
+            "message {id} for {endpoint} is dead: {reason}"
+        );
     }
 }
 
@@ -95,9 +119,9 @@ impl Journal {
         memory.unusable |= speaker as u8;
         if first {
             memory.since = Some(Instant::now());
-            warn!("Redis cannot be used: {why}; nothing is lost, trying on");
+            warn!(error = why; "Redis cannot be used: {why}; nothing is lost, trying on");
         } else {
-            debug!("Redis still cannot be used: {why}");
+            debug!(error = why; "Redis still cannot be used: {why}");
         }
     }
 
@@ -142,7 +166,10 @@ impl Journal {
                         info!("resumed by an operator: {}", some_of(&resumed));
                     }
                 }
-                News::GaveUp { id, origin, reason } => memory.died(now, &id, &origin, &reason),
+                News::GaveUp { id, origin, reason } => {
+                    let died = Death { id, endpoint: &origin, origin: Some(&origin), attempts: None, reason: &reason };
+                    memory.died(now, &died);
+                }
                 News::Down { origin, why, failures, waiting, next } => {
                     let said = memory.endpoints.get(&origin);
                     let quiet = said.is_some_and(|(said, _)| now.saturating_duration_since(*said) < QUIET_PER_ENDPOINT);
@@ -156,18 +183,24 @@ impl Journal {
                             0 => String::new(),
                             n => format!("; {n} more messages wait for it"),
                         };
-                        warn!("{origin} is down: {why}{waiting}; next try in {}", spell(next));
+                        warn!(
+                            origin = &*origin, failures = failures, error = why.as_str();
+                            "{origin} is down: {why}{waiting}; next try in {}", spell(next)
+                        );
                     } else {
-                        debug!("{origin} failed again ({failures} in a row): {why}; next try in {}", spell(next));
+                        debug!(
+                            origin = &*origin, failures = failures, error = why.as_str();
+                            "{origin} failed again ({failures} in a row): {why}; next try in {}", spell(next)
+                        );
                     }
                 }
                 News::Back { origin, after } => {
                     // Only what was said to be down is said to be back, once; the time stays, so that flapping is quiet.
                     let stands = memory.endpoints.get_mut(&origin).map(|(_, stands)| std::mem::take(stands));
                     if stands == Some(true) {
-                        info!("{origin} is back, after {}", spell(after));
+                        info!(origin = &*origin; "{origin} is back, after {}", spell(after));
                     } else {
-                        debug!("{origin} is back, after {}", spell(after));
+                        debug!(origin = &*origin; "{origin} is back, after {}", spell(after));
                     }
                 }
             }
@@ -175,8 +208,8 @@ impl Journal {
     }
 
     /// A message died.
-    pub fn died(&self, id: impl std::fmt::Display, endpoint: &str, reason: &str) {
-        self.memory().died(Instant::now(), &id, endpoint, reason);
+    pub fn died(&self, death: &Death) {
+        self.memory().died(Instant::now(), death);
     }
 
     /// This machine lacked something for an attempt: said at most once a minute, for it is
@@ -186,7 +219,7 @@ impl Journal {
         let last = self.memory().lacking;
         if last.is_none_or(|last| now.saturating_duration_since(last) >= WINDOW) {
             self.memory().lacking = Some(now);
-            warn!("this machine is short of something: {error}; what cannot be attempted now is tried again");
+            warn!(error = error; "this machine is short of something: {error}; what cannot be attempted now is tried again");
         }
     }
 

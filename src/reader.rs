@@ -13,7 +13,7 @@ use crate::backoff::Backoff;
 use crate::claiming::{Claiming, Next};
 use crate::dispatch::{Dispatch, Report};
 use crate::envelope::{Endpoints, Envelope};
-use crate::journal::Speaker;
+use crate::journal::{Death, Speaker};
 use crate::lanes::Claim;
 use crate::lease::Thread;
 use crate::metrics::add;
@@ -183,7 +183,7 @@ impl Reader<'_> {
         for (id, size) in oversized {
             add(&self.dispatch.metrics.dead, 1);
             let reason = format!("{size} bytes are more than 64 MiB and than '--in-flight-bytes'");
-            self.dispatch.journal.died(*id, "an unread endpoint", &reason);
+            self.dispatch.journal.died(&Death::unread(*id, "an unread endpoint", &reason));
         }
     }
 
@@ -260,7 +260,7 @@ impl Reader<'_> {
         };
         add(&self.dispatch.metrics.undecodable, 1);
         add(&self.dispatch.metrics.dead, 1);
-        self.dispatch.journal.died(id, "an unknown endpoint", &reason);
+        self.dispatch.journal.died(&Death::unread(id, "an unknown endpoint", &reason));
         let history = History { last_error: reason, ..history };
         Err(Settlement { id, origin: Arc::from(""), place: Place::Dead, history, kept })
     }

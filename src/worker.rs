@@ -8,6 +8,7 @@ use crossbeam_channel::Receiver;
 use log::debug;
 
 use crate::dispatch::{Attempting, Begin, Dispatch};
+use crate::journal::Death;
 use crate::lanes::Claim;
 use crate::policy::{self, Attempt, Fault, Outcome, Retry};
 use crate::text::panic_message;
@@ -86,15 +87,23 @@ fn attempt(
 
 fn note(claim: &Claim, outcome: &Outcome, begun: Instant, dispatch: &Dispatch) {
     match outcome {
-        Outcome::Delivered => debug!("message {} delivered to {} in {:?}", claim.id, claim.origin, begun.elapsed()),
+        Outcome::Delivered => debug!(
+            id:% = claim.id, origin = &*claim.origin, attempts = claim.history.attempts.saturating_add(1);
+            "message {} delivered to {} in {:?}", claim.id, claim.origin, begun.elapsed()
+        ),
         Outcome::Later { fault, error, .. } => {
-            debug!("message {} for {}: later: {error}", claim.id, claim.origin);
+            debug!(
+                id:% = claim.id, origin = &*claim.origin, attempts = claim.history.attempts.saturating_add(1), error = error;
+                "message {} for {}: later: {error}", claim.id, claim.origin
+            );
             if *fault == Fault::Ours {
                 dispatch.journal.lacking(error);
             }
         }
         Outcome::Dead { reason, .. } => {
-            dispatch.journal.died(claim.id, &claim.envelope.endpoint_for_people(), reason);
+            let endpoint = claim.envelope.endpoint_for_people();
+            let (origin, attempts) = (Some(&*claim.origin), Some(claim.history.attempts.saturating_add(1)));
+            dispatch.journal.died(&Death { id: claim.id, endpoint: &endpoint, origin, attempts, reason });
         }
     }
 }

@@ -29,6 +29,7 @@
 //! | `embed.rs` | an agent inside another program |
 //! | `tls.rs` | ways to a Redis that lets not everybody in: TLS, passwords, accounts, unix sockets |
 //! | `failover.rs`, `failover/` | where Redis is not one server: Sentinels, a Cluster; and what `scripts/failover-figures` measures |
+//! | `logs.rs` | `--log-format json`: that each line is an object, with which fields |
 //! | `status.rs`, `status/` | the status server: what it tells, to whom, and that nobody harms it; its page in a real browser |
 //! | `supervisors.rs` | the agent under runit, supervisord and systemd, with the files of `scripts/` |
 //! | `static_binary.rs` | the static binary in an empty root directory |
@@ -48,6 +49,7 @@ mod embed;
 mod failover;
 mod lanes;
 mod limits;
+mod logs;
 mod makeup;
 mod odd;
 mod operator;

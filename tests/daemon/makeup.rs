@@ -230,8 +230,8 @@ const FLOORS: [(&str, &[&str]); 6] = [
     ("rules", &["peers", "claiming", "outbox", "metrics", "config"]),
     ("edges", &["delivery", "queue/", "serve"]),
     ("shared by threads", &["lease", "backoff", "dispatch", "health"]),
-    ("threads", &["reader", "worker", "settler", "status"]),
-    ("whole", &["signals", "agent", "commands", "lib", "main"]),
+    ("threads", &["reader", "worker", "settler", "status", "notify"]),
+    ("whole", &["signals", "agent", "commands", "logger", "lib", "main"]),
 ];
 
 #[test]

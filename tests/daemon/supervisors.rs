@@ -3,12 +3,14 @@
 //! user, the path of the binary, the place of the log.
 
 use std::fs;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Answer, Redis, SOON, Sink, TempDir, eventually, ms, wire};
+use crate::support::{Agent, Answer, Redis, SOON, Sink, TempDir, eventually, ms, wire};
 
 /// The least privileged user of every Debian; the files' own user is not on a test machine.
 const USER: &str = "nobody";
@@ -390,6 +392,148 @@ fn supervisord_keeps_it_running_and_loses_nothing() {
     assert!(said.starts_with("20") && said.contains("Z INFO "), "no time of its own: {said}");
 }
 
+/// The service manager's end of the notify socket, which hears what is said.
+struct Manager {
+    socket: UnixDatagram,
+    name: String,
+    said: Vec<(Instant, String)>,
+    _dir: TempDir,
+}
+
+impl Manager {
+    fn new(is_abstract: bool) -> Manager {
+        let dir = TempDir::new("notify");
+        let path = dir.path().join("notify").display().to_string();
+        let (socket, name) = match is_abstract {
+            true => {
+                let address = SocketAddr::from_abstract_name(&path).unwrap();
+                (UnixDatagram::bind_addr(&address).unwrap(), format!("@{path}"))
+            }
+            false => (UnixDatagram::bind(&path).unwrap(), path),
+        };
+        socket.set_nonblocking(true).unwrap();
+        Manager { socket, name, said: Vec::new(), _dir: dir }
+    }
+
+    fn start(&self, url: &str, environment: &[(&str, &str)]) -> Agent {
+        let mut command = Agent::command();
+        command.args(["run", "-oq", url, "--drain-timeout", "9s"]).env("NOTIFY_SOCKET", &self.name);
+        Agent::spawn({
+            command.envs(environment.iter().copied());
+            command
+        })
+    }
+
+    /// When a message with such a line was heard first, and how many there have been.
+    fn heard(&mut self, line: &str) -> (Option<Instant>, usize) {
+        let mut message = [0; 4096];
+        while let Ok(n) = self.socket.recv(&mut message) {
+            self.said.push((Instant::now(), String::from_utf8(message[..n].to_vec()).unwrap()));
+        }
+        let mut with = self.said.iter().filter(|(_, said)| said.lines().any(|other| other.starts_with(line)));
+        let first = with.next().map(|(at, _)| *at);
+        (first, first.map_or(0, |_| 1 + with.count()))
+    }
+
+    #[track_caller]
+    fn wait_for(&mut self, line: &str, n: usize) {
+        eventually(&format!("{n} times {line:?}"), SOON, || self.heard(line).1 >= n);
+    }
+}
+
+#[test]
+fn a_service_manager_is_told_when_it_is_ready_alive_reloading_and_stopping() {
+    let redis = Redis::start();
+    for is_abstract in [false, true] {
+        let mut manager = Manager::new(is_abstract);
+        let mut agent = manager.start(&redis.url(), &[("WATCHDOG_USEC", "400000")]);
+        manager.wait_for("READY=1", 1);
+        assert_eq!(redis.agents().len(), 1, "ready before it was registered");
+        manager.wait_for("WATCHDOG=1", 5);
+        manager.wait_for("STATUS=delivering: 0 attempts under way, 0 endpoints down; since the start 0 delivered", 1);
+        let before = manager.heard("READY=1").1;
+        agent.hang_up();
+        manager.wait_for("RELOADING=1", 1);
+        manager.wait_for("READY=1", before + 1);
+        let reload = manager.said.iter().find(|(_, said)| said.starts_with("RELOADING=1")).unwrap();
+        let monotonic = reload.1.lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC=")).unwrap();
+        let monotonic: f64 = monotonic.parse().unwrap();
+        let uptime = fs::read_to_string("/proc/uptime").unwrap();
+        let uptime: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
+        // That one counts the time the machine slept, too.
+        assert!(monotonic > 0.0 && monotonic <= (uptime + 1.0) * 1e6, "{monotonic} {uptime}");
+        agent.term();
+        assert_eq!(agent.wait_exit(SOON), Some(0));
+        manager.wait_for("STOPPING=1", 1);
+        assert_eq!(manager.heard("EXTEND_TIMEOUT_USEC=12000000").1, 1);
+        assert_eq!(manager.heard("STOPPING=1").1, 1);
+    }
+}
+
+#[test]
+fn a_redis_that_is_away_fails_no_start_and_costs_no_sign_of_life() {
+    let mut redis = Redis::start();
+    let url = redis.url();
+    redis.kill9();
+    let mut manager = Manager::new(false);
+    let begun = Instant::now();
+    let mut agent = manager.start(&url, &[("WATCHDOG_USEC", "1000000")]);
+    manager.wait_for("STATUS=Redis cannot be used: for ", 1);
+    assert_eq!(manager.heard("READY=1").1, 0);
+    manager.wait_for("READY=1", 1);
+    let took = manager.heard("READY=1").0.unwrap() - begun;
+    assert!(took > Duration::from_secs(9) && took < Duration::from_secs(15), "{took:?}");
+    assert!(manager.heard("WATCHDOG=1").1 >= 9, "{:?}", manager.said);
+    redis.restart();
+    manager.wait_for("STATUS=delivering", 1);
+    assert_eq!(manager.heard("READY=1").1, 1);
+    // Between two lines of status there are some seconds, unless the state has changed.
+    let n = manager.heard("STATUS=").1;
+    assert!(n <= 7, "{:?}", manager.said);
+    agent.term();
+    assert_eq!(agent.wait_exit(SOON), Some(0));
+}
+
+#[test]
+fn who_cannot_get_in_is_never_ready_and_the_watchdog_of_another_is_left_alone() {
+    let redis = Redis::with(&["requirepass secret"]);
+    let mut manager = Manager::new(false);
+    let mut agent = manager.start(&redis.url_with_password("wrong"), &[]);
+    assert_eq!(agent.wait_exit(SOON), Some(1));
+    assert_eq!(manager.heard("READY=1").1, 0, "{:?}", manager.said);
+
+    let mut manager = Manager::new(false);
+    let mut agent = manager.start(&redis.url(), &[("WATCHDOG_USEC", "100000"), ("WATCHDOG_PID", "1")]);
+    manager.wait_for("READY=1", 1);
+    agent.term();
+    assert_eq!(agent.wait_exit(SOON), Some(0));
+    assert_eq!(manager.heard("WATCHDOG=1").1, 0);
+
+    // Nobody there: it works all the same, and says so.
+    let mut command = Agent::command();
+    command.args(["run", "-oq", &redis.url()]).env("NOTIFY_SOCKET", "@nobody-listens-there");
+    let agent = Agent::start_as(&redis, command);
+    agent.wait_log("NOTIFY_SOCKET");
+}
+
+#[test]
+fn the_unit_for_several_queues_is_the_one_for_one_queue_but_for_its_names() {
+    let directives = |name: &str| -> Vec<String> {
+        let text = shipped(name);
+        text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).map(str::to_string).collect()
+    };
+    let (one, several) = (directives("systemd/acapy-deliver.service"), directives("systemd/acapy-deliver@.service"));
+    let one: Vec<String> = one
+        .iter()
+        .map(|line| match line.as_str() {
+            "Description=Delivery agent for ACA-Py's outbound queue" => format!("{line} %i"),
+            "EnvironmentFile=/etc/acapy-deliver/environment" => "EnvironmentFile=/etc/acapy-deliver/%i".to_string(),
+            line => line.to_string(),
+        })
+        .collect();
+    assert_eq!(several, one);
+}
+
 #[test]
 fn systemd_finds_no_fault_with_the_unit() {
     // Elsewhere there is nothing that could verify it.
@@ -398,17 +542,19 @@ fn systemd_finds_no_fault_with_the_unit() {
         return;
     }
     let dir = TempDir::new("systemd");
-    let unit = shipped("systemd/acapy-deliver.service");
-    let unit = replaced(
-        &unit,
-        "ExecStart=/usr/local/bin/acapy-deliver",
-        &format!("ExecStart={}", binary(dir.path()).display()),
-    );
-    let file = dir.path().join("acapy-deliver.service");
-    fs::write(&file, unit).unwrap();
-    let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    // Of other units it may find what it likes.
-    let faults: Vec<&str> = said.lines().filter(|line| line.contains("acapy-deliver")).collect();
-    assert!(output.status.success() && faults.is_empty(), "{said}");
+    let binary = binary(dir.path());
+    for (shipped_as, called) in
+        [("acapy-deliver.service", "acapy-deliver.service"), ("acapy-deliver@.service", "acapy-deliver@one.service")]
+    {
+        let unit = shipped(&format!("systemd/{shipped_as}"));
+        let exec = format!("ExecStart={}", binary.display());
+        let unit = replaced(&unit, "ExecStart=/usr/local/bin/acapy-deliver", &exec);
+        let file = dir.path().join(called);
+        fs::write(&file, unit).unwrap();
+        let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        // Of other units it may find what it likes.
+        let faults: Vec<&str> = said.lines().filter(|line| line.contains("acapy-deliver")).collect();
+        assert!(output.status.success() && faults.is_empty(), "{called}: {said}");
+    }
 }

@@ -670,7 +670,8 @@ fn judge_agents(plan: &Plan, world: &World, report: &mut Report) {
         report.last_kib = report.last_kib.max(slot.last_kib);
         report.peak_files = report.peak_files.max(slot.peak_files);
         for line in agents::lines_for_people(&slot.log) {
-            if line.contains("panicked") || line.contains("internal error") {
+            let is_bad = line.contains("panicked") || line.contains("internal error");
+            if is_bad || line.starts_with(agents::NOT_JSON) {
                 report.failures.push(format!("agent {} says: {line}", slot.n));
             }
             *report.lines.entry(without_numbers(&line)).or_default() += 1;

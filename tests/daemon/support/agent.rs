@@ -55,7 +55,8 @@ impl Agent {
             let proxy = text.to_ascii_lowercase().ends_with("_proxy");
             let of_the_deliverer =
                 ["REDIS_SERVER_URL", "TOPIC_PREFIX"].contains(&&*text) || text.starts_with("STATUS_ENDPOINT_");
-            if text.starts_with("ACAPY_") || text == "RUST_LOG" || proxy || of_the_deliverer {
+            let of_systemd = text == "NOTIFY_SOCKET" || text.starts_with("WATCHDOG_");
+            if text.starts_with("ACAPY_") || text == "RUST_LOG" || proxy || of_the_deliverer || of_systemd {
                 command.env_remove(&name);
             }
         }
