@@ -250,7 +250,7 @@ fn bad_values_are_refused_with_option_value_and_what_would_be_right() {
         ("--final 404,", &["'--final'"]),
         ("--final 404 --retryable 404", &["404", "'--final'", "'--retryable'"]),
         ("--pop lpop", &["'--pop'", "peek, blpop"]),
-        ("--log-format json", &["'--log-format'", "full, bare, json"]),
+        ("--log-format xml", &["'--log-format'", "full, bare, json"]),
         ("--deny-net 10.0.0.0/33", &["'--deny-net'", "'10.0.0.0/33'"]),
         ("--deny-net example.com", &["'--deny-net'", "private"]),
         ("--allow-net public", &["'--allow-net public'", "restricts nothing", "'--deny-net all'"]),
