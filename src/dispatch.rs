@@ -78,6 +78,13 @@ struct Inner {
 /// A redirected attempt waits so long for a place in the window of where it is redirected to; a worker is held up meanwhile.
 const PLACE_PATIENCE: Duration = Duration::from_millis(250);
 
+/// What is done for many lanes or claims is done for so many at a time, and the mutex let go between: whoever
+/// finishes an attempt waits for it. Each is some 10 to 50 µs (`lanes::tests::the_longest_hold…`).
+const LEARNED_AT_ONCE: usize = 32;
+const SHOWN_AT_ONCE: usize = 64;
+const ADMITTED_AT_ONCE: usize = 32;
+const CONFIRMED_AT_ONCE: usize = 128;
+
 impl Dispatch {
     /// Returns it with the receiving ends for workers and settler.
     pub fn new(limits: Limits, lease: Duration, seed: u64) -> (Dispatch, Receiver<Box<Claim>>, Receiver<Report>) {
@@ -161,23 +168,28 @@ impl Dispatch {
     /// Hands claims to the lanes, unless the agent has got another number since: then
     /// they are others' already. `before` is done first, under the same lock.
     pub fn admit(&self, number: AgentNumber, before: impl FnOnce(&mut Lanes), claims: Vec<Result<Claim, Settlement>>) {
-        let mut effects = Effects::default();
-        let mut inner = self.inner();
-        if self.lease.number() != Some(number) {
-            return;
-        }
-        before(&mut inner.lanes);
-        let now = Instant::now();
-        for claim in claims {
-            match claim {
-                Ok(claim) => inner.lanes.admit(Box::new(claim), now, &mut effects),
-                Err(unreadable) => {
-                    inner.lanes.admit_unreadable(&unreadable);
-                    effects.settlements.push(unreadable);
+        let (mut before, mut claims) = (Some(before), claims.into_iter().peekable());
+        while before.is_some() || claims.peek().is_some() {
+            let mut effects = Effects::default();
+            let mut inner = self.inner();
+            if self.lease.number() != Some(number) {
+                return;
+            }
+            if let Some(before) = before.take() {
+                before(&mut inner.lanes);
+            }
+            let now = Instant::now();
+            for claim in claims.by_ref().take(ADMITTED_AT_ONCE) {
+                match claim {
+                    Ok(claim) => inner.lanes.admit(Box::new(claim), now, &mut effects),
+                    Err(unreadable) => {
+                        inner.lanes.admit_unreadable(&unreadable);
+                        effects.settlements.push(unreadable);
+                    }
                 }
             }
+            self.perform(inner, effects);
         }
-        self.perform(inner, effects);
     }
 
     /// Takes in what operators have ordered.
@@ -294,14 +306,19 @@ impl Dispatch {
 
     /// The queue has settled these.
     pub fn confirmed(&self, settlements: &[Settlement]) {
-        let mut inner = self.inner();
-        inner.lanes.confirmed(settlements, Instant::now());
-        self.wake_reader(&mut inner);
+        for some in settlements.chunks(CONFIRMED_AT_ONCE) {
+            let mut inner = self.inner();
+            inner.lanes.confirmed(some, Instant::now());
+            self.wake_reader(&mut inner);
+        }
     }
 
     /// What waits by lane, as other agents left it.
     pub fn learn(&self, waiting: &[WaitingLane], asked: Instant) {
-        self.inner().lanes.learn(waiting, asked, Instant::now());
+        let most = self.inner().lanes.learned_at_most();
+        for some in waiting[..waiting.len().min(most)].chunks(LEARNED_AT_ONCE) {
+            self.inner().lanes.learn(some, asked, Instant::now());
+        }
     }
 
     /// All claims held.
@@ -369,9 +386,19 @@ impl Dispatch {
         self.inner().lanes.counts()
     }
 
-    /// Lanes that are down: how many, and at most so many of them.
+    /// Lanes that are down: how many, and at most so many of them, those first that have failed for longest; what was
+    /// never seen to fail from here is down by what others say, and comes last.
     pub fn down_lanes(&self, at_most: usize) -> (usize, Vec<DownLane>) {
-        self.inner().lanes.down(at_most, Instant::now())
+        let (mut down, mut from) = (Vec::new(), 0);
+        // Between two looks the others go on; a lane that changes meanwhile may be seen as it was or as it is.
+        while let Some(some) = { self.inner().lanes.down_among(from, SHOWN_AT_ONCE, Instant::now()) } {
+            down.extend(some);
+            from += SHOWN_AT_ONCE;
+        }
+        let n = down.len();
+        down.sort_by_key(|(since, _)| (since.is_none(), *since));
+        down.truncate(at_most);
+        (n, down.into_iter().map(|(_, lane)| lane).collect())
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {

@@ -28,7 +28,8 @@ use std::time::{Duration, Instant};
 use crate::envelope::Envelope;
 use crate::orders::Orders;
 use crate::queue::{AgentNumber, Bounds, History, Id, LaneChange, Settlement, Source};
-use held::{Hold, IdHasher, kept_bytes};
+use held::{Here, Hold, IdHasher, kept_bytes};
+use known::{KEPT_OF_WAITING, MOST_LANES, WANTS_PER_CLAIM};
 use lane::{Lane, State};
 use shares::{Most, Shares};
 
@@ -246,6 +247,14 @@ pub struct Lanes {
     leaving_bytes: usize,
     /// Sums over all lanes.
     shares: Shares,
+    /// How many there are, by [`State`].
+    n_in_state: [usize; State::N],
+    /// Of what waits, so many claims are kept of one lane.
+    kept: usize,
+    /// Lanes that hold more than that, or did when it was last looked.
+    heavy: Vec<usize>,
+    /// The lane record from which on those that say nothing are looked for, when there are too many.
+    next_forgotten: usize,
     most: Most,
     /// Claims here that two, three, and more agents died of.
     suspects: [usize; 3],
@@ -266,9 +275,15 @@ impl Lanes {
     pub fn new(limits: Limits, seed: u64) -> Lanes {
         Lanes {
             most: Most::of(limits.workers),
+            kept: KEPT_OF_WAITING.min(limits.messages / limits.workers).max(1),
+            held: HashMap::with_capacity_and_hasher(limits.messages.min(1 << 16), BuildHasherDefault::default()),
+            n_in_state: [0; State::N],
+            heavy: Vec::new(),
+            next_forgotten: 0,
             limits,
-            by_origin: HashMap::new(),
-            lanes: Vec::new(),
+            // Room for all from the start, so that nobody waits while it grows; the system gives memory when it is used.
+            by_origin: HashMap::with_capacity(MOST_LANES + 1),
+            lanes: Vec::with_capacity(MOST_LANES + 1),
             free: Vec::new(),
             new_without_slot: Vec::new(),
             failed_without_slot: VecDeque::new(),
@@ -278,7 +293,6 @@ impl Lanes {
             watched: VecDeque::new(),
             nudged: None,
             wanting: VecDeque::new(),
-            held: HashMap::default(),
             discarded: HashSet::new(),
             held_bytes: 0,
             leaving_bytes: 0,
@@ -354,20 +368,20 @@ impl Lanes {
         !self.wanting.is_empty()
     }
 
-    /// Whether some lane that is up has room for more of what waits.
+    /// Whether some lane that is up has room for more of what waits; of many, those that are asked for next are looked at.
     pub fn is_hungry(&self) -> bool {
-        self.wanting.iter().any(|&at| self.lanes[at].held.len() <= self.kept_of_waiting() / 2)
+        let next = self.wanting.iter().take(4 * WANTS_PER_CLAIM);
+        next.into_iter().any(|&at| self.lanes[at].held.len() <= self.kept / 2)
     }
 
     /// Takes in a claim: it goes out, is held, or is put to wait or off.
     pub fn admit(&mut self, mut claim: Box<Claim>, now: Instant, effects: &mut Effects) {
-        let hold = self.held.entry(claim.id).or_default();
-        if hold.here.is_some() {
+        if self.held.get(&claim.id).is_some_and(|hold| hold.here.is_some()) {
             // A rolled-back Redis gave out again what is still held: the one held counts.
             return;
         }
-        hold.here = Some(claim.agent);
         let at = self.lane_of(claim.envelope.origin(), now);
+        self.held.entry(claim.id).or_default().here = Some(Here { agent: claim.agent, lane: at as u32 });
         claim.lane = at;
         claim.origin = self.lanes[at].origin.clone();
         let lane = &mut self.lanes[at];

@@ -275,8 +275,14 @@ impl Lanes {
     pub(super) fn change<T>(&mut self, at: usize, change: impl FnOnce(&mut Lane) -> T) -> T {
         let lane = &mut self.lanes[at];
         self.shares -= lane.shares();
+        self.n_in_state[lane.state as usize] -= 1;
         let result = change(lane);
         self.shares += lane.shares();
+        self.n_in_state[lane.state as usize] += 1;
+        if lane.held.len() > self.kept && !lane.is_heavy {
+            lane.is_heavy = true;
+            self.heavy.push(at);
+        }
         result
     }
 }

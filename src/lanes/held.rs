@@ -1,6 +1,5 @@
 //! What the agent holds: every claim until its settlement is confirmed, and what is given back unattempted.
 
-use std::collections::VecDeque;
 use std::hash::Hasher;
 use std::time::{Duration, Instant};
 
@@ -14,10 +13,18 @@ use crate::queue::{AgentNumber, History, Id, Kept, LaneChange, Place, Settlement
 /// which put it there is confirmed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Hold {
-    /// In a lane or out, claimed under this number.
-    pub(super) here: Option<AgentNumber>,
+    pub(super) here: Option<Here>,
     /// Settlements on their way.
     pub(super) leaving: u32,
+}
+
+/// In a lane or out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Here {
+    /// The number under which it was claimed.
+    pub(super) agent: AgentNumber,
+    /// Its lane.
+    pub(super) lane: u32,
 }
 
 /// Ids come from our own queue one after the other: nobody can choose them so that
@@ -146,13 +153,18 @@ impl Lanes {
             return;
         }
         self.last_spill = Some(now);
-        let kept = self.kept_of_waiting();
-        let Some(at) = (0..self.lanes.len()).max_by_key(|&at| self.lanes[at].held.len()) else { return };
+        let kept = self.kept;
+        let lanes = &mut self.lanes;
+        self.heavy.retain(|&at| {
+            lanes[at].is_heavy = lanes[at].held.len() > kept;
+            lanes[at].is_heavy
+        });
+        let Some(&at) = self.heavy.iter().max_by_key(|&&at| self.lanes[at].held.len()) else { return };
         let lane = &self.lanes[at];
         let n = lane.held.len();
         let Some(head) = lane.held.front() else { return };
         let waited = now.saturating_duration_since(head.claimed_at);
-        if n <= kept || waited < Duration::from_micros(100) * n as u32 {
+        if waited < Duration::from_micros(100) * n as u32 {
             return;
         }
         let given_back = self.change(at, |lane| lane.held.split_off(kept));
@@ -194,27 +206,25 @@ impl Lanes {
     /// Forgets claims that another agent has now, told by their id and number; those that workers have are told apart by
     /// [`Lanes::is_discarded`]. What is being settled stays noted until that is confirmed.
     pub fn discard(&mut self, is_theirs: impl Fn(Id, AgentNumber) -> bool, now: Instant, effects: &mut Effects) {
-        let mut dropped = Vec::new();
-        for at in 0..self.lanes.len() {
-            dropped.extend(self.change(at, |lane| {
-                let (theirs, kept): (VecDeque<_>, _) =
-                    lane.held.drain(..).partition(|claim| is_theirs(claim.id, claim.agent));
-                lane.held = kept;
-                theirs
-            }));
-        }
-        for claim in dropped {
-            self.forget_held(&claim);
-            self.held.remove(&claim.id);
-        }
-        let discarded = &mut self.discarded;
-        self.held.retain(|id, hold| {
-            if let Some(agent) = hold.here.filter(|agent| is_theirs(*id, *agent)) {
-                hold.here = None;
-                discarded.insert((*id, agent));
+        let here = self.held.iter().filter_map(|(id, hold)| Some((*id, hold.here?)));
+        let theirs: Vec<_> = here.filter(|(id, here)| is_theirs(*id, here.agent)).collect();
+        for (id, Here { agent, lane }) in theirs {
+            let at = lane as usize;
+            match self.lanes[at].held.iter().position(|claim| claim.id == id) {
+                Some(place) => {
+                    let claim = self.change(at, |lane| lane.held.remove(place)).expect("it was found there");
+                    self.forget_held(&claim);
+                }
+                None => {
+                    self.discarded.insert((id, agent));
+                }
             }
-            hold.here.is_some() || hold.leaving > 0
-        });
+            let hold = self.held.get_mut(&id).expect("it was found there");
+            hold.here = None;
+            if hold.leaving == 0 {
+                self.held.remove(&id);
+            }
+        }
         self.fill_slots(now, effects);
     }
 

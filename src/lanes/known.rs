@@ -8,13 +8,15 @@ use super::{DownLane, LaneCounts, Lanes};
 use crate::queue::{FailedLane, WaitingLane, Want};
 
 /// Claims that a lane with more of them waiting keeps in memory, so that it never runs dry between two claims.
-const KEPT_OF_WAITING: usize = 32;
+pub(super) const KEPT_OF_WAITING: usize = 32;
 
 /// Lanes asked for by name in one claim.
-const WANTS_PER_CLAIM: usize = 32;
+pub(super) const WANTS_PER_CLAIM: usize = 32;
 
 /// Lane records kept at most: an idle one beyond is forgotten, which costs at most an attempt.
 pub(super) const MOST_LANES: usize = 20_000;
+/// So many of them are looked at when one must be forgotten: some 20 µs, while everybody waits.
+const LOOKED_AT: usize = 128;
 
 impl Lanes {
     /// The queue says that nothing of this origin waits any more, as of a claim begun at `asked`.
@@ -41,12 +43,16 @@ impl Lanes {
         lane.failures = lane.failures.max(failed.failures);
     }
 
+    /// How many lanes of what waits are learned at most. In order, each is needed: a lane not known to have older
+    /// ones waiting would be overtaken.
+    pub fn learned_at_most(&self) -> usize {
+        if self.limits.ordered { usize::MAX } else { MOST_LANES / 2 }
+    }
+
     /// What waits in the queue by lane, as of a look begun at `asked`: lanes that
     /// other agents found down are not tried from here as if nothing were known.
     pub fn learn(&mut self, waiting: &[WaitingLane], asked: Instant, now: Instant) {
-        // In order, each is needed: a lane not known to have older ones waiting would be overtaken.
-        let most = if self.limits.ordered { waiting.len() } else { MOST_LANES / 2 };
-        for known in waiting.iter().take(most) {
+        for known in waiting {
             let at = self.lane_of(&known.origin, now);
             let lane = &mut self.lanes[at];
             if lane.is_past(asked) {
@@ -72,46 +78,28 @@ impl Lanes {
 
     /// Counts for the metrics: lanes by state.
     pub fn counts(&self) -> LaneCounts {
-        let mut counts = LaneCounts { held: self.held.len(), bytes: self.bytes(), ..LaneCounts::default() };
-        for &at in self.by_origin.values() {
-            match self.lanes[at].state {
-                State::Untried => counts.untried += 1,
-                State::Up => counts.up += 1,
-                State::Down => counts.down += 1,
-            }
-        }
-        counts
+        let [untried, up, down] = self.n_in_state;
+        LaneCounts { untried, up, down, held: self.held.len(), bytes: self.bytes() }
     }
 
-    /// Lanes that are down, for people: how many, and at most so many of them, those first that have failed for longest.
-    pub fn down(&self, at_most: usize, now: Instant) -> (usize, Vec<DownLane>) {
-        let lanes = self.by_origin.values().map(|&at| &self.lanes[at]);
-        let mut down: Vec<&Lane> = lanes.filter(|lane| lane.state == State::Down).collect();
-        let n = down.len();
-        // What was never seen to fail from here is down by what others say: last.
-        let key = |lane: &&Lane| (lane.failing_since.is_none(), lane.failing_since);
-        if n > at_most {
-            down.select_nth_unstable_by_key(at_most, key);
-            down.truncate(at_most);
-        }
-        down.sort_by_key(key);
-        let shown = down.into_iter().map(|lane| DownLane {
-            origin: lane.origin.clone(),
-            last_error: lane.last_error.clone(),
-            failures: lane.failures,
-            next_try: lane.until_tried(now),
+    /// Lanes that are down, for people, among so many records after the first `from`: each with the time from which on
+    /// it has failed, which is unknown if only others have seen that. `None` behind the last record.
+    pub fn down_among(&self, from: usize, n: usize, now: Instant) -> Option<Vec<(Option<Instant>, DownLane)>> {
+        let some = self.lanes.get(from..)?.iter().take(n);
+        let is_known = |at: usize, lane: &Lane| self.by_origin.get(&lane.origin) == Some(&at);
+        let down = some.enumerate().filter(|(past, lane)| lane.state == State::Down && is_known(from + past, lane));
+        let shown = down.map(|(_, lane)| {
+            let (origin, last_error) = (lane.origin.clone(), lane.last_error.clone());
+            let next_try = lane.until_tried(now);
+            (lane.failing_since, DownLane { origin, last_error, failures: lane.failures, next_try })
         });
-        (n, shown.collect())
-    }
-
-    pub(super) fn kept_of_waiting(&self) -> usize {
-        KEPT_OF_WAITING.min(self.limits.messages / self.limits.workers).max(1)
+        (from < self.lanes.len()).then(|| shown.collect())
     }
 
     /// Lanes that are up and have room for more of what waits, in turn; and, with 0, those
     /// that have none, so that the queue does not take them for lanes to be tried.
     pub(super) fn wants(&mut self) -> Vec<Want> {
-        let kept = self.kept_of_waiting();
+        let kept = self.kept;
         let mut wants = Vec::new();
         for _ in 0..self.wanting.len().min(WANTS_PER_CLAIM) {
             self.wanting.rotate_left(1);
@@ -143,7 +131,7 @@ impl Lanes {
             return at;
         }
         if self.by_origin.len() >= MOST_LANES {
-            self.forget_idle(now);
+            self.forget_some(now);
         }
         let origin: Arc<str> = Arc::from(origin);
         let mut lane = Lane::new(origin.clone());
@@ -158,22 +146,27 @@ impl Lanes {
                 self.lanes.len() - 1
             }
         };
+        self.n_in_state[State::Untried as usize] += 1;
         self.by_origin.insert(origin, at);
         at
     }
 
-    /// Forgets idle lanes: first those that say nothing, and if that is not enough, those due soonest.
-    pub(super) fn forget_idle(&mut self, now: Instant) {
-        let mut idle: Vec<(Duration, usize)> = self
-            .by_origin
-            .values()
-            .filter(|&&at| self.lanes[at].is_idle() && !(self.limits.ordered && self.lanes[at].has_waiting))
-            .map(|&at| (self.lanes[at].until_tried(now), at))
+    /// Forgets some idle lanes: of the next records that are looked at those that say nothing, and if there are none,
+    /// those due soonest.
+    pub(super) fn forget_some(&mut self, now: Instant) {
+        let n = self.lanes.len();
+        let looked_at = (0..LOOKED_AT.min(n)).map(|past| (self.next_forgotten + past) % n);
+        let mut idle: Vec<(Duration, usize)> = looked_at
+            .filter(|&at| self.by_origin.get(&self.lanes[at].origin) == Some(&at))
+            .filter(|&at| self.lanes[at].is_idle() && !(self.limits.ordered && self.lanes[at].has_waiting))
+            .map(|at| (self.lanes[at].until_tried(now), at))
             .collect();
+        self.next_forgotten = (self.next_forgotten + LOOKED_AT) % n.max(1);
         idle.sort_unstable();
         let silent = idle.iter().take_while(|(until_tried, _)| until_tried.is_zero()).count();
-        for &(_, at) in idle.iter().take(silent.max(MOST_LANES / 4)) {
+        for &(_, at) in idle.iter().take(silent.max(LOOKED_AT / 4)) {
             self.by_origin.remove(&self.lanes[at].origin);
+            self.n_in_state[self.lanes[at].state as usize] -= 1;
             self.free.push(at);
         }
     }

@@ -36,6 +36,11 @@ pub(super) enum State {
     Down,
 }
 
+impl State {
+    /// How many there are.
+    pub(super) const N: usize = 3;
+}
+
 /// A claim that a worker has.
 #[derive(Debug)]
 pub(super) struct Out {
@@ -104,6 +109,8 @@ pub(super) struct Lane {
     pub(super) wanting: bool,
     /// An operator has paused it: nothing goes out, and nothing is held.
     pub(super) is_paused: bool,
+    /// Among the lanes that hold much.
+    pub(super) is_heavy: bool,
 }
 
 impl Lane {
@@ -136,6 +143,7 @@ impl Lane {
             n_fast: 0,
             last_error: String::new(),
             on_stack: false,
+            is_heavy: false,
             is_watched: false,
             wanting: false,
             is_paused: false,
@@ -150,6 +158,7 @@ impl Lane {
             && !self.on_stack
             && !self.is_watched
             && !self.wanting
+            && !self.is_heavy
     }
 
     /// Whether all that was put to wait had been confirmed when the queue was asked at `asked`.

@@ -4,7 +4,6 @@
 use std::collections::VecDeque;
 
 use super::blame::OVERDUE_EVERY;
-use super::known::MOST_LANES;
 
 use super::*;
 use crate::orders::{Order, Orders};
@@ -74,15 +73,23 @@ impl Scene {
         self.out.extend(effects.ready.into_iter().map(|claim| (claim, now)));
     }
 
-    fn admit_with(&mut self, origin: &str, source: Source, change: impl FnOnce(&mut Claim)) -> Id {
+    fn claim_from(&mut self, origin: &str, source: Source) -> Box<Claim> {
         let id = Id(self.next_id);
         self.next_id += 1;
         let history = History::default();
-        let mut claim = Claim::new(id, envelope(origin), history, 0, source, AgentNumber(1), self.now);
+        Box::new(Claim::new(id, envelope(origin), history, 0, source, AgentNumber(1), self.now))
+    }
+
+    fn claim(&mut self, origin: &str) -> Box<Claim> {
+        self.claim_from(origin, Source::Queue)
+    }
+
+    fn admit_with(&mut self, origin: &str, source: Source, change: impl FnOnce(&mut Claim)) -> Id {
+        let mut claim = self.claim_from(origin, source);
         change(&mut claim);
         let id = claim.id;
         let mut effects = Effects::default();
-        self.lanes.admit(Box::new(claim), self.now, &mut effects);
+        self.lanes.admit(claim, self.now, &mut effects);
         self.perform(effects);
         id
     }
@@ -1410,4 +1417,106 @@ fn a_lane_that_is_down_is_tried_at_once_when_an_operator_says_so() {
         scene.finish(A, Outcome::Delivered);
         assert_eq!(scene.lanes.counts().up, 1);
     }
+}
+
+// ---- how long the mutex is held ----
+
+/// Twenty thousand lanes and more, up, down and untried, busy and idle: what is done while the mutex is held, each as
+/// `Dispatch` does it. The same is done five times over, and of each step the shortest counts, for all that another
+/// program takes away is no part of it.
+#[test]
+#[ignore = "a measurement: cargo test --release --lib the_longest_hold -- --ignored --nocapture"]
+fn the_longest_hold_with_twenty_thousand_lanes() {
+    let runs: Vec<Vec<(&str, Duration)>> = (0..5).map(|_| holds()).collect();
+    let mut longest: std::collections::BTreeMap<&str, (Duration, usize)> = Default::default();
+    for step in 0..runs[0].len() {
+        let what = runs[0][step].0;
+        assert!(runs.iter().all(|run| run[step].0 == what), "the runs differ");
+        let took = runs.iter().map(|run| run[step].1).min().unwrap();
+        let (most, n) = longest.entry(what).or_default();
+        (*most, *n) = ((*most).max(took), *n + 1);
+    }
+    for (what, (took, n)) in &longest {
+        println!("{what:<40} longest of {n}: {took:?}");
+    }
+    let (what, (took, _)) = longest.iter().max_by_key(|(_, (took, _))| *took).unwrap();
+    assert!(*took < Duration::from_micros(100), "{what}: {took:?}");
+}
+
+fn holds() -> Vec<(&'static str, Duration)> {
+    let limits = Limits { workers: 128, messages: 4096, bytes: 64 << 20, ..limits() };
+    let mut scene = Scene::new(limits);
+    let (mut holds, mut random) = (Vec::new(), 7_u64);
+    let mut next = move |n: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random % n as u64) as usize
+    };
+    let mut timed = |what, scene: &mut Scene, act: &mut dyn FnMut(&mut Scene, &mut Effects)| {
+        let mut effects = Effects::default();
+        let begun = Instant::now();
+        act(scene, &mut effects);
+        holds.push((what, begun.elapsed()));
+        scene.perform(effects);
+    };
+    let now = scene.now;
+    let waiting: Vec<WaitingLane> = (0..MOST_LANES / 2)
+        .map(|n| WaitingLane {
+            origin: origin(n),
+            due_in: (n % 3 > 0).then(|| Duration::from_secs(n as u64 % 600)),
+            is_paused: false,
+        })
+        .collect();
+    for some in waiting.chunks(32) {
+        timed("learn 32 lanes", &mut scene, &mut |scene, _| scene.lanes.learn(some, now, now));
+    }
+    for round in 0..3000 {
+        scene.now += Duration::from_millis(20);
+        let now = scene.now;
+        // Half of them new, so that others must be forgotten.
+        let origins: Vec<String> =
+            (0..32).map(|n| origin(if n % 2 == 0 { next(MOST_LANES) } else { MOST_LANES + round * 16 + n })).collect();
+        let mut claims: Vec<_> = origins.iter().map(|origin| scene.claim(origin)).collect();
+        timed("admit 32 claims", &mut scene, &mut |scene, effects| {
+            for claim in claims.drain(..) {
+                scene.lanes.admit(claim, now, effects);
+            }
+        });
+        for _ in 0..scene.out.len().min(32) {
+            let (claim, begun) = scene.out.pop_front().unwrap();
+            let outcome = match next(3) {
+                0 => later(Fault::NoAnswer),
+                1 => later(Fault::Message),
+                _ => Outcome::Delivered,
+            };
+            let mut claim = Some((claim, outcome));
+            timed("finish an attempt", &mut scene, &mut |scene, effects| {
+                let (claim, outcome) = claim.take().unwrap();
+                scene.lanes.finish(claim, outcome, None, begun, now, effects);
+            });
+        }
+        let settled = std::mem::take(&mut scene.settled);
+        for some in settled.chunks(128) {
+            timed("confirm 128 settlements", &mut scene, &mut |scene, _| scene.lanes.confirmed(some, now));
+        }
+        timed("appetite", &mut scene, &mut |scene, effects| {
+            scene.lanes.appetite(false, now, effects);
+        });
+        timed("nudge", &mut scene, &mut |scene, effects| scene.lanes.nudge(now, effects));
+        timed("is_hungry", &mut scene, &mut |scene, _| {
+            std::hint::black_box(scene.lanes.is_hungry());
+        });
+        timed("counts", &mut scene, &mut |scene, _| {
+            std::hint::black_box(scene.lanes.counts());
+        });
+        let from = next(scene.lanes.lanes.len());
+        timed("look at 64 lanes for those that are down", &mut scene, &mut |scene, _| {
+            std::hint::black_box(scene.lanes.down_among(from, 64, now));
+        });
+        let emptied = origin(next(MOST_LANES));
+        timed("emptied", &mut scene, &mut |scene, _| scene.lanes.emptied(&emptied, now));
+    }
+    assert!(scene.lanes.by_origin.len() > MOST_LANES * 9 / 10, "{}", scene.lanes.by_origin.len());
+    holds
 }
