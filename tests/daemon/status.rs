@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 mod browser;
 mod page;
 
-use crate::support::{Agent, Answer, Redis, SOON, Sink, TempDir, eventually, ms, run_to_end, wire};
+use crate::support::{Agent, Answer, Redis, SOON, Sink, StopAtEnd, TempDir, eventually, ms, run_to_end, wire};
 
 /// An agent with a status server on a free port, and where that is.
 fn start(redis: &Redis, options: &[&str]) -> (Agent, SocketAddr) {
@@ -335,13 +335,14 @@ fn a_flood_of_requests_neither_stops_deliveries_nor_the_answers() {
                 }
             });
         }
+        let stops = StopAtEnd(&stop);
         eventually("the flood is answered", SOON, || answered.load(Ordering::Relaxed) > 50);
         let (begun, before) = (Instant::now(), answered.load(Ordering::Relaxed));
         redis.push_all(wire::numbered(&sink.url(), 500));
         eventually("all is delivered in the flood", SOON, || sink.n_delivered() >= 500);
         let page = metrics(address);
         eventually("the flood goes on for a while", SOON, || begun.elapsed() > Duration::from_secs(2));
-        stop.store(true, Ordering::Relaxed);
+        drop(stops);
         let rate = (answered.load(Ordering::Relaxed) - before) as f64 / begun.elapsed().as_secs_f64();
         assert!(rate < 260.0, "{rate} answers a second");
         (value(&page, "process_cpu_seconds_total").unwrap(), begun.elapsed())

@@ -19,7 +19,7 @@ pub mod wire;
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
@@ -79,6 +79,15 @@ fn own_address() -> Ipv4Addr {
     let n = NEXT.fetch_add(1, Ordering::Relaxed) % 1000;
     let low = (std::process::id() & 0x1fff) << 10 | n;
     Ipv4Addr::from(0x7f80_0000 | low)
+}
+
+/// Tells a thread beside the test to stop when it goes, be it by a panic: a scope waits for its threads.
+pub struct StopAtEnd<'a>(pub &'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A directory that goes when it is dropped.

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::support::wire::Fixture;
-use super::support::{Agent, Answer, Redis, SOON, Sink, eventually, eventually_eq, run_to_end, wire};
+use super::support::{Agent, Answer, Redis, SOON, Sink, StopAtEnd, eventually, eventually_eq, run_to_end, wire};
 
 /// The binary with nothing but the environment that the plugin's deliverer would have.
 fn in_place_of_the_deliverer(redis: &Redis, further: &[(&str, &str)]) -> Command {
@@ -357,6 +357,7 @@ fn a_change_over_under_load_loses_and_doubles_nothing_while_the_other_goes_on() 
                     }
                 }
             });
+            let stops = StopAtEnd(&stop);
             // Each takes over what there is when it starts.
             let mut agents: Vec<Agent> = Vec::new();
             for n in 1..=4 {
@@ -364,7 +365,7 @@ fn a_change_over_under_load_loses_and_doubles_nothing_while_the_other_goes_on() 
                 agents.push(Agent::start(&redis, &["--queue", queue]));
                 agents[n - 1].wait_log("are taken over, and due when they were");
             }
-            stop.store(true, Ordering::Relaxed);
+            drop(stops);
             // What it still has it delivers to the queue, until its end.
             eventually("the other service has nothing left", SOON, || {
                 let mut client = redis.client();

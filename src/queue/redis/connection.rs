@@ -249,12 +249,14 @@ impl Link {
         }
     }
 
-    /// A master that others have taken the place of may not know it, and answer as before.
+    /// A master that others have taken the place of may not know it, and answer as before. What one connection
+    /// learns all of an agent know: it must not claim from one master and settle with another.
     fn leave_if_demoted(&mut self) {
-        if let Some(open) = &self.open
-            && self.server.has_sentinels()
-            && let Some(other) = self.watch.has_other(&self.server, open)
-        {
+        let Some(open) = self.open.as_ref().filter(|_| self.server.has_sentinels()) else { return };
+        if self.server.entry.knows_newer(open.epoch) {
+            debug!("{} is no master any more, as another connection has learned", open.name);
+            self.give_up();
+        } else if let Some(other) = self.watch.has_other(&self.server, open) {
             debug!("{} is no master any more, by its Sentinels: that is at {other}", open.name);
             self.give_up();
         }

@@ -74,7 +74,10 @@ impl Search<'_> {
         let mut answers = Vec::new();
         for (newest, said) in told.masters() {
             match self.from(newest.master.clone(), Way { addresses: told.addresses(), said }) {
-                Ok(open) => return Ok(Open { epoch: newest.epoch, ..open }),
+                Ok(open) => {
+                    self.server.entry.led(newest.epoch);
+                    return Ok(Open { epoch: newest.epoch, ..open });
+                }
                 Err(Error::Unavailable(why)) => answers.push(why),
                 fatal => return fatal,
             }

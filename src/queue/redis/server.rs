@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use log::{info, warn};
@@ -50,6 +50,8 @@ pub(super) struct Entry {
     has_said: AtomicBool,
     /// It has been said that it knows no users.
     has_said_users: AtomicBool,
+    /// The epoch of the Sentinels' configuration by which a connection was led last.
+    epoch: AtomicU64,
 }
 
 impl Entry {
@@ -59,6 +61,18 @@ impl Entry {
         if self.has_said.load(Ordering::Relaxed) {
             self.has_said.store(false, Ordering::Relaxed);
         }
+    }
+}
+
+impl Entry {
+    /// A connection was led by a configuration of Sentinels.
+    pub(super) fn led(&self, epoch: Option<u64>) {
+        self.epoch.store(epoch.unwrap_or_default(), Ordering::Relaxed);
+    }
+
+    /// Whether another connection was led by a newer one since.
+    pub(super) fn knows_newer(&self, epoch: Option<u64>) -> bool {
+        epoch.is_some_and(|epoch| epoch < self.epoch.load(Ordering::Relaxed))
     }
 }
 

@@ -6,7 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::name::Name;
 use crate::support::wire::{envelope, numbered};
-use crate::support::{Agent, Answer, Authority, Cluster, SOON, Sink, eventually, eventually_eq, ms, run_to_end};
+use crate::support::{
+    Agent, Answer, Authority, Cluster, SOON, Sink, StopAtEnd, eventually, eventually_eq, ms, run_to_end,
+};
 
 #[test]
 fn from_whatever_node_the_queue_is_found() {
@@ -96,11 +98,12 @@ fn under_load(cluster: &mut Cluster, sink: &Sink, faults: impl FnOnce(&mut Clust
             }
             n
         });
+        let stops = StopAtEnd(&stop);
         eventually("some arrive", SOON, || sink.copies().len() > 20);
         faults(cluster);
         let so_far = sink.copies().len();
         eventually("more arrive", ms(60_000), || sink.copies().len() > so_far + 20);
-        stop.store(true, Ordering::Relaxed);
+        drop(stops);
         pusher.join().unwrap()
     });
     eventually_eq("all arrive", ms(60_000), pushed, || sink.copies().len());
