@@ -3,18 +3,23 @@
 
 pub mod check;
 pub mod dead;
+pub mod endpoint;
 pub mod enqueue;
+mod held;
 pub mod json;
+mod letter;
 pub mod listen;
+pub mod retry;
 pub mod status;
 pub mod table;
+pub mod waiting;
 
 use std::fmt;
 use std::io::{self, Write};
 use std::time::SystemTime;
 
 use crate::queue::{self, Id};
-use crate::text::at_ms;
+use crate::text::{at_ms, visible};
 
 /// How a command ended that did what it was asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,6 +68,11 @@ impl From<queue::Error> for Error {
     fn from(error: queue::Error) -> Error {
         Error::Failed(error.to_string())
     }
+}
+
+/// Says something beside what was asked for; standard error may be closed.
+fn say(words: &str) {
+    let _ = writeln!(io::stderr(), "acapy-deliver: {}", visible(words));
 }
 
 /// Writes a text to standard output.

@@ -11,6 +11,7 @@
 //! (`--workers 2` also means at most 2 per endpoint). A bound that was not named does not
 //! grow by itself; going over it is an error.
 
+mod hands;
 mod help;
 mod operator;
 mod queue;
@@ -27,6 +28,7 @@ use std::fmt;
 use reader::{Reader, did_you_mean};
 use row::CommandRow;
 
+pub use hands::{Endpoint, EndpointAction, Held, HeldAction};
 pub use help::COMMANDS;
 pub use operator::{Check, Dead, DeadAction, Enqueue, Filter, Listen, Payload, Repair, Selection, Status};
 pub use queue::{RedisAddress, Taken};
@@ -52,6 +54,12 @@ pub enum Command {
     Status(Status),
     /// Look after the dead letters.
     Dead(Dead),
+    /// Pause, resume or try endpoints.
+    Endpoint(Endpoint),
+    /// Look after what is on the retry schedule.
+    Retry(Held),
+    /// Look after what waits for its endpoint.
+    Waiting(Held),
     /// Print this text to standard output.
     Print(String),
 }
@@ -117,6 +125,9 @@ pub fn parse(arguments: Vec<OsString>, environment: &Environment) -> Result<Comm
         "check" => operator::read_check(reader),
         "status" => operator::read_status(reader),
         "dead" => operator::read_dead(reader),
+        "endpoint" => hands::read_endpoint(reader),
+        "retry" => hands::read_retry(reader),
+        "waiting" => hands::read_waiting(reader),
         _ => {
             let config = run::read(reader)?;
             reader.rest(0)?;

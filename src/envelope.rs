@@ -22,7 +22,7 @@ use ureq::http::Uri;
 
 use crate::headers::{belongs_to_connection, is_token};
 use crate::text::excerpt;
-pub use endpoint::Endpoints;
+pub use endpoint::{Endpoints, origin_of};
 use endpoint::{Target, without_query};
 use msgpack::HeaderEntries;
 

@@ -34,6 +34,9 @@ fn obey(command: Command) -> Result<Exit, Error> {
         Command::Check(options) => commands::check::run(&options),
         Command::Status(options) => commands::status::run(&options),
         Command::Dead(options) => commands::dead::run(&options),
+        Command::Endpoint(options) => commands::endpoint::run(&options),
+        Command::Retry(options) => commands::retry::run(&options),
+        Command::Waiting(options) => commands::waiting::run(&options),
         Command::Print(text) => commands::print(&text),
     }
 }

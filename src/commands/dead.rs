@@ -13,17 +13,18 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
 use super::json::Object;
+use super::letter::Letter;
 use super::table::Table;
-use super::{Error, Exit, claimed_at};
+use super::{Error, Exit, claimed_at, say};
 use crate::config::{Dead, DeadAction, Filter, RedisAddress, Selection};
-use crate::envelope::{Envelope, Malformed};
+use crate::envelope::Envelope;
 use crate::headers::is_credential;
 use crate::queue::Pop;
 use crate::queue::redis::admin::{Entry, Operator, PAGE, Schedule, Whereabouts};
 use crate::queue::redis::list::RedisList;
 use crate::queue::redis::server::Server;
 use crate::queue::{self, Id};
-use crate::text::{ago, at_ms, n_of, redacted, utc, visible};
+use crate::text::{ago, at_ms, n_of, utc, visible};
 
 /// Does what was asked; [`Exit::Nothing`] if there is nothing such.
 ///
@@ -271,57 +272,6 @@ impl Desk<'_> {
     }
 }
 
-/// A message as far as it can be read.
-enum Letter {
-    Good(Envelope),
-    Bad(Malformed),
-}
-
-impl Letter {
-    fn read(bytes: Vec<u8>) -> Letter {
-        match Envelope::decode(bytes) {
-            Ok(envelope) => Letter::Good(envelope),
-            Err(malformed) => Letter::Bad(malformed),
-        }
-    }
-
-    /// For a table: short, without user and password.
-    fn endpoint(&self) -> String {
-        match self {
-            Letter::Good(envelope) => envelope.endpoint_for_people(),
-            Letter::Bad(_) => "-".to_string(),
-        }
-    }
-
-    /// As it was pushed, if that has neither user nor password, else without them.
-    fn full_endpoint(&self) -> Option<String> {
-        let Letter::Good(envelope) = self else { return None };
-        let has_user = url::Url::parse(envelope.endpoint())
-            .map_or(true, |url| !url.username().is_empty() || url.password().is_some());
-        Some(if has_user { envelope.uri().to_string() } else { envelope.endpoint().to_string() })
-    }
-
-    fn goes_to(&self, prefix: &str) -> bool {
-        let Letter::Good(envelope) = self else { return false };
-        envelope.endpoint().starts_with(prefix) || envelope.uri().to_string().starts_with(prefix)
-    }
-
-    /// All of an unreadable message: what its payload is cannot be told.
-    fn payload(&self) -> &[u8] {
-        match self {
-            Letter::Good(envelope) => envelope.payload(),
-            Letter::Bad(malformed) => &malformed.raw,
-        }
-    }
-
-    fn raw(&self) -> &[u8] {
-        match self {
-            Letter::Good(envelope) => envelope.raw(),
-            Letter::Bad(malformed) => &malformed.raw,
-        }
-    }
-}
-
 /// What `list` says of a dead letter, and `show` and `export` begin with.
 fn facts(entry: &Entry, letter: &Letter) -> Object {
     let died = at_ms(entry.at);
@@ -397,19 +347,5 @@ fn not_dead(id: Id, place: &Whereabouts) -> String {
 }
 
 fn ending(found: u64, filter: &Filter) -> Exit {
-    if found > 0 {
-        return Exit::Done;
-    }
-    let mut words = vec!["no dead letters".to_string()];
-    words.extend(
-        filter.endpoint.as_ref().map(|endpoint| format!("with an endpoint that begins with '{}'", redacted(endpoint))),
-    );
-    words.extend(filter.reason.as_ref().map(|reason| format!("with a reason that contains '{}'", visible(reason))));
-    say(&words.join(" "));
-    Exit::Nothing
-}
-
-/// Beside what was asked for; standard error may be closed.
-fn say(words: &str) {
-    let _ = writeln!(io::stderr(), "acapy-deliver: {}", visible(words));
+    super::letter::ending(found, filter, "no dead letters")
 }

@@ -6,13 +6,17 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 
+use super::endpoint::{Paused, paused};
 use super::json::{Object, array};
 use super::table::Table;
 use super::{Error, Exit, claimed_at};
 use crate::config::Status;
 use crate::envelope::Envelope;
 use crate::queue::Id;
+use crate::queue::Pop;
 use crate::queue::redis::admin::{AgentSeen, LaneSeen, Operator, Overview, Schedule};
+use crate::queue::redis::list::RedisList;
+use crate::queue::redis::server::Server;
 use crate::text::{ago, at_ms, n_of, spell, utc};
 
 /// Lanes looked at; a look costs Redis some microseconds.
@@ -34,7 +38,9 @@ pub fn run(options: &Status) -> Result<Exit, Error> {
     let overview = operator.overview()?;
     let limit = usize::try_from(options.limit).unwrap_or(usize::MAX);
     let (lanes, oldest_waiting) = lanes(&mut operator, limit)?;
+    let mut list = RedisList::new(Server::from(&options.redis), &options.redis.key(), Pop::Peek, false);
     let seen = Seen {
+        paused: paused(&mut list)?,
         lanes,
         oldest_waiting,
         retries: retries(&mut operator, &overview, limit)?,
@@ -56,6 +62,8 @@ struct Seen {
     /// Of all that wait for the lanes that were looked at.
     oldest_waiting: Option<Id>,
     lanes: Groups<LaneSeen>,
+    /// Endpoints that operators have paused.
+    paused: Vec<Paused>,
     retries: Groups<RetryGroup>,
     deaths: Groups<DeathGroup>,
 }
@@ -214,6 +222,15 @@ impl Seen {
             table.write(out)?;
             rest(out, self.overview.agents.len() as u64, options.limit, "agent")?;
         }
+        if !self.paused.is_empty() {
+            writeln!(out, "\nPaused by an operator, until 'endpoint resume'")?;
+            let mut table = Table::new(&["ENDPOINT", "SINCE", "#MESSAGES THAT WAIT"]);
+            for one in self.paused.iter().take(usize::try_from(options.limit).unwrap_or(usize::MAX)) {
+                table.row(vec![one.origin.clone(), ago(at_ms(one.since), clock), one.messages.to_string()]);
+            }
+            table.write(out)?;
+            rest(out, self.paused.len() as u64, options.limit, "endpoint")?;
+        }
         if !self.lanes.groups.is_empty() {
             writeln!(
                 out,
@@ -233,7 +250,7 @@ impl Seen {
                     lane.origin.clone(),
                     lane.messages.to_string(),
                     lane.oldest.map(|id| ago(claimed_at(id), clock)).unwrap_or_default(),
-                    next_try(lane.next_try, now),
+                    if lane.is_paused { "paused".to_string() } else { next_try(lane.next_try, now) },
                     lane.failures.to_string(),
                     lane.last_error.clone(),
                 ]);
@@ -291,6 +308,7 @@ impl Seen {
                 .number("messages", lane.messages)
                 .time("oldest_claimed", lane.oldest.map(claimed_at))
                 .time("next_try", lane.next_try.map(at_ms))
+                .json("paused", lane.is_paused)
                 .number("failures_in_a_row", lane.failures)
                 .text("last_error", &lane.last_error)
         });
@@ -309,6 +327,12 @@ impl Seen {
                 .time("first_died", Some(at_ms(group.first)))
                 .time("last_died", Some(at_ms(group.last)))
         });
+        let paused = self.paused.iter().take(usize::try_from(options.limit).unwrap_or(usize::MAX)).map(|one| {
+            Object::new()
+                .text("endpoint", &one.origin)
+                .time("since", Some(at_ms(one.since)))
+                .number("messages", one.messages)
+        });
         let next_retry = seen.next_retry_in.map(|wait| at_ms(seen.now + wait));
         Object::new()
             .time("time", Some(at_ms(seen.now)))
@@ -323,6 +347,10 @@ impl Seen {
                     .number("endpoints", seen.lanes)
                     .number("endpoints_looked_at", self.lanes.looked_at)
                     .json("by_endpoint", array(lanes)),
+            )
+            .json(
+                "paused",
+                Object::new().number("endpoints", self.paused.len() as u64).json("by_endpoint", array(paused)),
             )
             .json(
                 "retry",
@@ -343,7 +371,7 @@ impl Seen {
     }
 }
 
-fn next_try(time: Option<u64>, now: u64) -> String {
+pub(super) fn next_try(time: Option<u64>, now: u64) -> String {
     match time {
         None => "up".to_string(),
         Some(time) if time <= now => "now".to_string(),

@@ -1,7 +1,7 @@
 //! All commands, and their help texts, which are made from their rows.
 
 use super::row::{AnyRow, CommandRow, Section};
-use super::{operator, run};
+use super::{hands, operator, run};
 
 /// All commands, in the order in which help names them.
 pub static COMMANDS: &[&CommandRow] = &[
@@ -11,6 +11,9 @@ pub static COMMANDS: &[&CommandRow] = &[
     &operator::CHECK,
     &operator::STATUS,
     &operator::DEAD,
+    &hands::ENDPOINTS,
+    &hands::RETRY,
+    &hands::WAITING,
     &HELP,
 ];
 
@@ -60,7 +63,7 @@ const END: &str = "
   -h, --help      this text
   -V, --version   the version
 
-Exit codes: 0 clean, 1 could not go on (dead: nothing such), 2 wrong usage.
+Exit codes: 0 clean, 1 could not go on or nothing such, 2 wrong usage.
 ";
 
 fn of_command(command: &CommandRow) -> String {

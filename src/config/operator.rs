@@ -312,14 +312,15 @@ pub struct Filter {
     pub limit: Option<u64>,
 }
 
-static ENDPOINT: Row<String> =
+pub(super) static ENDPOINT: Row<String> =
     Row::new("--endpoint", "URL", not_empty).help("only those whose endpoint begins with this");
-static REASON: Row<String> = Row::new("--reason", "TEXT", not_empty).help("only those whose reason contains this");
-static LIMIT: Row<u64> =
+pub(super) static REASON: Row<String> =
+    Row::new("--reason", "TEXT", not_empty).help("only those whose reason contains this");
+pub(super) static LIMIT: Row<u64> =
     Row::new("--limit", "N", at_least_one).unset("list: 50; else all").help("at most so many, the oldest");
 static ALL: Row<bool> = flag("--all", "replay or drop all that these let pass");
 static PAYLOAD: Row<bool> = flag("--payload", "show the payload as well");
-static JSON: Row<bool> = flag("--json", "JSON instead of text");
+pub(super) static JSON: Row<bool> = flag("--json", "JSON instead of text");
 
 /// The command `dead`.
 pub static DEAD: CommandRow = CommandRow {
@@ -380,7 +381,7 @@ pub(super) fn read_dead(reader: &mut Reader) -> Result<Command, Error> {
     Ok(Command::Dead(Dead { redis, action }))
 }
 
-fn read_filter(reader: &mut Reader) -> Result<Filter, Error> {
+pub(super) fn read_filter(reader: &mut Reader) -> Result<Filter, Error> {
     Ok(Filter {
         endpoint: reader.optional(&ENDPOINT)?,
         reason: reader.optional(&REASON)?,
@@ -405,8 +406,12 @@ fn read_selection(reader: &mut Reader) -> Result<Selection, Error> {
     }
 }
 
-fn ids(arguments: Vec<String>) -> Result<Vec<u64>, Error> {
-    let wrong =
-        |argument: &str| Error(format!("'{}' is not an id; ids have 16 digits, see 'dead list'", redacted(argument)));
+pub(super) fn ids(arguments: Vec<String>) -> Result<Vec<u64>, Error> {
+    let wrong = |argument: &str| {
+        Error(format!(
+            "'{}' is not an id; ids have 16 digits, as the lists of 'dead', 'retry' and 'waiting' show them",
+            redacted(argument)
+        ))
+    };
     arguments.iter().map(|argument| id(argument).ok_or_else(|| wrong(argument))).collect()
 }

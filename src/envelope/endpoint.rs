@@ -132,6 +132,15 @@ impl Target {
     }
 }
 
+/// The origin of an endpoint, as lanes are named; of one that is given as its origin, the same.
+///
+/// # Errors
+///
+/// Why no message could be sent there.
+pub fn origin_of(endpoint: &str) -> Result<String, String> {
+    Target::read(endpoint.as_bytes(), true).map(|target| target.origin)
+}
+
 /// The value of `Authorization` for a user and password that are percent-encoded, as in a URL.
 fn basic(user: &str, password: &str) -> String {
     let mut credentials: Vec<u8> = percent_encoding::percent_decode_str(user).collect();

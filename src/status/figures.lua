@@ -1,4 +1,5 @@
--- figures(lanes, retries) -> {queue, in flight, waiting, retry, dead, lanes, agents, age of the oldest (ms; -1: none)}
+-- figures(lanes, retries) -> {queue, in flight, waiting, retry, dead, lanes, agents, paused endpoints,
+--                            age of the oldest (ms; -1: none)}
 -- Reads and writes nothing. The oldest is looked for among the first ids in flight, the oldest of
 -- so many lanes and so many due retries: with more than these it is the oldest as far as looked.
 local n_lanes, n_retries = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -24,5 +25,6 @@ local leases = redis.call('ZRANGE', AGENTS, 0, -1, 'WITHSCORES')
 for i = 2, #leases, 2 do
   if is_id(leases[i - 1]) and tonumber(leases[i]) > now then agents = agents + 1 end
 end
+local _, paused = string.gsub(redis.call('HGET', CALLS, 'orders') or '', ' p%d+', '')
 return {redis.call('LLEN', K), in_flight, waiting, redis.call('ZCARD', RETRY), redis.call('ZCARD', DEAD),
-  redis.call('ZCARD', LANES), agents, oldest and math.max(0, math.floor((now_us - tonumber(oldest)) / 1000)) or -1}
+  redis.call('ZCARD', LANES), agents, paused, oldest and math.max(0, math.floor((now_us - tonumber(oldest)) / 1000)) or -1}

@@ -52,6 +52,8 @@ pub struct Figures {
     pub waiting_lanes: u64,
     /// Agents whose lease has not run out.
     pub agents: u64,
+    /// Endpoints that operators have paused.
+    pub paused: u64,
     /// Since the oldest message that is in flight, waiting or on the retry schedule was first
     /// claimed; `None` if there is none. What is still in the LIST carries no time.
     pub oldest: Option<Duration>,
@@ -62,7 +64,7 @@ pub struct Figures {
 pub struct Details {
     /// Counts, and agents with their leases.
     pub overview: Overview,
-    /// Endpoints that failed and that messages wait for, those with most messages.
+    /// Endpoints that failed or are paused and that messages wait for, those with most messages.
     pub failing: Vec<LaneSeen>,
     /// How many such there are among those looked at, and how many were looked at.
     pub n_failing: usize,
@@ -255,7 +257,7 @@ fn ask_for_details(operator: &mut Operator) -> Result<Details, Error> {
     let (mut failing, mut lanes_looked_at) = (Vec::new(), 0);
     operator.each_lane(DETAILED_LANES, |lane| {
         lanes_looked_at += 1;
-        if lane.failures > 0 {
+        if lane.failures > 0 || lane.is_paused {
             failing.push(lane);
         }
     })?;
@@ -295,7 +297,7 @@ fn ask(link: &mut Link, script: &Move, keys: &Keys) -> Result<Figures, Error> {
             .collect(),
         _ => Vec::new(),
     };
-    let [queue, in_flight, waiting, retry, dead, waiting_lanes, agents, oldest] = numbers[..] else {
+    let [queue, in_flight, waiting, retry, dead, waiting_lanes, agents, paused, oldest] = numbers[..] else {
         return Err(Error::Unavailable("an answer of Redis is not what the figures are".to_string()));
     };
     let count = |number: i64| number.max(0) as u64;
@@ -307,6 +309,7 @@ fn ask(link: &mut Link, script: &Move, keys: &Keys) -> Result<Figures, Error> {
         dead: count(dead),
         waiting_lanes: count(waiting_lanes),
         agents: count(agents),
+        paused: count(paused),
         oldest: u64::try_from(oldest).ok().map(Duration::from_millis),
     })
 }

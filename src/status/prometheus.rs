@@ -87,6 +87,7 @@ fn of_the_queue(page: &mut Page, figures: &Figures) {
         .value(&[("place", "dead")], figures.dead);
     page.name("queue_waiting_lanes", "gauge", "Endpoints that messages in Redis wait for.")
         .value(&[], figures.waiting_lanes);
+    page.name("queue_paused_endpoints", "gauge", "Endpoints that operators have paused.").value(&[], figures.paused);
     page.name("queue_agents", "gauge", "Agents alive on this queue.").value(&[], figures.agents);
     page.name("queue_oldest_age_seconds", "gauge", "Since the oldest message in flight, waiting or to be retried was first claimed; 0 if there is none. What was never claimed carries no time.")
         .value(&[], figures.oldest.unwrap_or_default().as_secs_f64());

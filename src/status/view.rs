@@ -58,7 +58,11 @@ impl Status {
             .iter()
             .map(|lane| Endpoint {
                 origin: lane.origin.clone(),
-                state: if lane.next_try.is_some() { "down" } else { "up again" },
+                state: match (lane.is_paused, lane.next_try) {
+                    (true, _) => "paused",
+                    (false, Some(_)) => "down",
+                    (false, None) => "up again",
+                },
                 waiting: Some(lane.messages),
                 failures: lane.failures,
                 next_try: lane.next_try.map(left),

@@ -112,6 +112,7 @@ fn what_happened_is_counted_and_promtool_finds_no_fault() {
     check("acapy_deliver_queue_messages{place=\"queue\"}", 0.0);
     check("acapy_deliver_queue_messages{place=\"in_flight\"}", 0.0);
     check("acapy_deliver_queue_waiting_lanes", 1.0);
+    check("acapy_deliver_queue_paused_endpoints", 0.0);
     check("acapy_deliver_queue_agents", 1.0);
     check("acapy_deliver_lanes{state=\"up\"}", 1.0);
     check("acapy_deliver_lanes{state=\"down\"}", 1.0);

@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use redis::{FromRedisValue, Value};
 
 use super::connection::{Arguments, Link, Move};
-use super::list::{Keys, history};
+use super::list::{Keys, NEVER, history};
 use super::server::Server;
 use crate::config::RedisAddress;
 use crate::queue::{Error, History, Id};
@@ -49,6 +49,7 @@ struct Looks {
     overview: Move,
     lanes: Move,
     page: Move,
+    waiting: Move,
     bodies: Move,
     one: Move,
     odd: Move,
@@ -100,8 +101,10 @@ pub struct AgentSeen {
 pub struct LaneSeen {
     /// Its origin.
     pub origin: String,
-    /// When it may be tried, in milliseconds since 1970; `None` if it is open or was never tried.
+    /// When it may be tried, in milliseconds since 1970; `None` if it is open, was never tried, or is paused.
     pub next_try: Option<u64>,
+    /// An operator has paused it.
+    pub is_paused: bool,
     /// Messages that wait for it.
     pub messages: u64,
     /// The oldest of them.
@@ -117,7 +120,7 @@ pub struct LaneSeen {
 pub struct Entry {
     /// The message's id.
     pub id: Id,
-    /// Time of death, or when it is due, in milliseconds since 1970.
+    /// Time of death, or when it is due, or of its first claim if it waits, in milliseconds since 1970.
     pub at: u64,
     /// Attempts and the last error.
     pub history: History,
@@ -141,8 +144,29 @@ pub enum Whereabouts {
     Gone,
     /// Among the dead letters: the entry and the bytes that ACA-Py pushed.
     Dead(Box<Entry>, Vec<u8>),
-    /// Somewhere else; the words for it.
-    Alive(&'static str),
+    /// Somewhere else.
+    Alive(Place),
+}
+
+/// Where a message is that is not at its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// Due at a time of its own.
+    Retry,
+    /// An agent has it.
+    InFlight,
+    /// It waits for its endpoint.
+    Waiting,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Place::Retry => "on the retry schedule",
+            Place::InFlight => "in flight",
+            Place::Waiting => "waiting for its endpoint",
+        })
+    }
 }
 
 /// A key that holds something else than the queue keeps there.
@@ -184,6 +208,7 @@ impl Operator {
                 overview: new(include_str!("admin/overview.lua")),
                 lanes: new(include_str!("admin/lanes.lua")),
                 page: new(include_str!("admin/page.lua")),
+                waiting: new(include_str!("admin/waiting.lua")),
                 bodies: new(include_str!("admin/bodies.lua")),
                 one: new(include_str!("admin/one.lua")),
                 odd: Move::new(judging, include_str!("admin/odd.lua")),
@@ -290,7 +315,8 @@ impl Operator {
                 let last_error = last_error.strip_prefix("f ").or(last_error.strip_prefix("s ")).unwrap_or(last_error);
                 take(LaneSeen {
                     origin,
-                    next_try: u64::try_from(time).ok().filter(|time| *time > 0),
+                    next_try: u64::try_from(time).ok().filter(|time| *time > 0 && *time != NEVER as u64),
+                    is_paused: time == NEVER as i64,
                     messages,
                     oldest: oldest.parse().ok().map(Id),
                     failures: failures.parse().unwrap_or(0),
@@ -351,6 +377,39 @@ impl Operator {
         }
     }
 
+    /// Hands out what waits for its endpoint in pages of at most [`PAGE`], by endpoint and oldest first, each with
+    /// the origin that it waits for, until `take` breaks off. What `take` removes shifts nothing.
+    ///
+    /// # Errors
+    ///
+    /// If Redis cannot be asked, or `take` fails.
+    pub fn each_waiting<E: From<Error>>(
+        &mut self,
+        now: u64,
+        mut take: impl FnMut(&mut Operator, Vec<(String, Entry)>) -> Result<ControlFlow<()>, E>,
+    ) -> Result<(), E> {
+        let mut after = Vec::new();
+        loop {
+            let mut arguments = Arguments::default();
+            arguments.bytes(&after).text(PAGE);
+            let found: Vec<(Vec<u8>, Vec<u8>, u64)> = read(self.run(|looks| &looks.waiting, &arguments)?)?;
+            let Some((last, ..)) = found.last() else { return Ok(()) };
+            after.clone_from(last);
+            let entries = found
+                .into_iter()
+                .filter_map(|(member, record, recovered)| {
+                    let at = member.len().checked_sub(17).filter(|at| member[*at] == b'\n')?;
+                    let id = Id::read(&member[at + 1..])?;
+                    let history = history(&record, id, now as i64);
+                    Some((lossy(&member[..at]), Entry { id, at: id.0 / 1000, history, recovered }))
+                })
+                .collect();
+            if take(self, entries)?.is_break() {
+                return Ok(());
+            }
+        }
+    }
+
     /// Hands out messages in the order of their entries, a few megabytes at a time; those that have
     /// gone meanwhile are left out.
     ///
@@ -397,9 +456,9 @@ impl Operator {
         let Some(body) = body else { return Ok(Whereabouts::Gone) };
         let Ok(at) = died.parse() else {
             return Ok(Whereabouts::Alive(match (due.is_empty(), agent.is_empty()) {
-                (false, _) => "on the retry schedule",
-                (_, false) => "in flight",
-                _ => "waiting for its endpoint",
+                (false, _) => Place::Retry,
+                (_, false) => Place::InFlight,
+                _ => Place::Waiting,
             }));
         };
         let entry = Entry { id, at, history: history(&record, id, now as i64), recovered };

@@ -30,7 +30,7 @@ const MOST_FAILURES: u32 = 1_000_000_000;
 const FIRST_TIME: i64 = 1_000_000_000_000;
 
 /// The time of a lane that is paused, and of what is no message on the retry schedule: it never comes.
-const NEVER: f64 = 9e15;
+pub(super) const NEVER: f64 = 9e15;
 
 /// Ids in one call of the moves that take a list of them.
 const IDS_PER_CALL: usize = 500;

@@ -1,0 +1,25 @@
+//! What waits for its endpoint: listed, and dropped for good, as for an endpoint that will never come back.
+
+use super::held::Desk;
+use super::{Error, Exit};
+use crate::config::{Held, HeldAction};
+use crate::queue::Pop;
+use crate::queue::redis::admin::Place;
+use crate::queue::redis::list::RedisList;
+use crate::queue::redis::server::Server;
+
+/// Does what was asked; [`Exit::Nothing`] if there is nothing such.
+///
+/// # Errors
+///
+/// If Redis cannot be asked.
+pub fn run(options: &Held) -> Result<Exit, Error> {
+    let mut desk = Desk::new(&options.redis, Place::Waiting)?;
+    match &options.action {
+        HeldAction::List { filter, json } => desk.list(filter, *json),
+        HeldAction::Act { selection, dry } => {
+            let mut list = RedisList::new(Server::from(&options.redis), &options.redis.key(), Pop::Peek, false);
+            desk.act(selection, *dry, "dropped", |some| Ok(list.drop_waiting(some)?))
+        }
+    }
+}
