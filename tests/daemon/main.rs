@@ -19,6 +19,7 @@
 //! | `clock.rs` | a Redis whose clock is set, and what is long while the lease must be renewed |
 //! | `outage.rs` | a Redis that is away, full, read-only, loading, or refuses us |
 //! | `operator.rs` | what people type: `check`, `status`, `dead`, `enqueue`, `listen`, wrong options |
+//! | `hands.rs` | the operator's hands: endpoints paused, resumed, tried; `retry`, `waiting` |
 //! | `addresses.rs` | where no message may go; an agent whose name server is silent |
 //! | `limits.rs` | what the machine refuses: descriptors, threads, names, memory for an envelope |
 //! | `odd.rs` | values in Redis that no agent writes: skipped, counted, named, moved aside |
@@ -47,6 +48,7 @@ mod dead;
 mod delivery;
 mod embed;
 mod failover;
+mod hands;
 mod lanes;
 mod limits;
 mod logs;
