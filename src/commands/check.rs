@@ -480,7 +480,7 @@ fn check_permissions(config: &Config, operator: &mut Operator, report: &mut Repo
     }
     if !looks.is_empty() && looks.iter().all(|name| !missing.contains(name)) {
         let words = format!(
-            "'check', 'status' and 'dead' need {} as well, which the account '{account}' may not use",
+            "'check', 'status', 'dead', 'endpoint', 'retry' and 'waiting' need {} as well, which the account '{account}' may not use",
             looks.join(", ")
         );
         report.note("permissions", words)?;
@@ -525,7 +525,7 @@ const CALLS: &[Call] = &[
 const BLMOVE: Call = Call(&["BLMOVE", "<queue>", "<queue>", "LEFT", "LEFT", "no number"]);
 const BRPOPLPUSH: Call = Call(&["BRPOPLPUSH", "<queue>", "<queue>", "no number"]);
 const BLPOP: Call = Call(&["BLPOP", "<queue>", "no number"]);
-/// What only `status`, `dead` and this command call.
+/// What only the operator's commands call.
 const LOOKS: &[Call] = &[
     Call(&["ZCOUNT", "<inflight>", "1", "0"]),
     Call(&["ZLEXCOUNT", "<waiting>", "[b", "[a"]),

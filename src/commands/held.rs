@@ -23,6 +23,9 @@ pub struct One {
     letter: Letter,
 }
 
+/// What is done to messages, each given with the origin of its endpoint; to how many it was done.
+type Act<'a> = &'a mut dyn FnMut(&[(String, Id)]) -> Result<usize, Error>;
+
 /// Where the command looks, and what it has seen.
 pub struct Desk {
     operator: Operator,
@@ -126,11 +129,7 @@ impl Desk {
         Ok(exit)
     }
 
-    fn act_on_ids(
-        &mut self,
-        ids: &[u64],
-        act: &mut dyn FnMut(&[(String, Id)]) -> Result<usize, Error>,
-    ) -> Result<(u64, Exit), Error> {
+    fn act_on_ids(&mut self, ids: &[u64], act: Act) -> Result<(u64, Exit), Error> {
         let (mut n, mut missed, mut seen) = (0, false, HashSet::new());
         for id in ids.iter().map(|id| Id(*id)).filter(|id| seen.insert(*id)) {
             let place = self.operator.find(id, self.now)?;

@@ -138,11 +138,12 @@ pub static RETRY: CommandRow = CommandRow {
     summary: "list what is put off for itself, or try it now",
     usage: "\
 acapy-deliver retry list  [--endpoint URL] [--reason TEXT] [--limit N] [--json]
-acapy-deliver retry now   ID… | [--all] [--endpoint URL] [--reason TEXT] [--limit N] [--dry-run]",
+acapy-deliver retry now   ID… | --all | FILTERS [--dry-run]",
     about: "\
 Looks after the retry schedule: messages that failed by a fault of their own, and wait
 for a time of their own. 'now' has them tried now, and their endpoints too where
-those have failed. Ends with 1 if there is nothing such.",
+those have failed. FILTERS are those of 'list'; the reason is the last error.
+Ends with 1 if there is nothing such.",
     sections: &[Section { heading: "", rows: HELD }, queue::SECTION],
     after: "",
     actions: &[
@@ -157,11 +158,12 @@ pub static WAITING: CommandRow = CommandRow {
     summary: "list or drop what waits for its endpoint",
     usage: "\
 acapy-deliver waiting list  [--endpoint URL] [--reason TEXT] [--limit N] [--json]
-acapy-deliver waiting drop  ID… | [--all] [--endpoint URL] [--reason TEXT] [--limit N] [--dry-run]",
+acapy-deliver waiting drop  ID… | --all | FILTERS [--dry-run]",
     about: "\
 Looks after what waits for its endpoint, which is down, paused or slower than what
 comes. 'drop' removes messages for good, undelivered: an endpoint that never comes
-back, say. Ends with 1 if there is nothing such.",
+back, say. FILTERS are those of 'list'; the reason is the last error.
+Ends with 1 if there is nothing such.",
     sections: &[Section { heading: "", rows: HELD }, queue::SECTION],
     after: "",
     actions: &[

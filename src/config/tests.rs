@@ -4,6 +4,7 @@ use super::row::AnyRow;
 use super::*;
 use crate::envelope::Format;
 use crate::guard::Net;
+use crate::orders::Hand;
 use crate::queue::Pop;
 use crate::roots::Roots;
 
@@ -482,6 +483,45 @@ fn dead_takes_ids_or_all_and_its_filters_only_from_the_command_line() {
     refused("dead show 12345678901234567 -oq redis://h", &[], &["16 digits"]);
     refused("dead show -oq redis://h", &[], &["needs the id"]);
     refused("dead list --all -oq redis://h", &[], &["'--all'", "'dead list'"]);
+}
+
+#[test]
+fn the_operators_hands_are_told_whom_they_are_for() {
+    let hands = |line: &str| parsed(&format!("{line} -oq redis://h"), &["ACAPY_DELIVER_DRY_RUN=1"]);
+    let order = |line: &str| match hands(&format!("endpoint {line}"))? {
+        Command::Endpoint(endpoint) => Ok::<_, Error>(endpoint.action),
+        other => panic!("{other:?}"),
+    };
+    let ordered = |hand, origins: &[&str], dry| {
+        Ok(EndpointAction::Order { hand, origins: origins.iter().map(|origin| origin.to_string()).collect(), dry })
+    };
+    let line = "pause HTTP://A/x http://a:80?q wss://[::1]";
+    assert_eq!(order(line), ordered(Hand::Pause, &["http://a:80", "wss://[::1]:443"], false));
+    assert_eq!(order("try http://a --dry-run"), ordered(Hand::Try, &["http://a:80"], true));
+    assert_eq!(order("resume --all"), ordered(Hand::Resume, &[], false));
+    assert_eq!(order("list"), Ok(EndpointAction::List { limit: 50, json: false }));
+    let act = |selection, dry| HeldAction::Act { selection, dry };
+    let held = |line: &str| match hands(line)? {
+        Command::Retry(held) | Command::Waiting(held) => Ok::<_, Error>(held.action),
+        other => panic!("{other:?}"),
+    };
+    let filter = |endpoint: Option<&str>, limit| Filter { endpoint: endpoint.map(str::to_owned), reason: None, limit };
+    assert_eq!(held("retry now 7 8 --dry-run"), Ok(act(Selection::Ids(vec![7, 8]), true)));
+    let line = "retry now --endpoint http://e --limit 3";
+    assert_eq!(held(line), Ok(act(Selection::All(filter(Some("http://e"), Some(3))), false)));
+    assert_eq!(held("waiting drop --all"), Ok(act(Selection::All(Filter::default()), false)));
+    assert_eq!(held("waiting list --json"), Ok(HeldAction::List { filter: filter(None, Some(50)), json: true }));
+
+    refused("endpoint pause --all http://a -oq redis://h", &[], &["'--all'", "'endpoint pause'"]);
+    refused("endpoint resume --all http://a -oq redis://h", &[], &["not both"]);
+    refused("endpoint pause -oq redis://h", &[], &["'endpoint pause' needs an origin"]);
+    refused("endpoint pause a.example -oq redis://h", &[], &["a.example", "http://host/"]);
+    refused("endpoint pause mailto:a@b -oq redis://h", &[], &["scheme mailto"]);
+    // How many is not yet which.
+    refused("waiting drop --limit 3 -oq redis://h", &[], &["'waiting drop' needs ids", "'--all'"]);
+    refused("retry now 7 --reason x -oq redis://h", &[], &["not both"]);
+    refused("retry now 7 --limit 1 -oq redis://h", &[], &["not both"]);
+    refused("retry drop 7 -oq redis://h", &[], &["list, now"]);
 }
 
 #[test]

@@ -65,7 +65,7 @@ fn a_paused_endpoint_is_left_alone_by_all_agents_within_a_second_whatever_restar
     let sink = Arc::new(Sink::origins(2, |_| Answer::ok().after(ms(30))));
     let urls = sink.urls();
     let options = ["--workers", "8", "--endpoint-concurrency", "3", "--in-flight", "64", "--lease", "3s"];
-    let mut agents = vec![Agent::start(&redis, &options), Agent::start(&redis, &options)];
+    let mut agents = [Agent::start(&redis, &options), Agent::start(&redis, &options)];
     // More than both can deliver: their memory is full, and they claim when there is room.
     redis.push_all((0..3000).map(|n| envelope(&urls[n % 2], format!("{n}").as_bytes())));
     eventually("it is delivered to both", SOON, || (0..2).all(|n| arrived(&sink, n).len() > 40));

@@ -377,7 +377,7 @@ fn an_agent_needs_no_more_than_the_acl_rule_that_is_shown() {
     }
 
     // The operator's commands, with what that file adds for them.
-    let more = line_of_operating("`check`, `status` and `dead` need `").split('`').nth(7).unwrap();
+    let more = line_of_operating("`check`, `status`, `dead`, `endpoint`, ").split('`').nth(13).unwrap();
     redis::cmd("ACL")
         .arg("SETUSER")
         .arg("acapy-deliver")
@@ -385,9 +385,18 @@ fn an_agent_needs_no_more_than_the_acl_rule_that_is_shown() {
         .exec(&mut client)
         .unwrap();
     redis.push_all(wire::numbered(&sink.url(), 5));
-    for command in
-        [&["status"][..], &["dead", "list"], &["check"], &["enqueue", "--endpoint", "http://a/", "--text", "x"]]
-    {
+    for command in [
+        &["status"][..],
+        &["dead", "list"],
+        &["endpoint", "pause", "http://a"],
+        &["endpoint", "resume", "http://a"],
+        &["endpoint", "try", "http://a"],
+        &["endpoint", "list"],
+        &["retry", "now", "--all"],
+        &["waiting", "drop", "--all"],
+        &["check"],
+        &["enqueue", "--endpoint", "http://a/", "--text", "x"],
+    ] {
         let output = run_to_end(&[command, &["-oq", &url]].concat());
         assert!(output.status.code().is_some_and(|code| code <= 1), "{command:?}: {output:?}");
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
