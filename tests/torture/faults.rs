@@ -15,7 +15,7 @@ use super::losses::{Contents, Loss};
 use super::proxy::{Flow, Proxy};
 use super::recipients::{Mood, Recipient, Temper};
 use super::rng::Rng;
-use crate::support::{Redis, ms};
+use crate::support::{Agent, Redis, ms};
 
 /// No lease longer than this is outlasted on purpose: a round would be nothing else.
 const LONGEST_PAST: Duration = Duration::from_secs(10);
@@ -70,12 +70,15 @@ pub enum Fault {
     RemoteReset,
     RemoteAnswerCut,
     RemoteDropped,
+    EndpointPaused,
+    EndpointTried,
+    RetriedNow,
 }
 
 use Fault::*;
 
 /// Each with how likely it is.
-pub const ALL: [(Fault, u64); 42] = [
+pub const ALL: [(Fault, u64); 45] = [
     (AgentKilled, 6),
     (AgentKilledForAWhile, 4),
     (AgentTold, 4),
@@ -118,6 +121,9 @@ pub const ALL: [(Fault, u64); 42] = [
     (RemoteReset, 3),
     (RemoteAnswerCut, 3),
     (RemoteDropped, 3),
+    (EndpointPaused, 6),
+    (EndpointTried, 3),
+    (RetriedNow, 3),
 ];
 
 impl Fault {
@@ -165,6 +171,9 @@ impl Fault {
             RemoteReset => "agent-recipient: connections reset",
             RemoteAnswerCut => "agent-recipient: reset in the middle of an answer",
             RemoteDropped => "agent-recipient: packets dropped",
+            EndpointPaused => "operator: an endpoint paused, and resumed",
+            EndpointTried => "operator: an endpoint tried",
+            RetriedNow => "operator: all on the retry schedule tried",
         }
     }
 }
@@ -177,12 +186,17 @@ impl Fault {
 
     /// Whether what the agent holds, and Redis has no more, may end with it, or come too late.
     pub fn may_lose_held(self) -> bool {
-        !matches!(self, AgentFrozen | AgentStarved | ClockStepped | LinkDelayed)
+        !matches!(self, AgentFrozen | AgentStarved | ClockStepped | LinkDelayed) && !self.is_an_order()
     }
 
     /// Whether an outcome may remain untold, so that a message comes a second time.
     pub fn may_repeat(self) -> bool {
-        !matches!(self, ClockStepped | ScriptsFlushed | RedisClockStepped)
+        !matches!(self, ClockStepped | ScriptsFlushed | RedisClockStepped) && !self.is_an_order()
+    }
+
+    /// No fault of anybody: what an operator does must come amiss to nothing.
+    fn is_an_order(self) -> bool {
+        matches!(self, EndpointPaused | EndpointTried | RetriedNow)
     }
 
     /// Whether the agent stands still and goes on later in the middle of what it did.
@@ -227,6 +241,7 @@ enum Cure {
     Promote,
     FreeDisk,
     MendRecipient(usize, bool),
+    Resume(usize),
     Heal(Scope),
 }
 
@@ -372,11 +387,17 @@ impl World {
             RedisClockStepped if !self.has_own_clock => return false,
             RedisKilled | RedisKilledForAWhile | RedisLoadsLong | ClientsKilled | RedisPaused | RedisAsleep
             | ScriptsFlushed | RedisFull | RedisReadOnly | DiskFull | RedisFailedOver | RedisFlushed
-            | RedisClockStepped | RedisDropped => {
+            | RedisClockStepped | RedisDropped | RetriedNow => {
                 if self.redis_state != RedisState::Well {
                     return false;
                 }
                 Scope::Redis
+            }
+            EndpointPaused | EndpointTried => {
+                if self.redis_state != RedisState::Well {
+                    return false;
+                }
+                Scope::Recipient(rng.index(self.recipients.len()))
             }
             RecipientAway | RecipientHangs | RecipientBusy | RecipientCuts => {
                 let n = rng.index(self.recipients.len());
@@ -564,6 +585,10 @@ impl World {
                 self.redis.set_clock(&format!("{}{far}", if rng.percent(50) { "+" } else { "-" }));
                 self.over();
             }
+            RetriedNow => {
+                self.order(&["retry", "now", "--all"]);
+                self.over();
+            }
             RedisDropped => {
                 let address = self.redis.address().parse().expect("an address");
                 self.cuts.push((Scope::Redis, Cut::of_port(address, true, true)));
@@ -575,8 +600,18 @@ impl World {
     }
 
     fn strike_recipient(&mut self, fault: Fault, n: usize, rng: &mut Rng) {
-        let recipient = &mut self.recipients[n];
         let a_while = ms(rng.between(200, 4_000));
+        if fault.is_an_order() {
+            let hand = if fault == EndpointPaused { "pause" } else { "try" };
+            self.order(&["endpoint", hand, &self.recipients[n].endpoint]);
+            if fault == EndpointPaused {
+                self.later(a_while, Cure::Resume(n));
+            } else {
+                self.over();
+            }
+            return;
+        }
+        let recipient = &mut self.recipients[n];
         if fault == RemoteReset {
             recipient.proxy.as_ref().expect("a remote one").reset_all();
             self.over();
@@ -706,6 +741,13 @@ impl World {
                 self.cures.push((Instant::now() + ms(20), Cure::RedisStarts, injected));
                 return;
             }
+            Cure::Resume(n) => {
+                let is_well = self.redis_state == RedisState::Well;
+                if !is_well || !self.order(&["endpoint", "resume", &self.recipients[n].endpoint]) {
+                    self.cures.push((Instant::now() + ms(100), cure, injected));
+                    return;
+                }
+            }
             Cure::MendRecipient(n, forget) => {
                 if let Some(proxy) = &self.recipients[n].proxy {
                     proxy.mend(forget);
@@ -783,6 +825,15 @@ impl World {
         if let Err(error) = done {
             panic!("cannot tell Redis {words:?}: {error}");
         }
+    }
+
+    /// Has an operator do something; false if Redis could not be asked. That there was nothing such is well.
+    pub fn order(&self, words: &[&str]) -> bool {
+        let mut command = Agent::command();
+        command.args(words).args(["-oq", &self.redis.url()]);
+        let output = command.output().expect("the binary can be started");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        output.status.success() || said.contains("is not paused") || said.contains("no endpoint is paused")
     }
 
     /// Whether Redis answers and writes what it is told.

@@ -325,6 +325,14 @@ fn recover(world: &mut World, report: &mut Report) {
         }
         thread::sleep(ms(5));
     }
+    // A pause may have come back with an older Redis.
+    while !world.order(&["endpoint", "resume", "--all"]) {
+        if Instant::now() > deadline {
+            report.failures.push("nothing could be resumed within 40 s".into());
+            return;
+        }
+        thread::sleep(ms(100));
+    }
     for recipient in &mut world.recipients {
         recipient.calm();
     }
