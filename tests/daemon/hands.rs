@@ -344,6 +344,29 @@ fn what_a_paused_endpoint_holds_up_grows_no_older() {
     eventually_eq("it dies of its age at last", SOON, 1, || redis.dead().len());
 }
 
+#[test]
+fn what_operators_order_is_not_odd_and_a_pause_that_nobody_ordered_is_mended() {
+    let redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok());
+    let _agent = Agent::start(&redis, &[]);
+    command(&redis.url(), &["endpoint", "pause", &sink.url()], 0);
+    redis.push_all(numbered(&sink.url(), 3));
+    eventually_eq("all wait", SOON, 3, || redis.counts().waiting);
+    let odd = |words: &[&str]| {
+        let output = run_to_end(&[&["check", "-oq", &redis.url()], words].concat());
+        stdout(&output).lines().filter(|line| line.contains("odd entries")).map(str::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(odd(&[]), ["ok    odd entries   none: agents alone have written to the keys"]);
+    // Somebody has removed the order, and nothing else.
+    redis::cmd("HDEL").arg(redis.key("calls")).arg(&["orders", "ordered"]).exec(&mut redis.client()).unwrap();
+    let said = odd(&[]);
+    assert!(said[0].contains(&sink.url()) && said[0].contains("nobody has paused it"), "{said:?}");
+    assert_eq!(sink.n_requests(), 0);
+    let said = odd(&["--repair", "--yes"]);
+    assert!(said.last().unwrap().contains("mended: 1"), "{said:?}");
+    redis.wait_empty(SOON);
+}
+
 /// Orders come and go while messages do: nothing is lost, and what ends resumed arrives.
 #[test]
 fn pauses_that_come_and_go_lose_nothing() {
