@@ -11,7 +11,7 @@ use crate::orders::{Before, Hand, MOST_PAUSED, Standing};
 use crate::queue::redis::admin::{LaneSeen, Operator, PAGE};
 use crate::queue::redis::list::RedisList;
 use crate::queue::redis::server::Server;
-use crate::queue::{Pop, Queue};
+use crate::queue::{self, Pop, Queue};
 use crate::text::{ago, at_ms, n_of, utc};
 
 /// Lanes looked at for a list; a look costs Redis some microseconds.
@@ -51,7 +51,7 @@ pub(super) struct Paused {
 }
 
 /// All that are paused, by name. Nothing is changed.
-pub(super) fn paused(list: &mut RedisList) -> Result<Vec<Paused>, Error> {
+pub(super) fn paused(list: &mut RedisList) -> Result<Vec<Paused>, queue::Error> {
     let mut origins: Vec<String> = list.orders()?.paused().map(|(origin, _)| origin.clone()).collect();
     origins.sort_unstable();
     let mut paused = Vec::new();

@@ -1,6 +1,8 @@
 //! What is queued, in flight, waiting, on the retry schedule and dead, as tables
 //! or as one JSON object. Totals are exact; tables of what may be many are counted
-//! over a bounded number, and say so. It only reads.
+//! over a bounded number, and say so. It only reads. `--watch` is in a file of its own.
+
+mod watch;
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -12,19 +14,24 @@ use super::table::Table;
 use super::{Error, Exit, claimed_at};
 use crate::config::Status;
 use crate::envelope::Envelope;
-use crate::queue::Id;
-use crate::queue::Pop;
 use crate::queue::redis::admin::{AgentSeen, LaneSeen, Operator, Overview, Schedule};
 use crate::queue::redis::list::RedisList;
 use crate::queue::redis::server::Server;
+use crate::queue::{self, Id, Pop};
 use crate::text::{ago, at_ms, n_of, spell, utc};
 
-/// Lanes looked at; a look costs Redis some microseconds.
-const MOST_LANES: usize = 10_000;
-/// Messages of the retry schedule read for their endpoints, those due first.
-const MOST_RETRIES: u64 = 2_000;
-/// Dead letters grouped by reason, those that died last.
-const MOST_DEAD: u64 = 100_000;
+/// How many are looked at.
+struct Bounds {
+    /// Lanes; a look costs Redis some microseconds.
+    lanes: usize,
+    /// Messages of the retry schedule read for their endpoints, those due first.
+    retries: u64,
+    /// Dead letters grouped by reason, those that died last.
+    dead: u64,
+}
+
+/// By a single look.
+const BOUNDS: Bounds = Bounds { lanes: 10_000, retries: 2_000, dead: 100_000 };
 /// Groups kept in memory while counting.
 const MOST_GROUPS: usize = 10_000;
 
@@ -34,19 +41,10 @@ const MOST_GROUPS: usize = 10_000;
 ///
 /// If Redis cannot be asked.
 pub fn run(options: &Status) -> Result<Exit, Error> {
-    let mut operator = Operator::new(&options.redis);
-    let overview = operator.overview()?;
-    let limit = usize::try_from(options.limit).unwrap_or(usize::MAX);
-    let (lanes, oldest_waiting) = lanes(&mut operator, limit)?;
-    let mut list = RedisList::new(Server::from(&options.redis), &options.redis.key(), Pop::Peek, false);
-    let seen = Seen {
-        paused: paused(&mut list)?,
-        lanes,
-        oldest_waiting,
-        retries: retries(&mut operator, &overview, limit)?,
-        deaths: deaths(&mut operator, &overview, limit)?,
-        overview,
-    };
+    if options.watch {
+        return watch::run(options);
+    }
+    let seen = Looker::new(options).look(options, &BOUNDS)?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     if options.json {
         writeln!(out, "{}", seen.json(options))?;
@@ -55,6 +53,30 @@ pub fn run(options: &Status) -> Result<Exit, Error> {
     }
     out.flush()?;
     Ok(Exit::Done)
+}
+
+/// The two connections that looks are made by; each is opened by the first.
+struct Looker {
+    operator: Operator,
+    list: RedisList,
+}
+
+impl Looker {
+    fn new(options: &Status) -> Looker {
+        let list = RedisList::new(Server::from(&options.redis), &options.redis.key(), Pop::Peek, false);
+        Looker { operator: Operator::new(&options.redis), list }
+    }
+
+    fn look(&mut self, options: &Status, bounds: &Bounds) -> Result<Seen, queue::Error> {
+        let Looker { operator, list } = self;
+        let overview = operator.overview()?;
+        let limit = usize::try_from(options.limit).unwrap_or(usize::MAX);
+        let (lanes, oldest_waiting) = lanes(operator, limit, bounds)?;
+        let paused = paused(list)?;
+        let retries = retries(operator, &overview, limit, bounds)?;
+        let deaths = deaths(operator, &overview, limit, bounds)?;
+        Ok(Seen { overview, oldest_waiting, lanes, paused, retries, deaths })
+    }
 }
 
 struct Seen {
@@ -105,15 +127,24 @@ struct DeathGroup {
     last: u64,
 }
 
-fn lanes(operator: &mut Operator, limit: usize) -> Result<(Groups<LaneSeen>, Option<Id>), Error> {
+fn lanes(
+    operator: &mut Operator,
+    limit: usize,
+    bounds: &Bounds,
+) -> Result<(Groups<LaneSeen>, Option<Id>), queue::Error> {
     let mut lanes = Vec::new();
-    operator.each_lane(MOST_LANES.max(limit), |lane| lanes.push(lane))?;
+    operator.each_lane(bounds.lanes.max(limit), |lane| lanes.push(lane))?;
     let looked_at = lanes.len() as u64;
     let oldest = lanes.iter().filter_map(|lane| lane.oldest).min();
     Ok((Groups::largest(lanes, looked_at, limit, |lane| (lane.messages, lane.origin.clone())), oldest))
 }
 
-fn retries(operator: &mut Operator, overview: &Overview, limit: usize) -> Result<Groups<RetryGroup>, Error> {
+fn retries(
+    operator: &mut Operator,
+    overview: &Overview,
+    limit: usize,
+    bounds: &Bounds,
+) -> Result<Groups<RetryGroup>, queue::Error> {
     let mut groups: HashMap<String, RetryGroup> = HashMap::new();
     let mut looked_at = 0;
     if overview.retry > 0 {
@@ -129,23 +160,32 @@ fn retries(operator: &mut Operator, overview: &Overview, limit: usize) -> Result
                 });
                 group.messages += 1;
                 group.attempts = group.attempts.max(entry.history.attempts);
-                Ok::<_, Error>(if looked_at < MOST_RETRIES {
+                Ok::<_, queue::Error>(if looked_at < bounds.retries {
                     ControlFlow::Continue(())
                 } else {
                     ControlFlow::Break(())
                 })
             })?;
-            Ok::<_, Error>(if looked_at < MOST_RETRIES { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+            Ok::<_, queue::Error>(if looked_at < bounds.retries {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            })
         })?;
     }
     let groups = groups.into_values().collect();
     Ok(Groups::largest(groups, looked_at, limit, |group: &RetryGroup| (group.messages, group.origin.clone())))
 }
 
-fn deaths(operator: &mut Operator, overview: &Overview, limit: usize) -> Result<Groups<DeathGroup>, Error> {
+fn deaths(
+    operator: &mut Operator,
+    overview: &Overview,
+    limit: usize,
+    bounds: &Bounds,
+) -> Result<Groups<DeathGroup>, queue::Error> {
     let mut groups: HashMap<String, DeathGroup> = HashMap::new();
     let mut looked_at = 0;
-    let skip = overview.dead.saturating_sub(MOST_DEAD);
+    let skip = overview.dead.saturating_sub(bounds.dead);
     operator.each_page(Schedule::Dead, skip, overview.now, |_, entries| {
         for entry in entries {
             looked_at += 1;
@@ -159,7 +199,7 @@ fn deaths(operator: &mut Operator, overview: &Overview, limit: usize) -> Result<
             group.last = entry.at;
         }
         // An agent that buries faster than this reads does not keep it here for ever.
-        Ok::<_, Error>(if looked_at < MOST_DEAD { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        Ok::<_, queue::Error>(if looked_at < bounds.dead { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;
     let groups = groups.into_values().collect();
     Ok(Groups::largest(groups, looked_at, limit, |group: &DeathGroup| (group.messages, group.reason.clone())))

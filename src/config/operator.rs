@@ -224,11 +224,14 @@ pub struct Status {
     pub redis: RedisAddress,
     /// One JSON object instead of tables.
     pub json: bool,
+    /// Again every second, with what happened in it.
+    pub watch: bool,
     /// Lines of each table that could be long; 20.
     pub limit: u64,
 }
 
 static STATUS_JSON: Row<bool> = flag("--json", "one JSON object instead of tables");
+static STATUS_WATCH: Row<bool> = flag("--watch", "again every second, with rates, until Ctrl-C");
 static STATUS_LIMIT: Row<u64> =
     Row::new("--limit", "N", at_least_one).default("20").help("at most so many lines a table");
 
@@ -240,20 +243,21 @@ fn at_least_one(text: &str) -> Result<u64, String> {
 pub static STATUS: CommandRow = CommandRow {
     name: "status",
     summary: "show what is queued, in flight, waiting and dead",
-    usage: "acapy-deliver status -oq URL [--json] [--limit N]",
+    usage: "acapy-deliver status -oq URL [--watch] [--json] [--limit N]",
     about: "\
 Shows the length of the queue, what is in flight by agent, what waits by endpoint,
 and the dead letters by reason.",
-    sections: &[Section { heading: "", rows: &[&STATUS_JSON, &STATUS_LIMIT] }, queue::SECTION],
+    sections: &[Section { heading: "", rows: &[&STATUS_WATCH, &STATUS_JSON, &STATUS_LIMIT] }, queue::SECTION],
     after: "",
     actions: &[],
 };
 
 pub(super) fn read_status(reader: &mut Reader) -> Result<Command, Error> {
     let redis = queue::read(reader)?;
-    let (json, limit) = (reader.flag(&STATUS_JSON)?, reader.value(&STATUS_LIMIT)?);
+    let (json, watch) = (reader.flag(&STATUS_JSON)?, reader.flag(&STATUS_WATCH)?);
+    let limit = reader.value(&STATUS_LIMIT)?;
     reader.rest(0)?;
-    Ok(Command::Status(Status { redis, json, limit }))
+    Ok(Command::Status(Status { redis, json, watch, limit }))
 }
 
 /// Options of `dead`.

@@ -428,8 +428,10 @@ fn listen_and_status_and_check_have_their_options() {
     refused("listen --status 100", &[], &["'--status'", "200 to 599"]);
 
     let redis = redis("redis://h");
-    let status = Status { redis: redis.clone(), json: true, limit: 5 };
+    let status = Status { redis: redis.clone(), json: true, watch: false, limit: 5 };
     assert_eq!(parsed("status -oq redis://h --json --limit 5", &[]), Ok(Command::Status(status)));
+    let status = Status { redis: redis.clone(), json: false, watch: true, limit: 20 };
+    assert_eq!(parsed("status -oq redis://h --watch", &[]), Ok(Command::Status(status)));
     let mut config = Config::with_defaults(redis);
     config.deny_net = nets(&["private"]);
     let check = Check { config, endpoint: Some("http://e".into()), repair: Repair::No };

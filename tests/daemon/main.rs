@@ -32,6 +32,7 @@
 //! | `failover.rs`, `failover/` | where Redis is not one server: Sentinels, a Cluster; and what `scripts/failover-figures` measures |
 //! | `logs.rs` | `--log-format json`: that each line is an object, with which fields |
 //! | `status.rs`, `status/` | the status server: what it tells, to whom, and that nobody harms it; its page in a real browser |
+//! | `watch.rs` | `status --watch`: on a terminal and elsewhere |
 //! | `supervisors.rs` | the agent under runit, supervisord and systemd, with the files of `scripts/` |
 //! | `static_binary.rs` | the static binary in an empty root directory |
 //! | `support.rs`, `support/` | the fixtures, and tests of the fixtures themselves |
@@ -70,4 +71,5 @@ mod support;
 mod tls;
 mod today;
 mod trust;
+mod watch;
 mod websocket;

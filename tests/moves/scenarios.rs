@@ -273,6 +273,7 @@ scenarios! {
     a_recovered_agent_is_gone_and_leaves_no_calls
     leaving_gives_back_everything_without_counting_a_death
     a_settle_sent_again_changes_nothing
+    what_was_settled_is_counted_once
     a_claim_sent_again_answers_the_same
     an_empty_claim_sent_again_leaves_nothing_to_a_late_first
     an_older_claim_takes_nothing
@@ -875,6 +876,36 @@ mod rules {
         let state = b.state();
         assert_eq!(state.retry.keys().copied().collect::<Vec<_>>(), ids);
         assert!(state.recovered.is_empty() && state.agents.is_empty() && state.claims.is_empty());
+    }
+
+    pub fn what_was_settled_is_counted_once(b: &mut Bench) {
+        let (me, ids) = b.agent_with(6);
+        let failed = |n: usize, place: Place| {
+            let history = History { attempts: 1, last_error: "x".to_string(), ..History::default() };
+            Settlement { history, ..settlement(ids[n], place) }
+        };
+        let batch = [
+            settlement(ids[0], Place::Delivered),
+            settlement(ids[1], Place::Delivered),
+            failed(2, Place::Retry(Duration::ZERO)),
+            failed(3, Place::Waiting(Some(Duration::ZERO))),
+            failed(4, Place::Dead),
+            // Given back without an attempt.
+            Settlement { history: History::default(), ..settlement(ids[5], Place::Retry(Duration::ZERO)) },
+        ];
+        let calls = b.keys.named("calls").to_string();
+        let counts = |b: &mut Bench| {
+            let value = b.redis(redis::cmd("HGET").arg(&calls).arg("counts"));
+            redis::from_redis_value::<String>(value).unwrap()
+        };
+        b.settle(me, 1, &batch);
+        b.settle(me, 1, &batch);
+        assert_eq!(counts(b), "2 2 1");
+        // What somebody wrote there is no count, and no obstacle.
+        b.redis(redis::cmd("HSET").arg(&calls).arg("counts").arg("7 99999999999999999999 many"));
+        let more = b.claim(me, 2, &bounds()).ids();
+        b.settle_all(me, 2, &more[..1], &Place::Delivered);
+        assert_eq!(counts(b), "1 0 0");
     }
 
     pub fn a_settle_sent_again_changes_nothing(b: &mut Bench) {

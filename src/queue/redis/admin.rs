@@ -81,6 +81,27 @@ pub struct Overview {
     pub dead: u64,
     /// Agents that are registered or have messages in flight; at most 2,000.
     pub agents: Vec<AgentSeen>,
+    /// What all agents have settled since the queue's first message.
+    pub settled: Settled,
+}
+
+/// What became of attempts, counted in Redis from the queue's first message on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Settled {
+    /// Messages delivered.
+    pub delivered: u64,
+    /// Attempts that failed and are made again.
+    pub put_off: u64,
+    /// Messages that died.
+    pub dead: u64,
+}
+
+impl Settled {
+    fn read(record: &str) -> Settled {
+        let mut counts = record.split(' ').map(|count| count.parse().unwrap_or(0));
+        let mut next = || counts.next().unwrap_or(0);
+        Settled { delivered: next(), put_off: next(), dead: next() }
+    }
 }
 
 /// An agent as the queue knows it.
@@ -257,7 +278,7 @@ impl Operator {
     pub fn overview(&mut self) -> Result<Overview, Error> {
         type Agents = Vec<(u64, String, u64, String)>;
         let answer = self.run(|looks| &looks.overview, &Arguments::default())?;
-        let (now, queued, messages, in_flight, waiting, lanes, retry, retry_due, next, dead, agents): (
+        let (now, queued, messages, in_flight, waiting, lanes, retry, retry_due, next, dead, agents, settled): (
             u64,
             u64,
             u64,
@@ -269,6 +290,7 @@ impl Operator {
             i64,
             u64,
             Agents,
+            String,
         ) = read(answer)?;
         let agents = agents
             .into_iter()
@@ -280,7 +302,21 @@ impl Operator {
             })
             .collect();
         let next_retry_in = u64::try_from(next).ok();
-        Ok(Overview { now, queued, messages, in_flight, waiting, lanes, retry, retry_due, next_retry_in, dead, agents })
+        let settled = Settled::read(&settled);
+        Ok(Overview {
+            now,
+            queued,
+            messages,
+            in_flight,
+            waiting,
+            lanes,
+            retry,
+            retry_due,
+            next_retry_in,
+            dead,
+            agents,
+            settled,
+        })
     }
 
     /// Redis's clock, in milliseconds since 1970.

@@ -58,6 +58,10 @@ local judges = {
       if not (string.match(record, '^%d+$') and tonumber(record) < HIGHEST) then return 'is no number of an order' end
       return
     end
+    if name == 'counts' then
+      if not string.match(record, '^%d+ %d+ %d+$') or #record > 50 then return 'is no count' end
+      return
+    end
     if name == 'clock' then
       local beaten = tonumber(record)
       if not (beaten and beaten >= 0 and beaten < HIGHEST) then return 'is no time' end

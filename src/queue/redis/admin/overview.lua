@@ -1,5 +1,5 @@
 -- overview() -> {now, queued, messages, in flight, waiting, lanes, retry, due retries, due in (-1: nothing is), dead,
---                {number, lease or '', n, oldest id or ''}...}: counts seen in one step, and who has what in flight.
+--                {number, lease or '', n, oldest id or ''}..., counts of what was settled or ''}: seen in one step.
 check_types()
 local agents, known = {}, {}
 local function add(number, lease)
@@ -24,4 +24,5 @@ end
 local next_retry = redis.call('ZRANGE', RETRY, 0, 0, 'WITHSCORES')[2]
 return {now, redis.call('LLEN', K), redis.call('HLEN', MESSAGES), redis.call('ZCARD', INFLIGHT), redis.call('ZCARD', WAITING),
   redis.call('ZCARD', LANES), redis.call('ZCARD', RETRY), redis.call('ZCOUNT', RETRY, '-inf', now),
-  next_retry and math.max(0, math.min(NEVER, tonumber(next_retry)) - now) or -1, redis.call('ZCARD', DEAD), agents}
+  next_retry and math.max(0, math.min(NEVER, tonumber(next_retry)) - now) or -1, redis.call('ZCARD', DEAD), agents,
+  redis.call('HGET', CALLS, 'counts') or ''}

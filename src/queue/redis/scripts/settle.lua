@@ -52,27 +52,31 @@ local mine, lost = tonumber(me), {}
 -- A settled attempt clears the count of agents that died with the message.
 local any_recovered = redis.call('HLEN', RECOVERED) > 0
 local function for_mine(list, place)
+  local n_placed, n_failed = 0, 0
   for _, it in ipairs(list) do
     local owner = redis.call('ZSCORE', INFLIGHT, it.id)
     if owner and tonumber(owner) == mine then
       place(it)
+      n_placed = n_placed + 1
       local history = redis.call('HGET', HISTORY, it.id)
       put_off(it.id, history, it.attempts, it.own, it.why, it.origin and is_paused(it.origin))
       local before = history and tonumber(string.match(history, '^%d+')) or 0
+      if it.attempts > before then n_failed = n_failed + 1 end
       if any_recovered and it.attempts > before then redis.call('HDEL', RECOVERED, it.id) end
       redis.call('ZREM', INFLIGHT, it.id)
     else lost[#lost + 1] = it.id end
   end
+  return n_placed, n_failed
 end
-for_mine(retries, function(it) redis.call('ZADD', RETRY, now + it.delay, it.id) end)
-for_mine(waits, function(it)
+local _, n_retried = for_mine(retries, function(it) redis.call('ZADD', RETRY, now + it.delay, it.id) end)
+local _, n_waits = for_mine(waits, function(it)
   redis.call('ZADD', WAITING, 0, member(it.origin, it.id))
   -- A lane that never failed is negative, the newest first; one that failed is due at a time.
   if not redis.call('ZSCORE', LANES, it.origin) then
     set_lane(it.delay < 0 and -now or due_at(now + it.delay), it.origin)
   end
 end)
-for_mine(deaths, function(it) redis.call('ZADD', DEAD, now, it.id) end)
+local n_dead = for_mine(deaths, function(it) redis.call('ZADD', DEAD, now, it.id) end)
 
 for i = 1, #delivered, 500 do
   local to = math.min(i + 499, #delivered)
@@ -107,6 +111,13 @@ for _, change in ipairs(changes) do
       end
     end
   end
+end
+-- For who watches: deliveries, attempts that failed and deaths so far, of all agents.
+if #delivered + n_retried + n_waits + n_dead > 0 then
+  local so_far = {string.match(redis.call('HGET', CALLS, 'counts') or '', '^(%d+) (%d+) (%d+)$')}
+  local function plus(n, more) n = tonumber(n or 0) return (n < HIGHEST and n or 0) + more end
+  redis.call('HSET', CALLS, 'counts', string.format('%.0f %.0f %.0f',
+    plus(so_far[1], #delivered), plus(so_far[2], n_retried + n_waits), plus(so_far[3], n_dead)))
 end
 if redis.call('ZSCORE', AGENTS, me) then
   redis.call('HSET', CALLS, 's' .. me, #lost > 0 and call .. ' ' .. table.concat(lost, ' ') or call)
