@@ -35,6 +35,7 @@
 //! | `watch.rs` | `status --watch`: on a terminal and elsewhere |
 //! | `supervisors.rs` | the agent under runit, supervisord and systemd, with the files of `scripts/` |
 //! | `static_binary.rs` | the static binary in an empty root directory |
+//! | `packages.rs`, `packages/` | what `scripts/package` builds: .deb, .rpm, the image for containers, and its manifest |
 //! | `support.rs`, `support/` | the fixtures, and tests of the fixtures themselves |
 //!
 //! A test writes wire bytes itself (`support/wire.rs`), never through the library, so that the
@@ -58,6 +59,7 @@ mod odd;
 mod operator;
 mod order;
 mod outage;
+mod packages;
 mod paths;
 mod proxies;
 mod retry;

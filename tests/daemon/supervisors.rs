@@ -548,7 +548,7 @@ fn systemd_finds_no_fault_with_the_unit() {
     {
         let unit = shipped(&format!("systemd/{shipped_as}"));
         let exec = format!("ExecStart={}", binary.display());
-        let unit = replaced(&unit, "ExecStart=/usr/local/bin/acapy-deliver", &exec);
+        let unit = replaced(&unit, "ExecStart=acapy-deliver", &exec);
         let file = dir.path().join(called);
         fs::write(&file, unit).unwrap();
         let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file).output().unwrap();

@@ -80,6 +80,12 @@ impl Agent {
         Agent { child, status: None, log, reader: Some(reader) }
     }
 
+    /// Its process.
+    #[allow(dead_code)] // The tests of packages look for it.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGTERM: end in good order.
     pub fn term(&self) {
         self.signal("TERM");
