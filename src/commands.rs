@@ -5,6 +5,7 @@ pub mod check;
 pub mod dead;
 pub mod endpoint;
 pub mod enqueue;
+pub mod generate;
 mod held;
 pub mod json;
 mod letter;

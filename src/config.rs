@@ -26,12 +26,12 @@ use std::ffi::OsString;
 use std::fmt;
 
 use reader::{Reader, did_you_mean};
-use row::CommandRow;
 
 pub use hands::{Endpoint, EndpointAction, Held, HeldAction};
 pub use help::COMMANDS;
-pub use operator::{Check, Dead, DeadAction, Enqueue, Filter, Listen, Payload, Repair, Selection, Status};
+pub use operator::{Check, Dead, DeadAction, Enqueue, Filter, Generate, Listen, Payload, Repair, Selection, Status};
 pub use queue::{RedisAddress, Taken};
+pub use row::{AnyRow, CommandRow, Section};
 pub use run::{Config, LogFormat, StatusEndpoint};
 
 use crate::text::redacted;
@@ -60,6 +60,8 @@ pub enum Command {
     Retry(Held),
     /// Look after what waits for its endpoint.
     Waiting(Held),
+    /// Write what packages bring.
+    Generate(Generate),
     /// Print this text to standard output.
     Print(String),
 }
@@ -128,6 +130,7 @@ pub fn parse(arguments: Vec<OsString>, environment: &Environment) -> Result<Comm
         "endpoint" => hands::read_endpoint(reader),
         "retry" => hands::read_retry(reader),
         "waiting" => hands::read_waiting(reader),
+        "generate" => operator::read_generate(reader),
         _ => {
             let config = run::read(reader)?;
             reader.rest(0)?;

@@ -37,6 +37,7 @@ fn obey(command: Command) -> Result<Exit, Error> {
         Command::Endpoint(options) => commands::endpoint::run(&options),
         Command::Retry(options) => commands::retry::run(&options),
         Command::Waiting(options) => commands::waiting::run(&options),
+        Command::Generate(what) => commands::generate::run(what),
         Command::Print(text) => commands::print(&text),
     }
 }

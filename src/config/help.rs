@@ -14,6 +14,7 @@ pub static COMMANDS: &[&CommandRow] = &[
     &hands::ENDPOINTS,
     &hands::RETRY,
     &hands::WAITING,
+    &operator::GENERATE,
     &HELP,
 ];
 

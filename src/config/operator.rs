@@ -419,3 +419,44 @@ pub(super) fn ids(arguments: Vec<String>) -> Result<Vec<u64>, Error> {
     };
     arguments.iter().map(|argument| id(argument).ok_or_else(|| wrong(argument))).collect()
 }
+
+/// What is made of the rows of all options, for packages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Generate {
+    /// The manual page.
+    Man,
+    /// Completion for bash.
+    Bash,
+    /// Completion for zsh.
+    Zsh,
+    /// Completion for fish.
+    Fish,
+}
+
+/// The command `generate`.
+pub static GENERATE: CommandRow = CommandRow {
+    name: "generate",
+    summary: "write the manual page, or what a shell completes by",
+    usage: "acapy-deliver generate man|complete-bash|complete-zsh|complete-fish",
+    about: "\
+Writes to standard output what packages bring: the manual page, or the completion of
+commands and options for a shell.",
+    sections: &[],
+    after: "",
+    actions: &[
+        Action { name: "man", summary: "the manual page", rows: &[] },
+        Action { name: "complete-bash", summary: "completion for bash", rows: &[] },
+        Action { name: "complete-zsh", summary: "completion for zsh", rows: &[] },
+        Action { name: "complete-fish", summary: "completion for fish", rows: &[] },
+    ],
+};
+
+pub(super) fn read_generate(reader: &mut Reader) -> Result<Command, Error> {
+    reader.rest(0)?;
+    Ok(Command::Generate(match reader.action() {
+        "man" => Generate::Man,
+        "complete-bash" => Generate::Bash,
+        "complete-zsh" => Generate::Zsh,
+        _ => Generate::Fish,
+    }))
+}

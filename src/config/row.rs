@@ -188,8 +188,9 @@ impl CommandRow {
         self.sections.iter().flat_map(|section| section.rows.iter().copied())
     }
 
-    /// Those of an action: its own and those of the queue.
+    /// Those of an action: its own and, if the command has them, those of the queue.
     pub fn rows_of(&self, action: &Action) -> Vec<&'static dyn AnyRow> {
-        action.rows.iter().chain(super::queue::SECTION.rows).copied().collect()
+        let queue = super::queue::SECTION.rows.iter().filter(|row| self.rows().any(|own| own.name() == row.name()));
+        action.rows.iter().chain(queue).copied().collect()
     }
 }

@@ -36,6 +36,7 @@
 //! | `supervisors.rs` | the agent under runit, supervisord and systemd, with the files of `scripts/` |
 //! | `static_binary.rs` | the static binary in an empty root directory |
 //! | `packages.rs`, `packages/` | what `scripts/package` builds: .deb, .rpm, the image for containers, and its manifest |
+//! | `generated.rs` | what `generate` writes: the manual page, and completion in bash, zsh and fish |
 //! | `support.rs`, `support/` | the fixtures, and tests of the fixtures themselves |
 //!
 //! A test writes wire bytes itself (`support/wire.rs`), never through the library, so that the
@@ -50,6 +51,7 @@ mod dead;
 mod delivery;
 mod embed;
 mod failover;
+mod generated;
 mod hands;
 mod lanes;
 mod limits;

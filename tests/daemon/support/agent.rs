@@ -2,6 +2,7 @@
 //! Its standard error is read by a thread as it comes, and printed when the test fails.
 
 use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -49,7 +50,7 @@ impl Agent {
     /// The binary in an environment that sets no option. `AGENT_LOG=debug cargo test …` has the
     /// agents of failed tests say more; some tests count lines and fail then.
     pub fn command() -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_acapy-deliver"));
+        let mut command = Command::new(binary());
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
             let proxy = text.to_ascii_lowercase().ends_with("_proxy");
@@ -191,6 +192,13 @@ impl Agent {
         let wanted = text.to_lowercase();
         eventually(&format!("the log says {text:?}"), SOON, || self.log().to_lowercase().contains(&wanted));
     }
+}
+
+/// What is tested: the binary of this build, or what a variable names, such as one for another machine that
+/// `scripts/try-arm` has emulated.
+fn binary() -> PathBuf {
+    let named = std::env::var_os("ACAPY_DELIVER_TEST_BINARY");
+    named.map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_acapy-deliver")), PathBuf::from)
 }
 
 impl Drop for Agent {
