@@ -7,8 +7,7 @@
 use std::io::Read;
 use std::time::Duration;
 
-use acapy_deliver::agent::Agent;
-use acapy_deliver::config::{Config, RedisAddress};
+use acapy_deliver::{Agent, Config, RedisAddress};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);

@@ -1,24 +1,25 @@
 //! The operator's commands, one file each, and what they share: how they end, and time as
 //! text. Only these files write to standard output.
 
-pub mod check;
-pub mod dead;
-pub mod endpoint;
-pub mod enqueue;
-pub mod generate;
+mod check;
+mod dead;
+mod endpoint;
+mod enqueue;
+mod generate;
 mod held;
-pub mod json;
 mod letter;
-pub mod listen;
-pub mod retry;
-pub mod status;
-pub mod table;
-pub mod waiting;
+mod listen;
+mod retry;
+mod status;
+mod table;
+mod waiting;
 
 use std::fmt;
 use std::io::{self, Write};
 use std::time::SystemTime;
 
+use crate::agent;
+use crate::config::Command;
 use crate::queue::{self, Id};
 use crate::text::{at_ms, visible};
 
@@ -74,6 +75,27 @@ impl From<queue::Error> for Error {
 /// Says something beside what was asked for; standard error may be closed.
 fn say(words: &str) {
     let _ = writeln!(io::stderr(), "acapy-deliver: {}", visible(words));
+}
+
+/// Does what was asked for: runs an agent, or a command.
+///
+/// # Errors
+///
+/// Why it could not go on, or could not even begin.
+pub fn obey(command: Command) -> Result<Exit, Error> {
+    match command {
+        Command::Run(config) => agent::run(&config).map(|()| Exit::Done).map_err(Error::Failed),
+        Command::Enqueue(options) => enqueue::run(&options),
+        Command::Listen(options) => listen::run(&options),
+        Command::Check(options) => check::run(&options),
+        Command::Status(options) => status::run(&options),
+        Command::Dead(options) => dead::run(&options),
+        Command::Endpoint(options) => endpoint::run(&options),
+        Command::Retry(options) => retry::run(&options),
+        Command::Waiting(options) => waiting::run(&options),
+        Command::Generate(what) => generate::run(what),
+        Command::Print(text) => print(&text),
+    }
 }
 
 /// Writes a text to standard output.

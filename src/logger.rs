@@ -17,8 +17,8 @@ use std::time::SystemTime;
 use log::kv::{self, VisitSource, VisitValue};
 use log::{Level, LevelFilter, Metadata, Record};
 
-use crate::commands::json::Object;
 use crate::config::LogFormat;
+use crate::json::Object;
 use crate::text::{panic_message, utc, visible};
 
 /// `info` unless `RUST_LOG` says otherwise; what the crates below us have to say begins at

@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use acapy_deliver::commands::{self, Error, Exit};
-use acapy_deliver::config::{self, Command, LogFormat};
-use acapy_deliver::{agent, logger};
+use acapy_deliver::LogFormat;
+use acapy_deliver::internals::commands::{self, Error, Exit};
+use acapy_deliver::internals::config::{self, Command};
+use acapy_deliver::internals::logger;
 
 fn main() -> ExitCode {
     let (args, environment): (Vec<_>, _) = (std::env::args_os().skip(1).collect(), config::environment());
@@ -18,27 +19,11 @@ fn main() -> ExitCode {
         _ => LogFormat::Full,
     };
     logger::set_up(format);
-    match obey(command) {
+    match commands::obey(command) {
         Ok(Exit::Done) | Err(Error::OutputClosed) => ExitCode::SUCCESS,
         Ok(Exit::Nothing) => ExitCode::from(1),
         Err(Error::Failed(why)) => fail(format, 1, &why),
         Err(Error::Usage(why)) => fail(format, 2, &why),
-    }
-}
-
-fn obey(command: Command) -> Result<Exit, Error> {
-    match command {
-        Command::Run(config) => agent::run(&config).map(|()| Exit::Done).map_err(Error::Failed),
-        Command::Enqueue(options) => commands::enqueue::run(&options),
-        Command::Listen(options) => commands::listen::run(&options),
-        Command::Check(options) => commands::check::run(&options),
-        Command::Status(options) => commands::status::run(&options),
-        Command::Dead(options) => commands::dead::run(&options),
-        Command::Endpoint(options) => commands::endpoint::run(&options),
-        Command::Retry(options) => commands::retry::run(&options),
-        Command::Waiting(options) => commands::waiting::run(&options),
-        Command::Generate(what) => commands::generate::run(what),
-        Command::Print(text) => commands::print(&text),
     }
 }
 

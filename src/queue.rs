@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::orders::Orders;
 
-pub mod redis;
+pub(crate) mod redis;
 
 /// What the threads need of a queue. Each thread has one of its own, so that a
 /// blocking wait holds up nobody's settlement.

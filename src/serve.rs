@@ -95,6 +95,7 @@ impl Server {
     }
 
     /// Where it listens; the port is the real one, also if 0 was asked for.
+    #[cfg(test)]
     pub fn address(&self) -> SocketAddr {
         self.address
     }

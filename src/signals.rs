@@ -65,11 +65,6 @@ pub fn watch() -> io::Result<(Watch, Receiver<Signal>, Receiver<()>)> {
     Ok((Watch { handle, thread: Some(thread) }, stops, hang_ups))
 }
 
-impl Watch {
-    /// Ends the watch and waits for its thread.
-    pub fn close(self) {}
-}
-
 impl Drop for Watch {
     fn drop(&mut self) {
         self.handle.close();
@@ -105,7 +100,7 @@ mod tests {
             raise(SIGTERM).unwrap();
         }
         assert_eq!(receiver.recv_timeout(patience), Ok(Signal::Terminate));
-        watch.close();
+        drop(watch);
         // Whatever was still in the channel is at most its capacity; then it ends.
         assert!(receiver.try_iter().count() <= 2);
         assert_eq!(receiver.try_recv(), Err(crossbeam_channel::TryRecvError::Disconnected));

@@ -12,13 +12,13 @@ use std::time::SystemTime;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
-use super::json::Object;
 use super::letter::Letter;
 use super::table::Table;
 use super::{Error, Exit, claimed_at, say};
 use crate::config::{Dead, DeadAction, Filter, RedisAddress, Selection};
 use crate::envelope::Envelope;
 use crate::headers::is_credential;
+use crate::json::Object;
 use crate::queue::Pop;
 use crate::queue::redis::admin::{Entry, Operator, PAGE, Schedule, Whereabouts};
 use crate::queue::redis::list::RedisList;

@@ -2,11 +2,11 @@
 
 use std::io::{self, BufWriter, Write};
 
-use super::json::Object;
 use super::status::next_try;
 use super::table::Table;
 use super::{Error, Exit, claimed_at, say};
 use crate::config::{Endpoint, EndpointAction};
+use crate::json::Object;
 use crate::orders::{Before, Hand, MOST_PAUSED, Standing};
 use crate::queue::redis::admin::{LaneSeen, Operator, PAGE};
 use crate::queue::redis::list::RedisList;

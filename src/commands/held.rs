@@ -5,11 +5,11 @@ use std::collections::HashSet;
 use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
 
-use super::json::Object;
 use super::letter::{Letter, ending};
 use super::table::Table;
 use super::{Error, Exit, claimed_at, say};
 use crate::config::{Filter, RedisAddress, Selection};
+use crate::json::Object;
 use crate::queue::Id;
 use crate::queue::redis::admin::{Entry, Operator, PAGE, Place, Schedule, Whereabouts};
 use crate::text::{ago, at_ms, n_of};

@@ -9,11 +9,11 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 
 use super::endpoint::{Paused, paused};
-use super::json::{Object, array};
 use super::table::Table;
 use super::{Error, Exit, claimed_at};
 use crate::config::Status;
 use crate::envelope::Envelope;
+use crate::json::{Object, array};
 use crate::queue::redis::admin::{AgentSeen, LaneSeen, Operator, Overview, Schedule};
 use crate::queue::redis::list::RedisList;
 use crate::queue::redis::server::Server;

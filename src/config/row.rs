@@ -101,6 +101,7 @@ pub trait AnyRow: Sync {
     /// What it is for, in one line however long.
     fn help(&self) -> &'static str;
     /// Whether its default, if it has one, is one of its values.
+    #[cfg(test)]
     fn check_default(&self) -> Result<(), String>;
 }
 
@@ -136,6 +137,7 @@ impl<T> AnyRow for Row<T> {
         self.help
     }
 
+    #[cfg(test)]
     fn check_default(&self) -> Result<(), String> {
         self.default.map_or(Ok(()), |default| (self.parse)(default).map(drop))
     }

@@ -223,8 +223,8 @@ const FLOORS: [(&str, &[&str]); 6] = [
     (
         "words",
         &[
-            "text", "headers", "frames", "journal", "policy", "orders", "queue", "guard", "roots", "clock", "envelope",
-            "lanes",
+            "text", "json", "headers", "frames", "journal", "policy", "orders", "queue", "guard", "roots", "clock",
+            "envelope", "lanes",
         ],
     ),
     ("rules", &["peers", "claiming", "outbox", "metrics", "config"]),

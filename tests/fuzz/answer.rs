@@ -15,9 +15,9 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use acapy_deliver::guard::Guard;
-use acapy_deliver::policy::{self, Attempt, Outcome, Retry};
-use acapy_deliver::delivery::{Options, Poster};
+use acapy_deliver::internals::guard::Guard;
+use acapy_deliver::internals::policy::{self, Attempt, Outcome, Retry};
+use acapy_deliver::internals::delivery::{Options, Poster};
 use acapy_deliver::queue::History;
 
 /// An attempt that waits for more than it gets costs this much.

@@ -17,8 +17,8 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use acapy_deliver::policy::{self, Attempt, Failure, Outcome, Retry};
-use acapy_deliver::delivery::{Options, Poster};
+use acapy_deliver::internals::policy::{self, Attempt, Failure, Outcome, Retry};
+use acapy_deliver::internals::delivery::{Options, Poster};
 use acapy_deliver::queue::History;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;

@@ -7,8 +7,8 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use acapy_deliver::delivery::{Options, Poster, raise_descriptor_limit};
-use acapy_deliver::policy::Attempt;
+use acapy_deliver::internals::delivery::{Options, Poster, raise_descriptor_limit};
+use acapy_deliver::internals::policy::Attempt;
 
 /// Answers each request on each connection, one connection after the other per thread.
 fn start_server() -> String {

@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use acapy_deliver::delivery::proxy::Proxies;
-use acapy_deliver::delivery::{Options, Poster};
-use acapy_deliver::guard::Guard;
-use acapy_deliver::policy::{Attempt, Failure};
+use acapy_deliver::internals::delivery::Proxies;
+use acapy_deliver::internals::delivery::{Options, Poster};
+use acapy_deliver::internals::guard::Guard;
+use acapy_deliver::internals::policy::{Attempt, Failure};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 const PAYLOAD: &[u8] = b"{\"protected\":\"...\"}";

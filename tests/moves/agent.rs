@@ -7,13 +7,13 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use acapy_deliver::claiming::{Call, Claiming, Next, taken_over};
 use acapy_deliver::envelope::Envelope;
-use acapy_deliver::lanes::{Claim, Effects, Lanes, Limits};
-use acapy_deliver::orders::Orders;
-use acapy_deliver::outbox::{Held, Outbox};
-use acapy_deliver::peers::{Peers, between_beats};
-use acapy_deliver::policy::{self, Attempt, Outcome, Retry};
+use acapy_deliver::internals::claiming::{Call, Claiming, Next, taken_over};
+use acapy_deliver::internals::lanes::{Claim, Effects, Lanes, Limits};
+use acapy_deliver::internals::orders::Orders;
+use acapy_deliver::internals::outbox::{Held, Outbox};
+use acapy_deliver::internals::peers::{Peers, between_beats};
+use acapy_deliver::internals::policy::{self, Attempt, Outcome, Retry};
 use acapy_deliver::queue::{
     AgentNumber, Beat, Claimed, Fate, History, Id, Joined, Kept, LaneChange, Peer, Place, RawClaim, Settlement,
     WaitingLane,

@@ -8,10 +8,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use acapy_deliver::envelope::Envelope;
-use acapy_deliver::lanes::{Claim, Limits};
-use acapy_deliver::orders::Hand;
-use acapy_deliver::peers;
-use acapy_deliver::policy::{Attempt, Failure, Retry};
+use acapy_deliver::internals::lanes::{Claim, Limits};
+use acapy_deliver::internals::orders::Hand;
+use acapy_deliver::internals::peers;
+use acapy_deliver::internals::policy::{Attempt, Failure, Retry};
 use acapy_deliver::queue::{AgentNumber, Id, Peer, RawClaim};
 
 use crate::agent::{Ledger, SimAgent, Stop};

@@ -25,5 +25,5 @@ mod daemon {
     pub mod support;
 }
 // As in the crate itself, whose unit tests use the queue in memory too.
-use acapy_deliver::{orders, queue};
+use acapy_deliver::internals::{orders, queue};
 use daemon::support;

@@ -4,7 +4,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use acapy_deliver::peers;
+use acapy_deliver::internals::peers;
 
 use crate::attack::{Attack, On, Rules};
 use crate::scenarios::{self, Bench};

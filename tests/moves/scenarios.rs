@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use acapy_deliver::config::RedisAddress;
-use acapy_deliver::orders::{Before, Hand, MOST_PAUSED, Order, Orders, Standing};
-use acapy_deliver::queue::redis::list::{Keys, RedisList};
-use acapy_deliver::queue::redis::server::Server;
+use acapy_deliver::RedisAddress;
+use acapy_deliver::internals::orders::{Before, Hand, MOST_PAUSED, Order, Orders, Standing};
+use acapy_deliver::internals::queue::redis::list::{Keys, RedisList};
+use acapy_deliver::internals::queue::redis::server::Server;
 use acapy_deliver::queue::{
     AgentNumber, Bounds, Claimed, Error, FailedLane, Fate, History, Id, LaneChange, Peer, Place, Pop, Queue, RawClaim,
     Settlement, Source, Waited, Want,

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use acapy_deliver::config::RedisAddress;
-use acapy_deliver::orders::{Before, Hand, Orders};
-use acapy_deliver::queue::redis::list::{Keys, RedisList};
-use acapy_deliver::queue::redis::server::Server;
+use acapy_deliver::RedisAddress;
+use acapy_deliver::internals::orders::{Before, Hand, Orders};
+use acapy_deliver::internals::queue::redis::list::{Keys, RedisList};
+use acapy_deliver::internals::queue::redis::server::Server;
 use acapy_deliver::queue::{
     AgentNumber, Beat, Bounds, Claimed, Error, Id, Joined, LaneChange, Peer, Queue, Settlement, Source, WaitingLane,
 };

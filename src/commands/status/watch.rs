@@ -11,9 +11,9 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, Sender, bounded, select, tick};
 
 use super::{Bounds, Looker, Seen};
-use crate::commands::json::Object;
 use crate::commands::{Error, Exit};
 use crate::config::Status;
+use crate::json::Object;
 use crate::queue;
 use crate::queue::redis::admin::Overview;
 use crate::signals;
