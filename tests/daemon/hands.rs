@@ -2,6 +2,8 @@
 //! agents are at work, die and start, and Redis too.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -345,13 +347,25 @@ fn what_a_paused_endpoint_holds_up_grows_no_older() {
 }
 
 #[test]
-fn what_operators_order_is_not_odd_and_a_pause_that_nobody_ordered_is_mended() {
+fn what_is_paused_is_shown_and_not_odd_and_a_pause_that_nobody_ordered_is_mended() {
     let redis = Redis::start();
     let sink = Sink::new(|_| Answer::ok());
-    let _agent = Agent::start(&redis, &[]);
+    let agent = Agent::start(&redis, &["--status-addr", &format!("{}:0", Ipv4Addr::LOCALHOST)]);
     command(&redis.url(), &["endpoint", "pause", &sink.url()], 0);
     redis.push_all(numbered(&sink.url(), 3));
     eventually_eq("all wait", SOON, 3, || redis.counts().waiting);
+    agent.wait_log(&format!("paused by an operator: {}", sink.url()));
+    let log = agent.log();
+    let address = log.split("status is served at http://").nth(1).unwrap().split('/').next().unwrap();
+    let shows = |path: &str, text: &str| {
+        let mut page = String::new();
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();
+        let _ = stream.read_to_string(&mut page);
+        page.contains(text)
+    };
+    eventually("the metric counts it", SOON, || shows("/metrics", "\nacapy_deliver_queue_paused_endpoints 1\n"));
+    eventually("the page shows it", SOON, || shows("/", ">paused<") && shows("/", &sink.url()));
     let odd = |words: &[&str]| {
         let output = run_to_end(&[&["check", "-oq", &redis.url()], words].concat());
         stdout(&output).lines().filter(|line| line.contains("odd entries")).map(str::to_string).collect::<Vec<_>>()
