@@ -51,13 +51,13 @@ pub fn run(queue: &mut dyn Queue, dispatch: &Dispatch, retry_first: Duration) ->
                 reader.backoff = Backoff::default();
                 dispatch.journal.redis_back(Speaker::Reader);
             }
-            Err(Error::Unavailable(why)) => {
-                dispatch.journal.redis_lost(Speaker::Reader, &why);
+            Err(error) if !error.is_lasting() => {
+                dispatch.journal.redis_lost(Speaker::Reader, error.why());
                 // What Redis has of ours may be older than what we hold: compare as soon as it answers.
                 reader.claiming.doubt(Instant::now());
                 reader.backoff.pause(&dispatch.lease);
             }
-            Err(fatal) => return Err(fatal),
+            Err(lasting) => return Err(lasting),
         }
     }
     reader.hand_over_popped(queue);

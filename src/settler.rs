@@ -81,10 +81,10 @@ pub fn run(
                 dispatch.journal.redis_back(Speaker::Settler);
                 settler.listen(reports);
             }
-            Err(Error::Unavailable(why)) => {
-                dispatch.journal.redis_lost(Speaker::Settler, &why);
+            Err(error) if !error.is_lasting() => {
+                dispatch.journal.redis_lost(Speaker::Settler, error.why());
                 if settler.leaving {
-                    return Err(Error::Unavailable(why));
+                    return Err(error);
                 }
                 // What comes back may be an older copy: it learns first of all which numbers we have seen.
                 settler.next_beat = Instant::now();

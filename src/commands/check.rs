@@ -30,7 +30,7 @@ use crate::queue::redis::advice::Persistence;
 use crate::queue::redis::list::{Keys, RedisList};
 use crate::queue::redis::server::Server;
 use crate::queue::redis::{advice, sentinel};
-use crate::queue::{self, History, Pop};
+use crate::queue::{self, Denied, History, Pop};
 use crate::text::{ago, at_ms, n_of, spell, utc, visible};
 
 /// Clocks further apart than this make times hard to compare.
@@ -252,7 +252,7 @@ fn check_other_schedule(operator: &mut Operator, queue: &str, report: &mut Repor
         ),
         Ok(_) => Ok(()),
         // Not everybody has ever had another service: the account need not see what it left.
-        Err(error) if error.to_string().contains("NOPERM") => report.note(
+        Err(error @ queue::Error::NotPermitted(..)) => report.note(
             "adoption",
             format!("whether {owner} has put off something at '{key}' cannot be seen, and it would not be taken over: {error}"),
         ),
@@ -429,7 +429,7 @@ fn check_permissions(config: &Config, operator: &mut Operator, report: &mut Repo
     let wait = |refuses: &mut dyn FnMut(&Call) -> Option<queue::Error>| match config.pop {
         Pop::Blpop => ("BLPOP", refuses(&BLPOP)),
         Pop::Peek => match refuses(&BLMOVE) {
-            Some(error) if error.to_string().contains("unknown command") => ("BRPOPLPUSH", refuses(&BRPOPLPUSH)),
+            Some(queue::Error::NoCommand(_)) => ("BRPOPLPUSH", refuses(&BRPOPLPUSH)),
             answer => ("BLMOVE", answer),
         },
     };
@@ -455,13 +455,12 @@ fn check_permissions(config: &Config, operator: &mut Operator, report: &mut Repo
     match first_error {
         None => report.ok("permissions", format!("all {} commands of an agent", CALLS.len() + 1))?,
         Some(error) => {
-            let error = error.to_string();
-            let remedy = if error.contains("unknown command") {
+            let remedy = if matches!(error, queue::Error::NoCommand(_)) {
                 format!(
                     "this server does not know {}: a 'rename-command' in its configuration hides them, or it is not Redis",
                     missing.join(", ")
                 )
-            } else if error.contains("key") && !error.contains("the '") {
+            } else if matches!(error, queue::Error::NotPermitted(Denied::Key, _)) {
                 let queue = keys.queue();
                 let beside = keys.named("id").trim_end_matches("id");
                 format!(
@@ -554,8 +553,7 @@ impl Call {
 
 /// By the account, or because the server does not know the command.
 fn is_refused(error: &queue::Error) -> bool {
-    let text = error.to_string();
-    text.contains("NOPERM") || text.contains("unknown command") || text.contains("Unknown Redis command")
+    matches!(error, queue::Error::NotPermitted(..) | queue::Error::NoCommand(_))
 }
 
 fn check_clock(overview: &Overview, local: SystemTime, report: &mut Report) -> Result<(), Error> {

@@ -1212,7 +1212,7 @@ mod rules {
             ];
             for (name, result) in moves {
                 match result {
-                    Err(Error::Fatal(why)) => assert!(why.contains(&format!("'{wrong}'")), "{name}: {why}"),
+                    Err(Error::WrongType(why)) => assert!(why.contains(&format!("'{wrong}'")), "{name}: {why}"),
                     other => panic!("{name} with a wrong type at {wrong}: {other:?}"),
                 }
             }

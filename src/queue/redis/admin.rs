@@ -520,9 +520,9 @@ impl Operator {
 
     fn run(&mut self, script: fn(&Looks) -> &Move, arguments: &Arguments) -> Result<Value, Error> {
         match self.link.run(script(&self.looks), self.keys.all(), arguments) {
-            Err(Error::Fatal(why)) if why.contains("WRONGTYPE") => {
+            Err(Error::WrongType(why)) => {
                 let wrong = self.wrong_types().unwrap_or_default();
-                Err(Error::Fatal(wrong.first().map_or(why, ToString::to_string)))
+                Err(Error::WrongType(wrong.first().map_or(why, ToString::to_string)))
             }
             answer => answer,
         }

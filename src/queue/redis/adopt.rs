@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::connection::{Arguments, Failure, Link};
 use super::list::{Answer, RedisList, count, unexpected};
-use super::server::{is_answer, is_elsewhere};
+use super::server::is_answer;
 use crate::queue::{Adopted, Error, Id};
 
 /// Entries in one step. Their sizes are not known before they are read.
@@ -89,19 +89,15 @@ impl RedisList {
         let mut command = redis::cmd("ZRANGE");
         command.arg(key).arg(0).arg(AT_ONCE - 1).arg("WITHSCORES");
         let mut answer = self.adopting().query(&command);
-        if let Err(Error::Unavailable(why)) = &answer
-            && is_elsewhere(why)
-            && self.adopts_by.is_none()
-        {
+        if matches!(answer, Err(Error::Elsewhere(_))) && self.adopts_by.is_none() {
             // A Cluster: the node that we are at serves the queue, and not this key.
             self.adopts_by = Some(Link::new(self.link.server.clone(), key));
             answer = self.adopting().query(&command);
         }
         let mut answer = match answer {
             Ok(answer) => Answer::of(answer)?,
-            Err(Error::Fatal(why)) => return Ok(Err(why)),
             // What becomes of a node without our queue holds up nothing.
-            Err(Error::Unavailable(why)) if self.adopts_by.is_some() => return Ok(Err(why)),
+            Err(error) if error.is_lasting() || self.adopts_by.is_some() => return Ok(Err(error.to_string())),
             Err(error) => return Err(error),
         };
         let mut entries = Vec::new();

@@ -342,14 +342,14 @@ impl RedisList {
     pub(super) fn run(&mut self, script: fn(&Moves) -> &Move, arguments: &Arguments) -> Result<Value, Error> {
         let answer = self.link.run(script(&self.moves), &self.keys.all, arguments);
         match answer {
-            Err(Error::Fatal(why)) if why.contains("WRONGTYPE") => Err(self.name_wrong_type(why)),
+            Err(Error::WrongType(why)) => Err(self.name_wrong_type(why)),
             answer => answer,
         }
     }
 
     fn ask(&mut self, command: &redis::Cmd) -> Result<Value, Error> {
         match self.link.query(command) {
-            Err(Error::Fatal(why)) if why.contains("WRONGTYPE") => Err(self.name_wrong_type(why)),
+            Err(Error::WrongType(why)) => Err(self.name_wrong_type(why)),
             answer => answer,
         }
     }
@@ -367,14 +367,14 @@ impl RedisList {
                 && found != "none"
                 && found != expected(at)
             {
-                return Error::Fatal(format!(
+                return Error::WrongType(format!(
                     "key '{key}' at {} holds a {found}, where the queue keeps a {}: rename or delete it, or choose another '--queue'",
                     self.link.server.name(),
                     expected(at)
                 ));
             }
         }
-        Error::Fatal(why)
+        Error::WrongType(why)
     }
 
     /// Said once: the metric goes on counting.
@@ -460,7 +460,7 @@ impl RedisList {
                     return Ok(Some(Waited::Something));
                 }
                 match self.link.explain(Failure::Redis(error)) {
-                    Error::Fatal(why) if why.contains("WRONGTYPE") => Err(self.name_wrong_type(why)),
+                    Error::WrongType(why) => Err(self.name_wrong_type(why)),
                     error => Err(error),
                 }
             }
@@ -662,7 +662,7 @@ impl Queue for RedisList {
                     return Ok(Waited::Refused);
                 }
                 match self.link.explain(Failure::Redis(error)) {
-                    Error::Fatal(why) if why.contains("WRONGTYPE") => Err(self.name_wrong_type(why)),
+                    Error::WrongType(why) => Err(self.name_wrong_type(why)),
                     error => Err(error),
                 }
             }

@@ -32,7 +32,7 @@ pub(super) fn locate(server: &Server, key: &str) -> Result<Open, Error> {
     let mut answers = Vec::new();
     for node in &url.nodes {
         match search.from(node.clone(), Way::default()) {
-            Err(Error::Unavailable(why)) => answers.push(why),
+            Err(error) if !error.is_lasting() => answers.push(error.to_string()),
             answer => return answer,
         }
         if search.is_over() {
@@ -78,8 +78,8 @@ impl Search<'_> {
                     self.server.entry.led(newest.epoch);
                     return Ok(Open { epoch: newest.epoch, ..open });
                 }
-                Err(Error::Unavailable(why)) => answers.push(why),
-                fatal => return fatal,
+                Err(error) if !error.is_lasting() => answers.push(error.to_string()),
+                lasting => return lasting,
             }
             if self.is_over() {
                 break;
@@ -157,10 +157,8 @@ impl Way {
             }
             false => "",
         };
-        match error {
-            Error::Unavailable(why) => Error::Unavailable(format!("{}{why}{}", self.said, hint(&why))),
-            Error::Fatal(why) => Error::Fatal(format!("{}{why}", self.said)),
-        }
+        let is_lasting = error.is_lasting();
+        error.said(|why| format!("{}{why}{}", self.said, if is_lasting { "" } else { hint(&why) }))
     }
 }
 

@@ -122,11 +122,8 @@ fn begin(server: &Server, node: &Node, sentinels: &Sentinels, patience: Duration
 }
 
 fn none_answered(server: &Server, url: &QueueUrl, failed: Vec<Error>) -> Error {
-    let is_shut = failed.iter().any(|error| matches!(error, Error::Fatal(_)));
-    let text = |error| match error {
-        Error::Unavailable(why) | Error::Fatal(why) => why,
-    };
-    let mut why: Vec<String> = failed.into_iter().map(text).collect();
+    let is_shut = failed.iter().any(|error| error.is_lasting());
+    let mut why: Vec<String> = failed.iter().map(ToString::to_string).collect();
     let silent = url.nodes.len().saturating_sub(why.len());
     if silent > 0 {
         why.push(format!("{silent} did not answer"));

@@ -16,7 +16,7 @@ use super::stream::Connection;
 use crate::config::RedisAddress;
 use crate::config::queue_url::{Access, Node, QueueUrl};
 use crate::guard::{Own, is_of_this_machine};
-use crate::queue::Error;
+use crate::queue::{Denied, Error};
 use crate::roots::{Kept, add_file, read_identity, unfit};
 
 /// Where certificate and key are given.
@@ -255,12 +255,13 @@ impl Server {
             ));
         }
         if says("NOPERM") {
-            return Error::Fatal(format!(
-                "{name} does not permit what the agent needs: {text}; see 'acapy-deliver check'"
-            ));
+            // "… can't run this command …", "… no permissions to run the 'x' command", "… to access one of the keys …"
+            let denied = if says("key") && !says("the '") { Denied::Key } else { Denied::Command };
+            let why = format!("{name} does not permit what the agent needs: {text}; see 'acapy-deliver check'");
+            return Error::NotPermitted(denied, why);
         }
         if says("WRONGTYPE") {
-            return Error::Fatal(format!("{name} holds a value of the wrong type at a key of the queue: {text}"));
+            return Error::WrongType(format!("{name} holds a value of the wrong type at a key of the queue: {text}"));
         }
         if says("CROSSSLOT") {
             return Error::Fatal(format!(
@@ -270,6 +271,14 @@ impl Server {
         }
         if error.kind() == redis::ErrorKind::InvalidClientConfig {
             return Error::Fatal(format!("option '--outbound-queue': {name}: {text}"));
+        }
+        if says("unknown command") || says("Unknown Redis command") {
+            return Error::NoCommand(format!("{name}: {text}"));
+        }
+        if is_elsewhere(&text) {
+            return Error::Elsewhere(format!(
+                "{name}: the nodes of its Cluster do not agree on where the queue is ({text})"
+            ));
         }
         let why = if says("LOADING") {
             "it is still loading its data".to_string()
@@ -289,8 +298,6 @@ impl Server {
             format!("its Cluster does not work now ({text})")
         } else if says("TRYAGAIN") || says("ASK ") {
             "the queue's slot is just moving to another node of the Cluster".to_string()
-        } else if is_elsewhere(&text) {
-            format!("the nodes of its Cluster do not agree on where the queue is ({text})")
         } else if error.is_timeout() {
             let has_tls = self.address.url.access.has_tls && !self.entry.has_served.load(Ordering::Relaxed);
             let tls = if has_tls { "; does it speak TLS on this port? (None before 6.0 does.)" } else { "" };
@@ -307,7 +314,9 @@ impl Server {
         let text = wire_text(&error);
         let waits = ["LOADING", "MASTERDOWN", "READONLY", "BUSY", "OOM ", "max number of clients"];
         match self.explain(name, error) {
-            Error::Unavailable(_) if answered && !waits.iter().any(|code| text.contains(code)) => {
+            Error::Unavailable(_) | Error::NoCommand(_)
+                if answered && !waits.iter().any(|code| text.contains(code)) =>
+            {
                 // Before 6.0, and since.
                 let has_none = text.contains("no password is set") || text.contains("without any password configured");
                 let remedy = if has_none { "; it has no password: leave it out of the queue URL" } else { "" };
