@@ -386,6 +386,11 @@ impl Dispatch {
         self.inner().lanes.counts()
     }
 
+    /// Endpoints that operators have paused: how many, and at most so many of them.
+    pub fn paused_endpoints(&self, at_most: usize) -> (usize, Vec<String>) {
+        self.inner().lanes.paused(at_most)
+    }
+
     /// Lanes that are down: how many, and at most so many of them, those first that have failed for longest; what was
     /// never seen to fail from here is down by what others say, and comes last.
     pub fn down_lanes(&self, at_most: usize) -> (usize, Vec<DownLane>) {

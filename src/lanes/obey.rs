@@ -38,6 +38,15 @@ impl Lanes {
         self.orders = orders;
     }
 
+    /// Endpoints that are paused, for people: how many, and at most so many of them, by name.
+    pub fn paused(&self, at_most: usize) -> (usize, Vec<String>) {
+        let mut paused: Vec<String> = self.orders.paused().map(|(origin, _)| origin.clone()).collect();
+        let n = paused.len();
+        paused.sort_unstable();
+        paused.truncate(at_most);
+        (n, paused)
+    }
+
     /// The number of the orders that are known.
     pub fn orders_known(&self) -> u64 {
         self.orders.number

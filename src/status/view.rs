@@ -37,8 +37,34 @@ impl Status {
         }
     }
 
-    /// Those that all agents know to be failing, as Redis told it last, and after them those that only this one knows of.
+    /// Those that are not delivered to, and before them those that are paused and that nothing waits for.
     fn endpoints(&self, seen: Option<&Seen>, now: SystemTime) -> Listed<Endpoint> {
+        let mut listed = self.failing(seen, now);
+        let is_whole = listed.n == listed.lines.len();
+        let mut paused = self.dispatch.paused_endpoints(LINES).1;
+        for line in &mut listed.lines {
+            if let Some(at) = paused.iter().position(|origin| *origin == line.origin) {
+                paused.swap_remove(at);
+                (line.state, line.next_try) = ("paused", None);
+            }
+        }
+        // Where not all are here, those are counted already that something waits for.
+        listed.n += if is_whole { paused.len() } else { 0 };
+        let paused = paused.into_iter().map(|origin| Endpoint {
+            origin,
+            state: "paused",
+            waiting: None,
+            failures: 0,
+            next_try: None,
+            last_error: String::new(),
+        });
+        listed.lines.splice(0..0, paused);
+        listed.lines.truncate(LINES);
+        listed
+    }
+
+    /// Those that all agents know to be failing, as Redis told it last, and after them those that only this one knows of.
+    fn failing(&self, seen: Option<&Seen>, now: SystemTime) -> Listed<Endpoint> {
         let (n_here, here) = self.dispatch.down_lanes(LINES);
         let here = here.into_iter().map(|lane| Endpoint {
             origin: lane.origin.to_string(),

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::browser::Browser;
 use super::{ask_as, get, start, status_address};
-use crate::support::{Agent, Answer, Redis, SOON, Sink, eventually, ms, wire};
+use crate::support::{Agent, Answer, Redis, SOON, Sink, eventually, ms, run_to_end, wire};
 
 const PHONE: (u32, u32) = (390, 844);
 const DESKTOP: (u32, u32) = (1280, 800);
@@ -147,6 +147,33 @@ fn with_thousands_of_failing_endpoints_the_page_is_quick_and_bounded() {
     assert!(asked.elapsed() < ms(1000), "{:?}", asked.elapsed());
     redis.restart();
     page_with(address, &["<p class=\"state good\">delivering</p>"]);
+}
+
+#[test]
+fn a_paused_endpoint_is_on_the_page_whether_something_waits_for_it_or_not() {
+    let mut redis = Redis::start();
+    let sink = Sink::new(|_| Answer::ok());
+    let (agent, address) = start(&redis, &[]);
+    let with_waiting = sink.url().trim_end_matches('/').to_string();
+    for origin in [&with_waiting, "http://quiet.example:80"] {
+        let output = run_to_end(&["endpoint", "pause", "-oq", &redis.url(), origin]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+    }
+    agent.wait_log("paused by an operator");
+    redis.push(&wire::envelope(&sink.url(), b"x"));
+    let line = |origin: &str, waiting: &str| {
+        format!(
+            "<td><bdi>{origin}</bdi></td><td data-name=\"state\"><span>paused</span></td>\
+             <td class=\"n\" data-name=\"waiting\"><span>{waiting}</span></td>"
+        )
+    };
+    let (waits, quiet) = (line(&with_waiting, "1"), line("http://quiet.example:80", ""));
+    page_with(address, &[&waits, &quiet]);
+    assert_eq!(sink.n_requests(), 0);
+    // It is known while Redis is away, too.
+    redis.kill9();
+    agent.wait_log("Redis cannot be used");
+    page_with(address, &[&quiet, &waits, "Redis is away for"]);
 }
 
 #[test]
