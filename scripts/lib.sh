@@ -13,15 +13,17 @@ fail() {
 }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# need PROGRAM PACKAGE: has the program, or installs Debian's package of it, or says what to do.
+# need PROGRAM PACKAGE…: has the program, or installs Debian's packages of it, or says what to do.
 need() {
-    have "$1" && return
+    local program=$1
+    shift
+    have "$program" && return
     if [ "$(id -u)" != 0 ] || ! have apt-get; then
-        fail "$1 is missing; as root: apt-get install $2 (or what your system calls it), then try again"
+        fail "$program is missing; as root: apt-get install $* (or what your system calls it), then try again"
     fi
-    say "installing $2, for $1 is missing"
-    apt_install "$2"
-    have "$1" || fail "$2 is installed, but there is no $1 in PATH"
+    say "installing $*, for $program is missing"
+    apt_install "$@"
+    have "$program" || fail "$* is installed, but there is no $program in PATH"
 }
 
 # Installs packages without questions, and without the services in them being started or enabled:
