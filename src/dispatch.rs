@@ -194,11 +194,20 @@ impl Dispatch {
 
     /// Takes in what operators have ordered.
     pub fn obey(&self, orders: Orders) {
-        let mut effects = Effects::default();
-        let mut inner = self.inner();
-        inner.lanes.obey(orders, Instant::now(), &mut effects);
-        self.pauses_any.store(inner.lanes.pauses_any(), Ordering::SeqCst);
-        self.perform(inner, effects);
+        let mut orders = Some(orders);
+        loop {
+            let (mut effects, now) = (Effects::default(), Instant::now());
+            let mut inner = self.inner();
+            if let Some(orders) = orders.take() {
+                inner.lanes.obey(orders, now, &mut effects);
+                self.pauses_any.store(inner.lanes.pauses_any(), Ordering::SeqCst);
+            }
+            let has_more = inner.lanes.put_away(ADMITTED_AT_ONCE, now, &mut effects);
+            self.perform(inner, effects);
+            if !has_more {
+                return;
+            }
+        }
     }
 
     /// Whether something is held that might go out without another claim.

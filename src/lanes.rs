@@ -267,6 +267,8 @@ pub struct Lanes {
     round_up: bool,
     /// What operators have ordered, as far as known.
     orders: Orders,
+    /// Lanes that were paused while they held something.
+    to_put_away: Vec<usize>,
     random: u64,
 }
 
@@ -303,6 +305,7 @@ impl Lanes {
             lately_confirmed: Vec::new(),
             round_up: false,
             orders: Orders::default(),
+            to_put_away: Vec::new(),
             random: seed | 1,
         }
     }

@@ -249,6 +249,7 @@ impl Lanes {
         self.failed_slowly_without_slot.clear();
         self.exposed_without_slot.clear();
         self.watched.clear();
+        self.to_put_away.clear();
         n
     }
 }

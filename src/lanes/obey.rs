@@ -12,7 +12,8 @@ use crate::queue::{LaneChange, Source};
 const PAUSED: &str = "an operator has paused it";
 
 impl Lanes {
-    /// Takes in the orders that are in force; those known already change nothing.
+    /// Takes in the orders that are in force; those known already change nothing. What paused lanes hold is then to be
+    /// put away ([`Lanes::put_away`]).
     pub fn obey(&mut self, orders: Orders, now: Instant, effects: &mut Effects) {
         if self.orders == orders {
             return;
@@ -30,7 +31,7 @@ impl Lanes {
         for (origin, order) in &orders.by_origin {
             let Some(at) = self.lane_if(origin) else { continue };
             match order {
-                Order::Paused(_) => self.pause(at, now, effects),
+                Order::Paused(_) => self.pause(at, now),
                 Order::Try(_) if known.by_origin.get(origin) != Some(order) => self.try_now(at),
                 Order::Try(_) => {}
             }
@@ -47,9 +48,22 @@ impl Lanes {
         (n, paused)
     }
 
-    /// The number of the orders that are known.
-    pub fn orders_known(&self) -> u64 {
-        self.orders.number
+    /// Puts to wait what lanes hold that are paused by now, so many claims at most; whether there are more.
+    pub fn put_away(&mut self, at_most: usize, now: Instant, effects: &mut Effects) -> bool {
+        for _ in 0..at_most {
+            let Some(&at) = self.to_put_away.last() else { return false };
+            // Resumed meanwhile, it goes on with what it has.
+            let is_paused = self.lanes[at].is_paused;
+            let Some(claim) = self.change(at, |lane| if is_paused { lane.held.pop_front() } else { None }) else {
+                self.to_put_away.pop();
+                self.not_probing(at, now);
+                self.let_out(at, now, effects);
+                continue;
+            };
+            self.forget_held(&claim);
+            self.put_to_wait(&claim, None, now, effects);
+        }
+        !self.to_put_away.is_empty()
     }
 
     /// Whether anything is paused.
@@ -116,17 +130,16 @@ impl Lanes {
         self.by_origin.get(origin).copied()
     }
 
-    fn pause(&mut self, at: usize, now: Instant, effects: &mut Effects) {
+    fn pause(&mut self, at: usize, now: Instant) {
         if std::mem::replace(&mut self.lanes[at].is_paused, true) {
             return;
         }
         self.stop_wanting(at);
-        let held = self.change(at, |lane| std::mem::take(&mut lane.held));
-        for claim in held {
-            self.forget_held(&claim);
-            self.put_to_wait(&claim, None, now, effects);
+        if self.lanes[at].held.is_empty() {
+            self.not_probing(at, now);
+        } else {
+            self.to_put_away.push(at);
         }
-        self.not_probing(at, now);
     }
 
     /// The probe of a lane that is down has not gone out: it is not left to what would have become of that.

@@ -39,7 +39,7 @@ impl Lanes {
     pub(super) fn let_out(&mut self, at: usize, now: Instant, effects: &mut Effects) {
         loop {
             let lane = &self.lanes[at];
-            if lane.held.is_empty() {
+            if lane.held.is_empty() || lane.is_paused {
                 return;
             }
             let is_scout = !lane.has_room();

@@ -1337,6 +1337,7 @@ impl Scene {
     fn obey(&mut self, orders: Orders) {
         let mut effects = Effects::default();
         self.lanes.obey(orders, self.now, &mut effects);
+        while self.lanes.put_away(3, self.now, &mut effects) {}
         self.perform(effects);
     }
 }
@@ -1519,4 +1520,25 @@ fn holds() -> Vec<(&'static str, Duration)> {
     }
     assert!(scene.lanes.by_origin.len() > MOST_LANES * 9 / 10, "{}", scene.lanes.by_origin.len());
     holds
+}
+
+#[test]
+fn what_a_resumed_lane_has_not_put_away_goes_out() {
+    let mut scene = Scene::new(limits());
+    scene.widen(A);
+    scene.admit_many(A, 40);
+    let out = scene.n_out(A);
+    let mut effects = Effects::default();
+    scene.lanes.obey(paused(&[A], 1), scene.now, &mut effects);
+    assert!(scene.lanes.put_away(5, scene.now, &mut effects));
+    scene.perform(effects);
+    // Whatever else happens to it, nothing goes out meanwhile.
+    scene.finish(A, Outcome::Delivered);
+    assert_eq!((scene.n_out(A), scene.n_waiting(A)), (out - 1, 5));
+    scene.obey(paused(&[], 2));
+    assert_eq!((scene.n_out(A), scene.n_waiting(A)), (out, 5));
+    while scene.n_out(A) > 0 {
+        scene.finish(A, Outcome::Delivered);
+    }
+    assert_eq!(scene.lanes.shares, Shares::default());
 }

@@ -347,6 +347,7 @@ impl SimAgent {
         }
         let mut effects = Effects::default();
         self.lanes.obey(orders, now, &mut effects);
+        while self.lanes.put_away(3, now, &mut effects) {}
         self.perform(effects);
     }
 
