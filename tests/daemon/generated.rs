@@ -48,7 +48,7 @@ fn the_manual_page_is_clean_and_names_every_option_and_its_variable() {
     // Letters are printed over themselves where they are bold.
     let text = without_overstrikes(&text);
     let words: BTreeSet<&str> = text.split(|c: char| !(c.is_ascii_alphanumeric() || "-_".contains(c))).collect();
-    for command in ["run", "enqueue", "listen", "check", "status", "dead"] {
+    for command in ["run", "enqueue", "listen", "check", "status", "dead", "endpoint", "retry", "waiting"] {
         for option in options(command) {
             assert!(words.contains(option.as_str()), "no {option} of {command} in:\n{text}");
         }
@@ -77,6 +77,7 @@ fn offers(complete: impl Fn(&[&str]) -> BTreeSet<String>) {
     assert_eq!(complete(&["dead", ""]), words("list show replay drop export"));
     assert_eq!(complete(&["generate", "complete-"]), words("complete-bash complete-zsh complete-fish"));
     assert_eq!(complete(&["dead", "show", "--p"]), words("--payload"));
+    assert_eq!(complete(&["retry", "li"]), words("list"));
     assert_eq!(complete(&["status", "--l"]), words("--limit"));
     assert_eq!(complete(&["--ca-file", "roots"]), words("roots.pem"));
     assert_eq!(complete(&["enqueue", "roots"]), words("roots.pem"));
