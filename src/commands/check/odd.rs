@@ -8,7 +8,7 @@ use crate::config::Repair;
 use crate::queue;
 use crate::queue::redis::admin::Operator;
 use crate::queue::redis::admin::odd::{OddEntry, Remedy};
-use crate::queue::redis::list::KEY_NAMES;
+use crate::queue::redis::list::key_names;
 
 /// So many entries of a key are named; the others are counted.
 const NAMED: usize = 5;
@@ -19,7 +19,7 @@ const WHAT: &str = "odd entries";
 /// Looks through all keys.
 pub(super) fn check(operator: &mut Operator, repair: Repair, report: &mut Report) -> Result<(), Stop> {
     let mut all = 0;
-    for name in KEY_NAMES {
+    for name in key_names() {
         let key = operator.keys().named(name).to_string();
         let aside = operator.aside();
         let (mut seen, mut n) = (HashSet::new(), 0);

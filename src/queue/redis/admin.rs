@@ -20,23 +20,6 @@ pub const PAGE: usize = 500;
 /// Bytes of messages in one answer; the message that reaches it is still among them.
 const BYTES: usize = 4 << 20;
 
-/// The short names of a queue's keys and the type of each; the first is the queue itself.
-const TYPES: [(&str, &str); 13] = [
-    ("", "list"),
-    ("id", "string"),
-    ("messages", "hash"),
-    ("inflight", "zset"),
-    ("waiting", "zset"),
-    ("lanes", "zset"),
-    ("failures", "hash"),
-    ("retry", "zset"),
-    ("dead", "zset"),
-    ("history", "hash"),
-    ("recovered", "hash"),
-    ("agents", "zset"),
-    ("calls", "hash"),
-];
-
 /// An operator's view of one queue. Connections are opened when they are needed.
 pub struct Operator {
     link: Link,
@@ -508,11 +491,11 @@ impl Operator {
     /// If Redis cannot be asked.
     pub fn wrong_types(&mut self) -> Result<Vec<WrongType>, Error> {
         let mut wrong = Vec::new();
-        for (name, expected) in TYPES {
-            let key = if name.is_empty() { self.keys.queue() } else { self.keys.named(name) }.to_string();
-            let found: String = read(self.query(redis::cmd("TYPE").arg(&key))?)?;
+        let keys = self.keys.clone();
+        for (key, expected) in keys.types() {
+            let found: String = read(self.query(redis::cmd("TYPE").arg(key))?)?;
             if found != "none" && found != expected {
-                wrong.push(WrongType { key, found, expected });
+                wrong.push(WrongType { key: key.to_string(), found, expected });
             }
         }
         Ok(wrong)

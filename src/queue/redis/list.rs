@@ -5,29 +5,19 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use log::{info, warn};
+use log::warn;
 use redis::Value;
 
 use super::advice;
-use super::connection::{Arguments, Failure, Link, Move};
-use super::server::{Server, is_refusal, wire_text};
-use crate::orders::{Before, Hand, MOST_PAUSED, Orders, Standing};
+use super::connection::{Arguments, Link, Move};
+use super::server::Server;
+use crate::orders::Orders;
 use crate::queue::{
-    Adopted, AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, HIGHEST_NUMBER, History, Id, Joined,
-    LaneChange, Peer, Place, Pop, Queue, RawClaim, Settlement, Source, Waited, WaitingLane,
+    Adopted, AgentNumber, Beat, Bounds, Claimed, Error, FailedLane, Fate, History, Id, Joined, LaneChange, Peer, Place,
+    Pop, Queue, RawClaim, Settlement, Source, Waited, WaitingLane,
 };
-
-/// The longest and the shortest time that a wait blocks: a stop is to be noticed,
-/// and `0.001` blocks for ever on Redis 6.2.
-const LONGEST_WAIT: Duration = Duration::from_millis(500);
-const SHORTEST_WAIT: Duration = Duration::from_millis(20);
-
-/// No agent counts as far: what goes beyond it somebody else has written.
-const MOST_FAILURES: u32 = 1_000_000_000;
-/// Times of messages, in milliseconds, are later: this is in 2001.
-const FIRST_TIME: i64 = 1_000_000_000_000;
 
 /// The time of a lane that is paused, and of what is no message on the retry schedule: it never comes.
 pub(super) const NEVER: f64 = 9e15;
@@ -35,115 +25,18 @@ pub(super) const NEVER: f64 = 9e15;
 /// Ids in one call of the moves that take a list of them.
 const IDS_PER_CALL: usize = 500;
 
-/// The names of a queue's keys, all in the slot of the queue itself on a Cluster.
-#[derive(Clone, Debug)]
-pub struct Keys {
-    all: Vec<String>,
-}
+mod answer;
+mod keys;
+mod moves;
+mod orders;
+mod wait;
 
-/// The short names of a queue's keys, in the order in which every move is given them, after the queue's own.
-pub const KEY_NAMES: [&str; 12] = [
-    "id",
-    "messages",
-    "inflight",
-    "waiting",
-    "lanes",
-    "failures",
-    "retry",
-    "dead",
-    "history",
-    "recovered",
-    "agents",
-    "calls",
-];
-
-impl Keys {
-    /// The keys of the queue that has this one.
-    pub fn new(queue: &str) -> Keys {
-        let tagged = queue.find('{').is_some_and(|open| queue[open + 1..].find('}').is_some_and(|length| length > 0));
-        let beside = |name: &&str| if tagged { format!("{queue}:{name}") } else { format!("{{{queue}}}:{name}") };
-        let mut all = vec![queue.to_string()];
-        all.extend(KEY_NAMES.iter().map(beside));
-        Keys { all }
-    }
-
-    /// The LIST that ACA-Py pushes to.
-    pub fn queue(&self) -> &str {
-        &self.all[0]
-    }
-
-    /// One of the keys beside it, by its short name.
-    pub fn named(&self, name: &str) -> &str {
-        let at = KEY_NAMES.iter().position(|known| *known == name).expect("a key of the queue");
-        &self.all[at + 1]
-    }
-
-    /// All of them, the queue first.
-    pub fn all(&self) -> &[String] {
-        &self.all
-    }
-}
-
-pub(super) struct Moves {
-    join: Move,
-    claim: Move,
-    settle: Move,
-    beat: Move,
-    recover: Move,
-    give_back: Move,
-    has: Move,
-    restore: Move,
-    hasten: Move,
-    replay: Move,
-    drop: Move,
-    forget: Move,
-    order: Move,
-    still: Move,
-    retry: Move,
-    drop_waiting: Move,
-    pub(super) adopt: Move,
-    pub(super) adopted: Move,
-    /// The text of a script that names none of our keys.
-    pub(super) take: String,
-}
-
-impl Moves {
-    /// `clock`: for tests, the name of a key that holds the time in microseconds.
-    /// `edit`: for tests, what becomes of each text, named as its file.
-    fn new(clock: Option<&str>, edit: &dyn Fn(&str, String) -> String) -> Moves {
-        let edited = |name: &str, text: &str| edit(name, text.to_string());
-        let mut head = edited("head", include_str!("scripts/head.lua"));
-        if let Some(clock) = clock {
-            let simulated = format!(
-                "{{math.floor(redis.call('GET', '{clock}') / 1000000), redis.call('GET', '{clock}') % 1000000}}"
-            );
-            assert!(head.contains("redis.call('TIME')"), "the head reads the clock");
-            head = head.replace("redis.call('TIME')", &simulated);
-        }
-        let new = |name, body| Move::new(&head, &edited(name, body));
-        Moves {
-            join: new("join", include_str!("scripts/join.lua")),
-            claim: new("claim", include_str!("scripts/claim.lua")),
-            settle: new("settle", include_str!("scripts/settle.lua")),
-            beat: new("beat", include_str!("scripts/beat.lua")),
-            recover: new("recover", include_str!("scripts/recover.lua")),
-            give_back: new("give_back", include_str!("scripts/give_back.lua")),
-            has: new("has", include_str!("scripts/has.lua")),
-            restore: new("restore", include_str!("scripts/restore.lua")),
-            hasten: new("hasten", include_str!("scripts/hasten.lua")),
-            replay: new("replay", include_str!("scripts/replay.lua")),
-            drop: new("drop", include_str!("scripts/drop.lua")),
-            forget: new("forget", include_str!("scripts/forget.lua")),
-            order: new("order", include_str!("admin/order.lua")),
-            still: new("still", include_str!("admin/still.lua")),
-            retry: new("retry", include_str!("admin/retry.lua")),
-            drop_waiting: new("drop_waiting", include_str!("admin/drop_waiting.lua")),
-            adopt: new("adopt", include_str!("scripts/adopt.lua")),
-            adopted: new("adopted", include_str!("scripts/adopted.lua")),
-            take: edited("take", include_str!("scripts/take.lua")),
-        }
-    }
-}
+use answer::MOST_FAILURES;
+pub(crate) use answer::history;
+pub(super) use answer::{Answer, count, unexpected};
+pub use keys::{Keys, key_names};
+use moves::Moves;
+use wait::Unheard;
 
 /// The queue on a Redis LIST.
 pub struct RedisList {
@@ -163,21 +56,6 @@ pub struct RedisList {
     odd: Arc<AtomicU64>,
     /// For tests: the key that stands in for Redis's clock.
     clock: Option<String>,
-}
-
-/// Whether the value that a wait looks at can stay where it is. It is not read, and the
-/// largest that Redis holds is half a gigabyte: so its answer is better not sent. Where it is, one message of
-/// 100 MiB that wakes an agent makes it grow to 214 MiB (`limits::an_envelope_larger_than_the_bound…` allows 150).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Unheard {
-    /// Not tried yet.
-    Unknown,
-    Works,
-    /// The last wait ended before its time with nothing to show: the next is listened to, for it
-    /// may be refused.
-    Listen,
-    /// The server, or what stands before it, cannot do it.
-    Unusable,
 }
 
 impl RedisList {
@@ -260,74 +138,6 @@ impl RedisList {
         self.link.query(command)
     }
 
-    /// Makes dead messages due again, as if they had never been attempted; returns how many of them were dead.
-    pub fn replay(&mut self, ids: &[Id]) -> Result<usize, Error> {
-        self.on_ids(|moves| &moves.replay, None, ids)
-    }
-
-    /// Removes dead messages for good; returns how many of them were dead.
-    pub fn drop_dead(&mut self, ids: &[Id]) -> Result<usize, Error> {
-        self.on_ids(|moves| &moves.drop, None, ids)
-    }
-
-    /// Makes what is on the retry schedule due now; returns how many of them were there.
-    pub fn retry_now(&mut self, ids: &[Id]) -> Result<usize, Error> {
-        self.on_ids(|moves| &moves.retry, None, ids)
-    }
-
-    /// Removes for good what waits for its endpoint, given by origin and id; returns how many of them waited.
-    pub fn drop_waiting(&mut self, waiting: &[(String, Id)]) -> Result<usize, Error> {
-        let mut n = 0;
-        for some in waiting.chunks(IDS_PER_CALL) {
-            let mut arguments = Arguments::default();
-            for (origin, id) in some {
-                arguments.text(origin).sixteen(id.0);
-            }
-            n += count(self.run(|moves| &moves.drop_waiting, &arguments)?)?;
-        }
-        Ok(n)
-    }
-
-    /// Gives an order for these endpoints, each named once; `None`, and nothing is done, if more would be paused than
-    /// may be. Returns what they were before. If it is dry, nothing is done.
-    pub fn order(&mut self, hand: Hand, dry: bool, origins: &[String]) -> Result<Option<Vec<Before>>, Error> {
-        let mut arguments = Arguments::default();
-        arguments.text(hand).flag(dry).text(MOST_PAUSED);
-        for origin in origins {
-            arguments.text(origin);
-        }
-        let mut answer = Answer::of(self.run(|moves| &moves.order, &arguments)?)?;
-        if answer.text()? != "ok" {
-            return Ok(None);
-        }
-        let mut all = Vec::new();
-        while answer.more() {
-            all.push(before(&mut answer.list()?)?);
-        }
-        if hand == Hand::Pause && !dry {
-            for origin in origins {
-                self.stand_still(origin)?;
-            }
-        }
-        Ok(Some(all))
-    }
-
-    /// What waits for a paused endpoint grows no older.
-    fn stand_still(&mut self, origin: &str) -> Result<(), Error> {
-        let mut after = Vec::new();
-        loop {
-            let mut arguments = Arguments::default();
-            arguments.text(origin).bytes(&after).text(IDS_PER_CALL);
-            let Value::BulkString(last) = self.run(|moves| &moves.still, &arguments)? else {
-                return Err(unexpected("what stands still"));
-            };
-            if last.is_empty() {
-                return Ok(());
-            }
-            after = last;
-        }
-    }
-
     /// By Redis's clock.
     fn now_ms(&mut self) -> Result<i64, Error> {
         if let Some(key) = &self.clock {
@@ -340,7 +150,7 @@ impl RedisList {
     }
 
     pub(super) fn run(&mut self, script: fn(&Moves) -> &Move, arguments: &Arguments) -> Result<Value, Error> {
-        let answer = self.link.run(script(&self.moves), &self.keys.all, arguments);
+        let answer = self.link.run(script(&self.moves), self.keys.all(), arguments);
         match answer {
             Err(Error::WrongType(why)) => Err(self.name_wrong_type(why)),
             answer => answer,
@@ -356,21 +166,15 @@ impl RedisList {
 
     /// Redis does not say at which key it found the wrong type: so look.
     fn name_wrong_type(&mut self, why: String) -> Error {
-        let expected = |at: usize| match at {
-            0 => "list",
-            1 => "string",
-            2 | 6 | 9 | 10 | 12 => "hash",
-            _ => "zset",
-        };
-        for (at, key) in self.keys.all.clone().iter().enumerate() {
+        let keys = self.keys.clone();
+        for (key, kind) in keys.types() {
             if let Ok(Value::SimpleString(found)) = self.link.query(redis::cmd("TYPE").arg(key))
                 && found != "none"
-                && found != expected(at)
+                && found != kind
             {
                 return Error::WrongType(format!(
-                    "key '{key}' at {} holds a {found}, where the queue keeps a {}: rename or delete it, or choose another '--queue'",
+                    "key '{key}' at {} holds a {found}, where the queue keeps a {kind}: rename or delete it, or choose another '--queue'",
                     self.link.server.name(),
-                    expected(at)
                 ));
             }
         }
@@ -418,93 +222,6 @@ impl RedisList {
         let state = answer.text()?;
         let n = answer.number()?;
         Ok((state == "moved").then_some(n as usize))
-    }
-
-    /// Waits without having the value sent, and then looks whether there is one. `None` if the
-    /// wait is to be made, or made again, with its answer listened to.
-    fn wait_unheard(&mut self, at_most: Duration) -> Result<Option<Waited>, Error> {
-        match self.unheard {
-            Unheard::Unknown | Unheard::Works => {}
-            Unheard::Listen => {
-                self.unheard = Unheard::Works;
-                return Ok(None);
-            }
-            Unheard::Unusable => return Ok(None),
-        }
-        let begun = Instant::now();
-        let length = redis::cmd("LLEN").arg(self.keys.queue()).to_owned();
-        let longest = if self.has_fractions { LONGEST_WAIT } else { LONGEST_WAIT * 2 };
-        match self.link.query_unheard(&self.wait_command(at_most), &length, longest) {
-            Ok(Value::Int(length)) => {
-                let ended_early = begun.elapsed() < at_most.clamp(SHORTEST_WAIT, LONGEST_WAIT);
-                self.unheard = if length == 0 && ended_early { Unheard::Listen } else { Unheard::Works };
-                Ok(Some(if length == 0 { Waited::Nothing } else { Waited::Something }))
-            }
-            Ok(_) => {
-                self.unheard = Unheard::Unusable;
-                Ok(None)
-            }
-            Err(Failure::Ours(error)) => Err(error),
-            Err(Failure::Redis(error)) => {
-                if is_refusal(&error) {
-                    // Of CLIENT REPLY; if it was of the rest, that will be heard.
-                    self.unheard = Unheard::Unusable;
-                    return Ok(None);
-                }
-                if self.unheard == Unheard::Unknown && error.code().is_none() {
-                    // What stands before the server may have cut us off for it.
-                    self.unheard = Unheard::Unusable;
-                }
-                if error.is_timeout() {
-                    // What is asked next, on another connection, will tell whether Redis is there.
-                    return Ok(Some(Waited::Something));
-                }
-                match self.link.explain(Failure::Redis(error)) {
-                    Error::WrongType(why) => Err(self.name_wrong_type(why)),
-                    error => Err(error),
-                }
-            }
-        }
-    }
-
-    fn without_blmove(&self) -> &'static str {
-        if self.ordered {
-            "this Redis has no BLMOVE (6.2): so that the order holds, the queue is asked ten times a second"
-        } else {
-            "this Redis has no BLMOVE (6.2): BRPOPLPUSH waits in its place, which may put the newest message first"
-        }
-    }
-
-    /// Where a wait would take a whole second, and what is due before would be late.
-    fn wait_by_asking(&mut self, at_most: Duration) -> Result<Waited, Error> {
-        std::thread::sleep(at_most.clamp(SHORTEST_WAIT, SHORTEST_WAIT * 5));
-        let length = redis::cmd("LLEN").arg(self.keys.queue()).to_owned();
-        match self.link.query(&length)? {
-            Value::Int(0) => Ok(Waited::Nothing),
-            _ => Ok(Waited::Something),
-        }
-    }
-
-    fn wait_command(&self, at_most: Duration) -> redis::Cmd {
-        let key = self.keys.queue();
-        let seconds = at_most.clamp(SHORTEST_WAIT, LONGEST_WAIT).as_secs_f64();
-        let mut command;
-        if self.pop == Pop::Blpop {
-            command = redis::cmd("BLPOP");
-            command.arg(key);
-        } else if self.has_blmove {
-            command = redis::cmd("BLMOVE");
-            command.arg(key).arg(key).arg("LEFT").arg("LEFT");
-        } else {
-            command = redis::cmd("BRPOPLPUSH");
-            command.arg(key).arg(key);
-        }
-        if self.has_fractions {
-            command.arg(seconds)
-        } else {
-            command.arg(1)
-        };
-        command
     }
 }
 
@@ -621,52 +338,7 @@ impl Queue for RedisList {
     }
 
     fn wait(&mut self, at_most: Duration) -> Result<Waited, Error> {
-        if self.ordered && !self.has_blmove {
-            // BRPOPLPUSH turns the list, and so would break the order of more than one.
-            std::thread::sleep(at_most.clamp(SHORTEST_WAIT, SHORTEST_WAIT * 5));
-            return Ok(Waited::Something);
-        }
-        if !self.has_fractions && at_most < LONGEST_WAIT {
-            return self.wait_by_asking(at_most);
-        }
-        if self.pop == Pop::Peek
-            && let Some(waited) = self.wait_unheard(at_most)?
-        {
-            return Ok(waited);
-        }
-        let command = self.wait_command(at_most);
-        match self.link.query_blocking(&command, LONGEST_WAIT * 2) {
-            Ok(Value::Nil) => Ok(Waited::Nothing),
-            Ok(Value::Array(values)) if self.pop == Pop::Blpop => match values.into_iter().nth(1) {
-                Some(Value::BulkString(bytes)) => Ok(Waited::Popped(bytes)),
-                _ => Ok(Waited::Nothing),
-            },
-            Ok(_) => Ok(Waited::Something),
-            Err(Failure::Ours(error)) => Err(error),
-            Err(Failure::Redis(error)) => {
-                let text = wire_text(&error);
-                if self.has_blmove && text.contains("unknown command") {
-                    self.has_blmove = false;
-                    info!("{}", self.without_blmove());
-                    return self.wait(at_most);
-                }
-                if self.has_fractions && text.contains("not an integer") {
-                    self.has_fractions = false;
-                    info!("this Redis waits whole seconds (fractions: 6.0): what falls due may be half a second late");
-                    return self.wait(at_most);
-                }
-                if text.contains("OOM ") {
-                    if self.unheard != Unheard::Unusable {
-                        self.unheard = Unheard::Listen;
-                    }
-                    return Ok(Waited::Refused);
-                }
-                match self.link.explain(Failure::Redis(error)) {
-                    Error::WrongType(why) => Err(self.name_wrong_type(why)),
-                    error => Err(error),
-                }
-            }
-        }
+        self.wait_for_something(at_most)
     }
 
     fn settle(
@@ -885,109 +557,4 @@ fn settle_arguments(me: AgentNumber, call: u64, settlements: &[Settlement], chan
 fn orders(answer: &mut Answer) -> Result<Orders, Error> {
     let number = answer.lossy()?.parse().unwrap_or(0);
     Ok(Orders::read(number, &answer.lossy()?))
-}
-
-fn before(answer: &mut Answer) -> Result<Before, Error> {
-    let (state, time) = (answer.text()?, answer.text()?);
-    let messages = answer.number()?.max(0) as u64;
-    let failures = answer.number_in_text()?;
-    let time = || time.parse().map_err(|_| unexpected("a time"));
-    let standing = match state.as_str() {
-        "paused" => Standing::Paused(time()?),
-        "probed" => Standing::Probed,
-        "down" => Standing::Down(time()?),
-        "due" => Standing::Due,
-        "up" => Standing::Up,
-        "new" => Standing::New,
-        _ => Standing::Unknown,
-    };
-    Ok(Before { standing, messages, failures })
-}
-
-/// `attempts own first error`, as `settle` writes it; `+age` in the place of `first` while it grows no older. Nothing
-/// is older than its claim: what was noted before that, was noted by a clock that was behind.
-pub(crate) fn history(record: &[u8], id: Id, now_ms: i64) -> History {
-    let record = String::from_utf8_lossy(record);
-    let mut words = record.splitn(4, ' ');
-    let mut stands_still = false;
-    let mut number = || {
-        let word = words.next()?;
-        stands_still = word.starts_with('+');
-        word.parse::<i64>().ok()
-    };
-    let (attempts, own_failures, first) = (number(), number(), number());
-    let first = if stands_still { first.and_then(|age| now_ms.checked_sub(age)) } else { first };
-    let count = |n: Option<i64>, most: u32| n.unwrap_or(0).clamp(0, i64::from(most)) as u32;
-    let first = first.filter(|first| (FIRST_TIME..HIGHEST_NUMBER as i64).contains(first));
-    let claimed = Some(id.claimed_ms()).filter(|claimed| *claimed <= now_ms).unwrap_or(0);
-    let first = first.map(|first| first.max(claimed));
-    History {
-        attempts: count(attempts, u32::MAX),
-        own_failures: count(own_failures, MOST_FAILURES),
-        age: first.map(|first| Duration::from_millis((now_ms - first).max(0) as u64)),
-        last_error: words.next().unwrap_or_default().to_string(),
-    }
-}
-
-pub(super) fn unexpected(what: &str) -> Error {
-    Error::Unavailable(format!("an answer of Redis is not what the move returns: {what}"))
-}
-
-pub(super) fn count(value: Value) -> Result<usize, Error> {
-    match value {
-        Value::Int(n) => Ok(n.max(0) as usize),
-        _ => Err(unexpected("a count")),
-    }
-}
-
-/// An answer's values, taken one by one; bytes are moved, not copied.
-pub(super) struct Answer(std::vec::IntoIter<Value>);
-
-impl Answer {
-    pub(super) fn of(value: Value) -> Result<Answer, Error> {
-        match value {
-            Value::Array(values) => Ok(Answer(values.into_iter())),
-            _ => Err(unexpected("a list")),
-        }
-    }
-
-    pub(super) fn more(&self) -> bool {
-        self.0.len() > 0
-    }
-
-    pub(super) fn bytes(&mut self) -> Result<Vec<u8>, Error> {
-        match self.0.next() {
-            Some(Value::BulkString(bytes)) => Ok(bytes),
-            Some(Value::SimpleString(text)) => Ok(text.into_bytes()),
-            _ => Err(unexpected("bytes")),
-        }
-    }
-
-    /// Text of which others may have written a part.
-    fn lossy(&mut self) -> Result<String, Error> {
-        Ok(String::from_utf8_lossy(&self.bytes()?).into_owned())
-    }
-
-    pub(super) fn text(&mut self) -> Result<String, Error> {
-        String::from_utf8(self.bytes()?).map_err(|_| unexpected("text"))
-    }
-
-    fn number(&mut self) -> Result<i64, Error> {
-        match self.0.next() {
-            Some(Value::Int(n)) => Ok(n),
-            _ => Err(unexpected("a number")),
-        }
-    }
-
-    fn number_in_text(&mut self) -> Result<u64, Error> {
-        self.text()?.parse().map_err(|_| unexpected("a number"))
-    }
-
-    pub(super) fn id(&mut self) -> Result<Id, Error> {
-        Ok(Id(self.number_in_text()?))
-    }
-
-    fn list(&mut self) -> Result<Answer, Error> {
-        Answer::of(self.0.next().ok_or_else(|| unexpected("a list"))?)
-    }
 }
