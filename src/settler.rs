@@ -6,23 +6,23 @@
 //! The beat comes first: everything that may be long (taking back, burying,
 //! removing) is done one bounded call at a time between two looks at the clock.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use log::{debug, error, info, warn};
+use log::{debug, warn};
 
 use crate::backoff::Backoff;
-use crate::claiming::taken_over;
 use crate::dispatch::{Dispatch, Report};
 use crate::journal::Speaker;
 use crate::lease::Thread;
 use crate::metrics::add;
 use crate::outbox::Outbox;
 use crate::peers::{Peers, between_beats};
-use crate::queue::{AgentNumber, Error, Fate, Id, Peer, Queue, Settlement};
-use crate::text::spell;
+use crate::queue::{AgentNumber, Error, Queue, Settlement};
+use chores::Chore;
+use registration::{BEAT_OF_THE_STUCK, REJOIN_MIN};
 
 /// Settlements in one call at most; measured: 0.4 to 0.7 ms of Redis for 256 delivered.
 const BATCH: usize = 512;
@@ -33,20 +33,8 @@ const LINGER: Duration = Duration::from_millis(1);
 const AT_ONCE: usize = 500;
 /// Bytes that are put back in one call, beside the message that reaches it.
 const RESTORED_BYTES: usize = 4 << 20;
-/// How often dead letters past their keeping are looked for.
-const FORGET_EVERY: Duration = Duration::from_secs(60);
-/// How often it is looked for what another delivery service has put off: it may be at work for a while yet.
-const ADOPT_EVERY: Duration = Duration::from_secs(60);
-/// Lanes that other agents may have closed are looked at so many a beat, in turn.
-const LANES_PER_BEAT: usize = 1000;
-/// A reader that has not turned for two leases, and not for this long, is stuck: while it waits for
-/// Redis (to connect, for an answer, until the next try) it may take as long.
-const READER_WAITS: Duration = Duration::from_secs(16);
-/// So often it is looked whether such a reader turns again.
-const BEAT_OF_THE_STUCK: Duration = Duration::from_secs(1);
-/// An agent that the queue forgets again and again joins again after pauses that grow from this to the longer.
-const REJOIN_MIN: Duration = Duration::from_millis(500);
-const REJOIN_MAX: Duration = Duration::from_secs(10);
+mod chores;
+mod registration;
 
 /// What the settler goes by.
 #[derive(Clone, Debug)]
@@ -101,18 +89,6 @@ pub fn run(
             Err(fatal) => return Err(fatal),
         }
     }
-}
-
-/// What is too long for one call: done a call at a time.
-enum Chore {
-    /// Taking back what a dead agent had in flight; how much it was so far.
-    Recover(Peer, usize),
-    /// Removing dead letters past their keeping.
-    Forget(Duration, usize),
-    /// Taking over what another delivery service has put off; from whom, how much it was so far.
-    Adopt(String, usize),
-    /// Making due what a clock that went back has put off too far.
-    Hasten(Duration, usize),
 }
 
 struct Settler<'a> {
@@ -186,23 +162,6 @@ impl Settler<'_> {
         Ok(false)
     }
 
-    /// An agent that cannot claim must not keep what it holds from the others: its lease is not renewed,
-    /// until the reader turns again.
-    fn reader_is_stuck(&mut self) -> bool {
-        let since = self.dispatch.lease.since_turn(Thread::Reader);
-        let stuck = since > (self.options.lease * 2).max(READER_WAITS);
-        if stuck && !self.said_stuck {
-            error!(
-                "the reader has not turned for {}: this agent lets its lease run out, so that others take over",
-                spell(since)
-            );
-        } else if !stuck && self.said_stuck {
-            info!("the reader turns again: the lease is renewed");
-        }
-        self.said_stuck = stuck;
-        stuck
-    }
-
     /// Takes in reports: waits for the first until something is due, then a moment for more.
     fn listen(&mut self, reports: &Receiver<Report>) {
         let until = match self.number {
@@ -233,11 +192,6 @@ impl Settler<'_> {
             Report::Gone(_) => {}
             Report::Leave => self.leaving = true,
         }
-    }
-
-    fn unregistered(&mut self) {
-        self.dispatch.lease.unregistered();
-        self.number = None;
     }
 
     fn settle(&mut self, queue: &mut dyn Queue) -> Result<(), Error> {
@@ -286,184 +240,6 @@ impl Settler<'_> {
             debug!("message {} is not ours any more: {why}", one.id);
         }
         self.dispatch.confirmed(settlements);
-    }
-
-    /// One call of the chore that has waited longest.
-    fn do_chore(&mut self, queue: &mut dyn Queue) -> Result<(), Error> {
-        let Some(number) = self.number else { return Ok(()) };
-        if let Some(age) = self.options.keep_dead
-            && Instant::now() >= self.next_forget
-        {
-            self.next_forget = Instant::now() + FORGET_EVERY;
-            self.chores.push_back(Chore::Forget(age, 0));
-        }
-        if Instant::now() >= self.next_adopt {
-            self.next_adopt = Instant::now() + ADOPT_EVERY;
-            self.chores.push_back(Chore::Adopt(String::new(), 0));
-        }
-        let Some(mut chore) = self.chores.pop_front() else { return Ok(()) };
-        if let Chore::Adopt(from, so_far) = chore {
-            return self.adopt(queue, from, so_far);
-        }
-        match self.one_call(queue, number, &mut chore) {
-            Ok(Some(n)) if n >= AT_ONCE => self.chores.push_back(chore),
-            Ok(Some(_)) => self.done(chore),
-            Ok(None) => {}
-            Err(error) => {
-                self.chores.push_front(chore);
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    /// A call of taking over what another service has put off. What hinders it is said once, and tried again
-    /// a minute later.
-    fn adopt(&mut self, queue: &mut dyn Queue, from: String, so_far: usize) -> Result<(), Error> {
-        let adopted = match queue.adopt(self.dispatch.lease.seen()) {
-            Ok(adopted) => adopted,
-            Err(error) => {
-                self.chores.push_front(Chore::Adopt(from, so_far));
-                return Err(error);
-            }
-        };
-        let (from, so_far) = (if adopted.from.is_empty() { from } else { adopted.from }, so_far + adopted.messages);
-        if adopted.more {
-            self.chores.push_back(Chore::Adopt(from, so_far));
-        } else if so_far > 0 {
-            info!("{so_far} messages that were put off by {from} are taken over, and due when they were");
-        }
-        if let Some(why) = &adopted.hindrance
-            && self.hindrance != adopted.hindrance
-        {
-            warn!("{why}");
-        }
-        self.hindrance = adopted.hindrance;
-        Ok(())
-    }
-
-    /// How many messages it was about; `None` if the chore is not to be done.
-    fn one_call(&self, queue: &mut dyn Queue, me: AgentNumber, chore: &mut Chore) -> Result<Option<usize>, Error> {
-        // What is too old is so by a clock that goes on as it did when it was last looked at.
-        let latest = self.dispatch.lease.latest();
-        let (n, so_far) = match chore {
-            Chore::Recover(dead, recovered) => {
-                // Refused: it lives.
-                let Some(n) = queue.recover(me, dead, AT_ONCE)? else { return Ok(None) };
-                // The first call signs the dead agent off; the rest of its messages are nobody's.
-                dead.lease = None;
-                (n, recovered)
-            }
-            Chore::Forget(age, removed) => (queue.forget_dead(*age, AT_ONCE, latest)?, removed),
-            Chore::Hasten(longest, hastened) => (queue.hasten(*longest, AT_ONCE)?, hastened),
-            Chore::Adopt(..) => return Ok(None),
-        };
-        *so_far += n;
-        Ok(Some(n))
-    }
-
-    fn done(&mut self, chore: Chore) {
-        match chore {
-            Chore::Recover(dead, recovered) => {
-                self.peers.forget(dead.number);
-                add(&self.dispatch.metrics.recovered, recovered as u64);
-                if recovered > 0 {
-                    warn!("agent {} is dead: {recovered} messages that it had in flight are due again", dead.number);
-                } else {
-                    info!("agent {} is dead; it had nothing in flight", dead.number);
-                }
-            }
-            Chore::Forget(age, removed) if removed > 0 => {
-                info!("{removed} dead messages older than {} removed for good", spell(age));
-            }
-            Chore::Hasten(longest, n) if n > 0 => {
-                warn!(
-                    "{n} messages and endpoints were due in over {}, too late since Redis's clock was ahead: they are due now",
-                    spell(longest)
-                );
-            }
-            _ => {}
-        }
-    }
-
-    fn join(&mut self, queue: &mut dyn Queue) -> Result<(), Error> {
-        if !self.prepared {
-            for line in queue.prepare()? {
-                warn!("{line}");
-            }
-            self.prepared = true;
-        }
-        let old = self.dispatch.lease.number();
-        let sent = Instant::now();
-        let joined = queue.join(self.options.lease, old, self.dispatch.lease.seen())?;
-        let known = if joined.old == Fate::Recovered { HashSet::new() } else { self.known_of_held(queue)? };
-        self.outbox.joined(old, joined.old);
-        if old.is_none() {
-            // Later steps are seen from one beat to the next.
-            self.dispatch.lease.note_set_back(joined.set_back);
-        }
-        self.number = Some(joined.number);
-        self.peers.clear();
-        self.chores.retain(|chore| !matches!(chore, Chore::Recover(..)));
-        self.dispatch.lease.see(joined.number.0);
-        self.dispatch.registered(joined.number, sent, taken_over(old, joined.old, |id| known.contains(&id)));
-        // The first look at the others is at once: a predecessor that died is known after one lease.
-        self.next_beat = Instant::now();
-        // A queue that forgets us time and again is not asked to remember us without a pause.
-        if self.next_join + REJOIN_MAX < sent {
-            self.join_pause = REJOIN_MIN;
-        }
-        self.next_join = sent + self.join_pause;
-        self.join_pause = (self.join_pause * 2).min(REJOIN_MAX);
-        debug!("registered as agent {}", joined.number);
-        Ok(())
-    }
-
-    /// Of what is held, what the queue has, wherever.
-    fn known_of_held(&self, queue: &mut dyn Queue) -> Result<HashSet<Id>, Error> {
-        let held = self.dispatch.held();
-        let known = queue.has(&held)?;
-        Ok(held.into_iter().zip(known).filter(|(_, known)| *known).map(|(id, _)| id).collect())
-    }
-
-    fn beat(&mut self, queue: &mut dyn Queue) -> Result<(), Error> {
-        let Some(number) = self.number else { return Ok(()) };
-        let sent = Instant::now();
-        let beat = queue.beat(number, self.options.lease, self.dispatch.lease.seen(), self.options.longest_delay)?;
-        self.dispatch.lease.note_clock(beat.at, sent);
-        self.dispatch.lease.see(beat.numbered);
-        self.next_beat = sent + between_beats(self.options.lease);
-        if !beat.registered {
-            warn!("the queue does not know this agent any more; joining again");
-            self.unregistered();
-            return Ok(());
-        }
-        self.dispatch.lease.beat_confirmed(sent);
-        for dead in self.peers.look_at(&beat.peers, self.options.lease, sent) {
-            let is_known = |chore: &Chore| matches!(chore, Chore::Recover(known, _) if known.number == dead.number);
-            if !self.chores.iter().any(is_known) {
-                self.chores.push_front(Chore::Recover(dead, 0));
-            }
-        }
-        // After a step back what was put off is due too late by the step. Half of it: some of that was overdue;
-        // what was really put off for longer is attempted once too early.
-        if let Some(by) = self.dispatch.lease.take_set_back() {
-            self.chores.push_back(Chore::Hasten(by / 2, 0));
-        }
-        let hastens = |chore: &Chore| matches!(chore, Chore::Hasten(..));
-        if let Some(longest) = beat.beyond
-            && !self.chores.iter().any(hastens)
-        {
-            self.chores.push_back(Chore::Hasten(longest, 0));
-        }
-        // Lanes that are about to be due at once are better not learned as due in hours.
-        if !beat.peers.is_empty() && !self.chores.iter().any(hastens) {
-            let asked = Instant::now();
-            let lanes = queue.some_lanes(self.next_lane, LANES_PER_BEAT)?;
-            self.next_lane = if lanes.len() < LANES_PER_BEAT { 0 } else { self.next_lane + lanes.len() };
-            self.dispatch.learn(&lanes, asked);
-        }
-        Ok(())
     }
 }
 
