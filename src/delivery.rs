@@ -319,11 +319,6 @@ impl Poster {
         self.tls.roots()
     }
 
-    /// The settings of TLS towards endpoints.
-    pub(crate) fn tls_settings(&self) -> Arc<rustls::ClientConfig> {
-        self.tls.of_endpoints()
-    }
-
     /// Closes all idle connections, when file descriptors are needed elsewhere.
     pub fn close_idle(&self) {
         self.http.close_idle();

@@ -452,3 +452,125 @@ impl Dispatch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::Envelope;
+    use crate::policy::Fault;
+    use crate::queue::Source;
+
+    const ME: AgentNumber = AgentNumber(7);
+
+    /// Registered as [`ME`].
+    fn at_work() -> (Dispatch, Receiver<Box<Claim>>, Receiver<Report>) {
+        let (dispatch, ready, reports) = Dispatch::for_tests(Duration::from_secs(15));
+        dispatch.registered(ME, Instant::now(), |_, _| false);
+        (dispatch, ready, reports)
+    }
+
+    fn claim(id: u64, origin: &str) -> Result<Claim, Settlement> {
+        let no_headers: [(&str, &str); 0] = [];
+        let envelope = Envelope::decode(Envelope::encode(no_headers, origin, b"x")).unwrap();
+        Ok(Claim::new(Id(id), envelope, History::default(), 0, Source::Queue, ME, Instant::now()))
+    }
+
+    fn admit(dispatch: &Dispatch, number: AgentNumber, claims: Vec<Result<Claim, Settlement>>) {
+        dispatch.admit(number, |_| {}, claims);
+    }
+
+    fn ids(ready: &Receiver<Box<Claim>>) -> Vec<u64> {
+        ready.try_iter().map(|claim| claim.id.0).collect()
+    }
+
+    #[test]
+    fn claims_under_another_number_are_others_already() {
+        let (dispatch, ready, _reports) = at_work();
+        admit(&dispatch, AgentNumber(6), vec![claim(1, "http://a.test")]);
+        assert!(ids(&ready).is_empty() && dispatch.held().is_empty());
+        admit(&dispatch, ME, vec![claim(1, "http://a.test")]);
+        assert_eq!((ids(&ready), dispatch.held()), (vec![1], vec![Id(1)]));
+    }
+
+    #[test]
+    fn more_than_are_admitted_at_once_are_all_admitted() {
+        let (dispatch, ready, _reports) = at_work();
+        let n = ADMITTED_AT_ONCE as u64 + 8;
+        let mut begun = 0;
+        dispatch.admit(ME, |_| begun += 1, (1..=n).map(|id| claim(id, "http://a.test")).collect());
+        assert_eq!((begun, dispatch.held().len() as u64, ids(&ready)), (1, n, vec![1]));
+    }
+
+    #[test]
+    fn a_worker_goes_on_with_what_its_delivery_made_room_for_if_nobody_waits_longer() {
+        let (dispatch, ready, reports) = at_work();
+        admit(&dispatch, ME, (1..=3).map(|id| claim(id, "http://a.test")).collect());
+        let first = ready.try_recv().unwrap();
+        let next = dispatch.finish(first, Outcome::Delivered, None, Instant::now());
+        assert_eq!(next.map(|claim| claim.id), Some(Id(2)));
+        assert!(matches!(reports.try_recv(), Ok(Report::Settle(settled)) if settled.id == Id(1)));
+        // Somebody else's claim is in the channel: that one goes first.
+        admit(&dispatch, ME, vec![claim(4, "http://b.test")]);
+        let third = dispatch.inner().lanes.holds(Id(3));
+        assert!(third && ids(&ready).contains(&4));
+    }
+
+    #[test]
+    fn the_settler_hears_of_a_lane_that_goes_down_after_what_was_settled_with_it() {
+        let (dispatch, ready, reports) = at_work();
+        admit(&dispatch, ME, (1..=2).map(|id| claim(id, "http://a.test")).collect());
+        let first = ready.try_recv().unwrap();
+        let failed = Outcome::Later { fault: Fault::NoAnswer, retry_after: None, error: "refused".to_string() };
+        assert!(dispatch.finish(first, failed, None, Instant::now()).is_none());
+        let told: Vec<Report> = reports.try_iter().collect();
+        let settled = told.iter().filter(|report| matches!(report, Report::Settle(_))).count();
+        assert!(matches!(told.last(), Some(Report::Lane(LaneChange::Down { .. }))) && settled == 2, "{told:?}");
+        assert_eq!(dispatch.down_lanes(10).0, 1);
+    }
+
+    #[test]
+    fn a_reader_that_waits_for_room_is_woken_when_something_is_confirmed() {
+        let (dispatch, ready, reports) = at_work();
+        admit(&dispatch, ME, (1..=64).map(|id| claim(id, &format!("http://h{id}.test"))).collect());
+        assert!(dispatch.appetite(false, Duration::ZERO).is_none(), "it holds all that it may");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| dispatch.appetite(false, Duration::from_secs(20)));
+            let begun = Instant::now();
+            while let Ok(claim) = ready.recv_timeout(Duration::from_millis(200)) {
+                let mut next = Some(claim);
+                while let Some(claim) = next {
+                    next = dispatch.finish(claim, Outcome::Delivered, None, Instant::now());
+                }
+            }
+            let settled: Vec<Settlement> = reports
+                .try_iter()
+                .filter_map(|report| if let Report::Settle(settled) = report { Some(settled) } else { None })
+                .collect();
+            assert!(!settled.is_empty());
+            dispatch.confirmed(&settled);
+            assert!(waiting.join().unwrap().is_some() && begun.elapsed() < Duration::from_secs(15));
+        });
+    }
+
+    #[test]
+    fn what_is_others_after_a_new_registration_is_not_begun() {
+        let (dispatch, ready, _reports) = at_work();
+        admit(&dispatch, ME, vec![claim(1, "http://a.test"), claim(2, "http://b.test")]);
+        let out: Vec<_> = ready.try_iter().collect();
+        assert_eq!(out.len(), 2);
+        dispatch.registered(AgentNumber(9), Instant::now(), |id, _| id == Id(1));
+        let begin = |id| dispatch.may_begin(out.iter().find(|claim| claim.id == Id(id)).unwrap());
+        assert_eq!((begin(1), begin(2)), (Begin::Never, Begin::Now));
+        dispatch.stop();
+        assert_eq!(begin(2), Begin::Never);
+    }
+
+    #[test]
+    fn closed_it_ends_the_workers_and_tells_how_much_was_never_attempted() {
+        let (dispatch, ready, _reports) = at_work();
+        admit(&dispatch, ME, (1..=3).map(|id| claim(id, "http://a.test")).collect());
+        assert_eq!(dispatch.close(), 2);
+        assert_eq!(ids(&ready), [1]);
+        assert!(ready.recv().is_err(), "the channel is closed");
+    }
+}

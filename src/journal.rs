@@ -243,3 +243,63 @@ fn some_of(names: &[String]) -> String {
         more => format!("{shown} and {more} more"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_lines_a_minute_and_no_more() {
+        let now = Instant::now();
+        let mut budget = Budget::default();
+        let allowed = |budget: &mut Budget, at: Instant| budget.allows(at, "tests failed");
+        let n = (0..100).filter(|_| allowed(&mut budget, now)).count();
+        assert_eq!((n, budget.left_out), (LINES_PER_WINDOW as usize, 100 - LINES_PER_WINDOW));
+        assert!(!allowed(&mut budget, now + WINDOW - Duration::from_millis(1)));
+        assert!(allowed(&mut budget, now + WINDOW), "a new minute");
+        assert_eq!(budget.left_out, 0);
+    }
+
+    #[test]
+    fn redis_is_back_when_the_last_thread_is_well_again() {
+        let journal = Journal::default();
+        journal.redis_back(Speaker::Reader);
+        assert!(journal.redis_is_up() && journal.redis_away_for().is_none());
+        journal.redis_lost(Speaker::Reader, "no answer");
+        journal.redis_lost(Speaker::Settler, "no answer");
+        let since = journal.memory().since;
+        journal.redis_lost(Speaker::Reader, "no answer");
+        journal.redis_back(Speaker::Settler);
+        assert!(!journal.redis_is_up());
+        assert_eq!(journal.memory().since, since, "the outage goes on");
+        journal.redis_back(Speaker::Reader);
+        assert!(journal.redis_is_up() && journal.redis_away_for().is_none());
+    }
+
+    #[test]
+    fn an_endpoint_that_flaps_is_said_to_be_down_once_and_back_once() {
+        let journal = Journal::default();
+        let origin: Arc<str> = Arc::from("http://a.test:80");
+        let down = |failures| News::Down {
+            origin: origin.clone(),
+            why: "refused".to_string(),
+            failures,
+            waiting: 0,
+            next: Duration::from_secs(5),
+        };
+        let back = || News::Back { origin: origin.clone(), after: Duration::from_secs(5) };
+        let stands = || journal.memory().endpoints.get(&origin).map(|(_, stands)| *stands);
+        let lines = || journal.memory().endpoint_lines.lines;
+        // What others have seen fail more than once, they have said.
+        journal.lanes(vec![down(3)]);
+        assert_eq!((stands(), lines()), (None, 0));
+        journal.lanes(vec![down(1), down(2)]);
+        assert_eq!((stands(), lines()), (Some(true), 1));
+        journal.lanes(vec![back()]);
+        assert_eq!(stands(), Some(false));
+        for _ in 0..10 {
+            journal.lanes(vec![down(1), back()]);
+        }
+        assert_eq!((stands(), lines()), (Some(false), 1));
+    }
+}

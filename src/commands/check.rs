@@ -7,13 +7,10 @@
 mod odd;
 
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::sync::Arc;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant, SystemTime};
 
 use redis::Value;
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection};
 use ureq::http::Uri;
 
 use super::{Error, Exit};
@@ -52,7 +49,7 @@ pub fn run(options: &Check) -> Result<Exit, Error> {
         report.mend("Redis", error)?;
     }
     if let Some(endpoint) = &options.endpoint {
-        check_endpoint(config, &guard, poster.as_ref(), endpoint, &mut report)?;
+        check_endpoint(&guard, poster.as_ref(), endpoint, &mut report)?;
     }
     Ok(if report.n_to_mend == 0 { Exit::Done } else { Exit::Nothing })
 }
@@ -648,13 +645,7 @@ fn check_counts(overview: &Overview, keys: &Keys, report: &mut Report) -> Result
 
 /// Resolves, is allowed, and takes a connection (with TLS for https and wss), and for ws and wss a handshake.
 /// No request is made of http: a recipient may take any for a message.
-fn check_endpoint(
-    config: &Config,
-    guard: &Guard,
-    poster: Option<&Poster>,
-    endpoint: &str,
-    report: &mut Report,
-) -> Result<(), Error> {
+fn check_endpoint(guard: &Guard, poster: Option<&Poster>, endpoint: &str, report: &mut Report) -> Result<(), Error> {
     const WHAT: &str = "endpoint";
     let envelope = match Envelope::decode(Envelope::encode([], endpoint, b"")) {
         Ok(envelope) => envelope,
@@ -704,41 +695,31 @@ fn check_endpoint(
         }
         (false, true) => report.ok(WHAT, "its addresses are allowed")?,
     }
-    let began = Instant::now();
-    let mut connected = Err("no address".to_string());
-    for address in &allowed {
-        connected = TcpStream::connect_timeout(address, config.connect_timeout)
-            .map_err(|error| format!("no connection to {address}: {error}"));
-        if connected.is_ok() {
-            break;
-        }
-    }
-    let stream = match connected {
-        Ok(stream) => stream,
-        Err(why) => return report.mend(WHAT, why),
-    };
-    let took = began.elapsed();
-    let nothing_sent = if is_websocket(uri) { "" } else { "; nothing was sent" };
-    if !is_tls {
-        report.ok(WHAT, format!("takes a connection, in {}{nothing_sent}", micro(took)))?;
-    }
     // Without settings it has been said why.
     let Some(poster) = poster else { return Ok(()) };
-    if is_tls {
-        match agree_on_tls(config, poster.tls_settings(), bare, stream) {
-            Ok(version) => report.ok(
-                WHAT,
-                format!(
-                    "takes a connection, in {}, and agrees on {version} with a good certificate{nothing_sent}",
-                    micro(took)
-                ),
-            )?,
-            Err(why) => return report.mend(WHAT, format!("TLS: {why}")),
+    match try_connection(poster, uri) {
+        Ok(took) => {
+            let agrees = if is_tls { ", and agrees on TLS with a good certificate" } else { "" };
+            let nothing_sent = if is_websocket(uri) { "" } else { "; nothing was sent" };
+            report.ok(WHAT, format!("takes a connection, in {}{agrees}{nothing_sent}", micro(took)))?;
         }
+        Err(why) => return report.mend(WHAT, why),
     }
     match is_websocket(uri) {
         true => check_handshake(poster, uri, report),
         false => Ok(()),
+    }
+}
+
+/// By the resolver, the connector and the TLS that deliver; over the connection nothing is sent. How long it took, or
+/// what would become of a message.
+fn try_connection(poster: &Poster, uri: &Uri) -> Result<Duration, String> {
+    let began = Instant::now();
+    let Err(attempt) = poster.try_connection(uri) else { return Ok(began.elapsed()) };
+    match policy::judge(&attempt, &History::default(), &policy::Retry::default()) {
+        Outcome::Dead { reason, .. } => Err(format!("messages for it become dead letters: {reason}")),
+        Outcome::Later { error, .. } => Err(error),
+        Outcome::Delivered => Ok(began.elapsed()),
     }
 }
 
@@ -748,23 +729,15 @@ fn check_through_proxy(poster: &Poster, uri: &Uri, proxy: &Proxy, report: &mut R
     if is_websocket(uri) {
         return check_handshake(poster, uri, report);
     }
-    let began = Instant::now();
-    match poster.try_connection(uri) {
-        Ok(()) => {
+    match try_connection(poster, uri) {
+        Ok(took) => {
             let whither = match is_secure(uri) {
                 true => "leads to it, and the two ends agree on TLS with a good certificate",
                 false => "takes a connection; what it says of the endpoint is not tried",
             };
-            report.ok(
-                WHAT,
-                format!("the proxy {} {whither} ({}); nothing was sent", proxy.place(), micro(began.elapsed())),
-            )
+            report.ok(WHAT, format!("the proxy {} {whither} ({}); nothing was sent", proxy.place(), micro(took)))
         }
-        Err(attempt) => match policy::judge(&attempt, &History::default(), &policy::Retry::default()) {
-            Outcome::Dead { reason, .. } => report.mend(WHAT, format!("messages for it become dead letters: {reason}")),
-            Outcome::Later { error, .. } => report.mend(WHAT, error),
-            Outcome::Delivered => Ok(()),
-        },
+        Err(why) => report.mend(WHAT, why),
     }
 }
 
@@ -783,38 +756,6 @@ fn check_handshake(poster: &Poster, uri: &Uri, report: &mut Report) -> Result<()
         }
         Outcome::Delivered => Ok(()),
     }
-}
-
-fn agree_on_tls(
-    config: &Config,
-    settings: Arc<ClientConfig>,
-    host: &str,
-    mut stream: TcpStream,
-) -> Result<String, String> {
-    let name = ServerName::try_from(host.to_string()).map_err(|_| "no certificate can bear this name".to_string())?;
-    let mut tls = ClientConnection::new(settings, name).map_err(|error| error.to_string())?;
-    let within = Some(config.connect_timeout);
-    stream
-        .set_read_timeout(within)
-        .and_then(|()| stream.set_write_timeout(within))
-        .map_err(|error| error.to_string())?;
-    while tls.is_handshaking() {
-        tls.complete_io(&mut stream).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                format!("no agreement within {}", spell(config.connect_timeout))
-            }
-            _ if error.to_string().contains("UnknownIssuer") => {
-                "certificate from an unknown issuer ('--ca-file' adds one)".to_string()
-            }
-            _ => error.to_string(),
-        })?;
-    }
-    tls.send_close_notify();
-    let _ = tls.write_tls(&mut stream);
-    Ok(match tls.protocol_version() {
-        Some(rustls::ProtocolVersion::TLSv1_2) => "TLS 1.2".to_string(),
-        _ => "TLS 1.3".to_string(),
-    })
 }
 
 /// The account's name, for a rule that can be pasted.
