@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::lane::{Lane, State};
 use super::{DownLane, LaneCounts, Lanes};
+use crate::policy;
 use crate::queue::{FailedLane, WaitingLane, Want};
 
 /// Claims that a lane with more of them waiting keeps in memory, so that it never runs dry between two claims.
@@ -63,7 +64,11 @@ impl Lanes {
             if known.is_paused || lane.is_paused {
                 continue;
             }
-            match (known.due_in, lane.state) {
+            // No lane backs off for so long: the queue's clock was ahead when that was written. The queue makes it due
+            // now, and what is put to wait here must not be due in weeks again.
+            let longest = self.limits.retry_max.max(policy::MESSAGE_BACKOFF_MAX).mul_f64(1.2);
+            let due_in = known.due_in.map(|due_in| if due_in > longest { Duration::ZERO } else { due_in });
+            match (due_in, lane.state) {
                 (Some(due_in), State::Untried | State::Up) => {
                     self.become_down(at, now);
                     self.lanes[at].down_until = Some(now + due_in);

@@ -1420,6 +1420,23 @@ fn a_lane_that_is_down_is_tried_at_once_when_an_operator_says_so() {
     }
 }
 
+#[test]
+fn a_time_that_no_backoff_comes_to_was_written_by_a_clock_that_was_ahead() {
+    // [Else each message that was put to wait made the lane due in weeks again, whatever the queue had mended.]
+    let mut scene = Scene::new(limits());
+    let known = |due_in| WaitingLane { origin: A.to_string(), due_in: Some(due_in), is_paused: false };
+    scene.lanes.learn(&[known(Duration::from_secs(960 * 3600))], scene.now, scene.now);
+    let id = scene.admit(A);
+    assert_eq!(scene.place_of(id), Some(&Place::Waiting(Some(Duration::ZERO))));
+    // The longest that there is stays.
+    scene.pass(1);
+    scene.confirm();
+    let mut scene = Scene::new(limits());
+    scene.lanes.learn(&[known(Duration::from_secs(4000))], scene.now, scene.now);
+    let id = scene.admit(A);
+    assert_eq!(scene.place_of(id), Some(&Place::Waiting(Some(Duration::from_secs(4000)))));
+}
+
 // ---- how long the mutex is held ----
 
 /// Twenty thousand lanes and more, up, down and untried, busy and idle: what is done while the mutex is held, each as

@@ -320,7 +320,20 @@ impl Redis {
 
     /// How many messages are where, seen in one step.
     pub fn counts(&self) -> Counts {
-        self.try_counts().unwrap_or_else(|error| panic!("cannot count at {}: {error}", self.address()))
+        let until = Instant::now() + super::SOON;
+        loop {
+            match self.try_counts() {
+                Ok(counts) => return counts,
+                // It was just started.
+                Err(error)
+                    if error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::BusyLoading)
+                        && Instant::now() < until =>
+                {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                Err(error) => panic!("cannot count at {}: {error}", self.address()),
+            }
+        }
     }
 
     fn try_counts(&self) -> redis::RedisResult<Counts> {
