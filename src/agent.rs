@@ -17,7 +17,7 @@ use crate::dispatch::{Dispatch, Report};
 use crate::guard::Guard;
 use crate::lanes::{Claim, Limits};
 use crate::metrics::{Metrics, read};
-use crate::policy::{Attempt, Retry};
+use crate::policy::{Attempt, MESSAGE_BACKOFF_MAX, Retry};
 use crate::queue::redis::list::RedisList;
 use crate::queue::redis::names::Names;
 use crate::queue::redis::server::Server;
@@ -36,8 +36,6 @@ const WORKER_STACK: usize = 512 << 10;
 const SETTLING: Duration = Duration::from_secs(5);
 /// After the drain, giving back what is left may take so long: Redis answers in milliseconds or is away.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(1500);
-/// The longest backoff of a message, and the longest time that a recipient may ask for.
-const LONGEST_BACKOFF: Duration = Duration::from_secs(3600);
 /// A line in the log this often, if anything happened.
 const SUMMARY_EVERY: Duration = Duration::from_secs(60);
 
@@ -425,7 +423,7 @@ fn settler_options(config: &Config) -> settler::Options {
 /// Nothing is put off for longer: a message until its lane is tried (its backoff or what the recipient
 /// asked for) and for a backoff of its own beyond that, both with their jitter; and an attempt.
 pub(crate) fn longest_delay(config: &Config) -> Duration {
-    (config.retry_max.max(LONGEST_BACKOFF) + LONGEST_BACKOFF).mul_f64(1.2) + config.timeout + SETTLING
+    (config.retry_max.max(MESSAGE_BACKOFF_MAX) + MESSAGE_BACKOFF_MAX).mul_f64(1.2) + config.timeout + SETTLING
 }
 
 fn poster_options(config: &Config, guard: Guard) -> Result<delivery::Options, String> {

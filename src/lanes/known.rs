@@ -53,6 +53,9 @@ impl Lanes {
     /// What waits in the queue by lane, as of a look begun at `asked`: lanes that
     /// other agents found down are not tried from here as if nothing were known.
     pub fn learn(&mut self, waiting: &[WaitingLane], asked: Instant, now: Instant) {
+        // No lane backs off for longer: the queue's clock was ahead when such a time was written. The queue makes it due
+        // now, and what is put to wait here must not be due in weeks again.
+        let longest = self.limits.retry_max.max(policy::MESSAGE_BACKOFF_MAX).mul_f64(1.2);
         for known in waiting {
             let at = self.lane_of(&known.origin, now);
             let lane = &mut self.lanes[at];
@@ -64,9 +67,6 @@ impl Lanes {
             if known.is_paused || lane.is_paused {
                 continue;
             }
-            // No lane backs off for so long: the queue's clock was ahead when that was written. The queue makes it due
-            // now, and what is put to wait here must not be due in weeks again.
-            let longest = self.limits.retry_max.max(policy::MESSAGE_BACKOFF_MAX).mul_f64(1.2);
             let due_in = known.due_in.map(|due_in| if due_in > longest { Duration::ZERO } else { due_in });
             match (due_in, lane.state) {
                 (Some(due_in), State::Untried | State::Up) => {
