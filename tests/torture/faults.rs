@@ -517,8 +517,7 @@ impl World {
                 self.later(ms(away), Cure::StartRedis);
             }
             RedisLoadsLong => {
-                // Each command of the file then costs this many microseconds.
-                self.command(&["CONFIG", "SET", "key-load-delay", "50"]);
+                self.command(&["CONFIG", "SET", "key-load-delay", &self.load_delay()]);
                 self.command(&["CONFIG", "REWRITE"]);
                 self.redis.kill9();
                 self.redis_state = RedisState::Away;
@@ -791,6 +790,16 @@ impl World {
         let left = std::mem::take(&mut loss.left);
         *loss = Loss::new(loss.at, left, &self.before, &last, &self.slots);
         true
+    }
+
+    /// What Redis is to wait for each command that it loads, for it to take about five seconds: so many
+    /// microseconds, or, below zero, one for each so many commands, which is sixty by the time it wakes.
+    fn load_delay(&self) -> String {
+        let bytes: u64 =
+            self.redis.info("persistence", "aof_current_size").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
+        // Commands of a move are of 125 bytes in the middle.
+        let seconds = bytes / 125 * 60 / 1_000_000;
+        if seconds < 10 { "50".to_string() } else { format!("-{}", seconds / 5) }
     }
 
     /// Whether every fault is over.

@@ -189,6 +189,12 @@ impl Redis {
         }));
     }
 
+    /// Whether it answers and has loaded its data.
+    #[allow(dead_code)] // As above.
+    pub fn is_ready(&self) -> bool {
+        self.try_client().and_then(|mut c| redis::cmd("PING").exec(&mut c)).is_ok()
+    }
+
     /// Waits until it answers and has loaded its data.
     pub fn wait_until_ready(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(30);
