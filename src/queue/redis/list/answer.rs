@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use redis::Value;
 
+use crate::orders::Orders;
 use crate::queue::{Error, HIGHEST_NUMBER, History, Id};
 
 /// No agent counts as far: what goes beyond it somebody else has written.
@@ -34,6 +35,12 @@ pub(crate) fn history(record: &[u8], id: Id, now_ms: i64) -> History {
         age: first.map(|first| Duration::from_millis((now_ms - first).max(0) as u64)),
         last_error: words.next().unwrap_or_default().to_string(),
     }
+}
+
+/// An order's number may be anything that somebody wrote: then it is not ours, and is read again.
+pub(super) fn orders(answer: &mut Answer) -> Result<Orders, Error> {
+    let number = answer.lossy()?.parse().unwrap_or(0);
+    Ok(Orders::read(number, &answer.lossy()?))
 }
 
 pub(in crate::queue::redis) fn unexpected(what: &str) -> Error {
