@@ -209,7 +209,7 @@ impl std::fmt::Display for Rates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::redis::admin::Settled;
+    use crate::queue::redis::admin::overview::Settled;
 
     #[test]
     fn rates_are_what_happened_divided_by_redis_s_own_time() {

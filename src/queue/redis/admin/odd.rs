@@ -1,7 +1,9 @@
 //! Entries of the queue's keys that no agent writes: found, a page at a time, and mended one by one. What
 //! is mended is judged anew in the same step, so that nothing goes that has become right meanwhile.
 
-use super::{Arguments, Error, Operator, read};
+use super::{Operator, read};
+use crate::queue::Error;
+use crate::queue::redis::connection::Arguments;
 
 /// Entries in one look; bodies are among them.
 const PAGE: usize = 50;
