@@ -13,27 +13,33 @@
 //!
 //! | file | its part |
 //! |---|---|
-//! | `lanes.rs` | how much may be claimed; admitting a claim |
+//! | `lanes.rs` | how much may be claimed |
+//! | `admit.rs` | where a claim goes when it comes |
 //! | `sending.rs`, `shares.rs` | which claims go out to the workers, and who may have them |
 //! | `finish.rs`, `blame.rs` | where a claim goes when its attempt is over; what that does to its lane |
 //! | `held.rs`, `known.rs` | what is held here, and given back; what is known of lanes and of what waits for them |
 //! | `obey.rs` | what operators order: lanes that are paused, or to be tried now |
-//! | `lane.rs` | one lane: its state, its window, its silent attempts |
+//! | `lane.rs`, `claim.rs` | one lane: its state, its window, its silent attempts; one claim |
+//! | `effects.rs` | what the lanes want done, and what people may want to read |
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::envelope::Envelope;
 use crate::orders::Orders;
-use crate::queue::{AgentNumber, Bounds, History, Id, LaneChange, Settlement, Source};
-use held::{Here, Hold, IdHasher, kept_bytes};
+use crate::queue::{AgentNumber, Bounds, Id};
+pub use claim::Claim;
+pub use effects::{DownLane, Effects, LaneCounts, News};
+use held::{Hold, IdHasher};
 use known::{KEPT_OF_WAITING, MOST_LANES, WANTS_PER_CLAIM};
 use lane::{Lane, State};
 use shares::{Most, Shares};
 
+mod admit;
 mod blame;
+mod claim;
+mod effects;
 mod finish;
 mod held;
 mod known;
@@ -41,71 +47,6 @@ mod lane;
 mod obey;
 mod sending;
 mod shares;
-
-/// A claim, decoded, as the lanes hold it and a worker attempts it.
-#[derive(Debug)]
-pub struct Claim {
-    /// The message's id.
-    pub id: Id,
-    /// What is to be sent, and where.
-    pub envelope: Envelope,
-    /// What earlier attempts came to.
-    pub history: History,
-    /// Agents that died while they had it in flight.
-    pub recovered: u32,
-    /// Where it was taken from.
-    pub source: Source,
-    /// The number of the agent under which it was claimed.
-    pub agent: AgentNumber,
-    /// When it was claimed.
-    pub claimed_at: Instant,
-    /// Its lane's name; one allocation for all claims of a lane.
-    pub origin: Arc<str>,
-    /// Its lane, while it is held.
-    lane: usize,
-}
-
-impl Claim {
-    /// A claim that is in no lane yet. What nobody remembers has been attempted as often as another service
-    /// wrote into it: what that one had put off or handed on, but nothing that was replayed here.
-    pub fn new(
-        id: Id,
-        envelope: Envelope,
-        mut history: History,
-        recovered: u32,
-        source: Source,
-        agent: AgentNumber,
-        now: Instant,
-    ) -> Claim {
-        if history.age.is_none() {
-            history.attempts = envelope.retries();
-        }
-        let origin = Arc::from("");
-        Claim { id, envelope, history, recovered, source, agent, claimed_at: now, origin, lane: usize::MAX }
-    }
-
-    /// Its history as it is `now`: older by the time it has been held.
-    pub fn history_at(&self, now: Instant) -> History {
-        let held = now.saturating_duration_since(self.claimed_at);
-        History { age: self.history.age.map(|age| age + held), ..self.history.clone() }
-    }
-
-    /// On a backoff of its own: neither a probe of its lane nor counted against it.
-    fn has_own_backoff(&self) -> bool {
-        self.history.own_failures > 0
-    }
-
-    /// It was in flight in an agent that died: it goes out at once or not at all, so that what
-    /// another death finds in flight of such has really been attempted.
-    fn is_fragile(&self) -> bool {
-        self.recovered >= 1
-    }
-
-    /// Two or more agents died of it, perhaps.
-    fn is_suspect(&self) -> bool {
-        self.recovered >= 2
-    }
-}
 
 /// The numbers that the lanes go by.
 #[derive(Clone, Debug)]
@@ -140,80 +81,6 @@ const CLAIM_BYTES: usize = 4 << 20;
 const LARGEST: usize = 64 << 20;
 /// What is put off because this machine lacked something is tried again after this long.
 const AFTER_LACKING: Duration = Duration::from_secs(1);
-
-/// What the lanes want done. Settlements come before what they make room for.
-#[derive(Debug, Default)]
-pub struct Effects {
-    /// To be settled.
-    pub settlements: Vec<Settlement>,
-    /// To be told to the queue, after these settlements.
-    pub changes: Vec<LaneChange>,
-    /// To be sent to the workers.
-    pub ready: Vec<Box<Claim>>,
-    /// To be logged.
-    pub news: Vec<News>,
-}
-
-impl Effects {
-    /// Whether nothing is to be done.
-    pub fn is_empty(&self) -> bool {
-        self.settlements.is_empty() && self.changes.is_empty() && self.ready.is_empty() && self.news.is_empty()
-    }
-}
-
-/// A change of state that people want to read of, once.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum News {
-    /// An endpoint failed, and is tried again only after a while.
-    Down {
-        /// Its origin.
-        origin: Arc<str>,
-        /// The last error.
-        why: String,
-        /// Failures in a row.
-        failures: u32,
-        /// How many messages were put to wait at this moment.
-        waiting: usize,
-        /// When it is tried again.
-        next: Duration,
-    },
-    /// An endpoint delivers again.
-    Back {
-        /// Its origin.
-        origin: Arc<str>,
-        /// Since its first failure.
-        after: Duration,
-    },
-    /// Operators have paused these, or resumed them.
-    Ordered {
-        /// Paused now.
-        paused: Vec<String>,
-        /// Not any more.
-        resumed: Vec<String>,
-    },
-    /// A message was given up without a further attempt: it is too old, and its endpoint is down.
-    GaveUp {
-        /// The message.
-        id: Id,
-        /// Its origin.
-        origin: Arc<str>,
-        /// Why it is dead.
-        reason: String,
-    },
-}
-
-/// A lane that is down, as people see it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct DownLane {
-    /// Its origin.
-    pub origin: Arc<str>,
-    /// Why; empty if only others have seen it fail.
-    pub last_error: String,
-    /// Failures in a row.
-    pub failures: u32,
-    /// How long until it is tried.
-    pub next_try: Duration,
-}
 
 /// All lanes of an agent, and what it holds.
 #[derive(Debug)]
@@ -376,102 +243,6 @@ impl Lanes {
         let next = self.wanting.iter().take(4 * WANTS_PER_CLAIM);
         next.into_iter().any(|&at| self.lanes[at].held.len() <= self.kept / 2)
     }
-
-    /// Takes in a claim: it goes out, is held, or is put to wait or off.
-    pub fn admit(&mut self, mut claim: Box<Claim>, now: Instant, effects: &mut Effects) {
-        if self.held.get(&claim.id).is_some_and(|hold| hold.here.is_some()) {
-            // A rolled-back Redis gave out again what is still held: the one held counts.
-            return;
-        }
-        let at = self.lane_of(claim.envelope.origin(), now);
-        self.held.entry(claim.id).or_default().here = Some(Here { agent: claim.agent, lane: at as u32 });
-        claim.lane = at;
-        claim.origin = self.lanes[at].origin.clone();
-        let lane = &mut self.lanes[at];
-        if lane.is_paused {
-            return self.admit_paused(&claim, now, effects);
-        }
-        match claim.source {
-            Source::Retry if self.limits.ordered => {
-                self.filing.insert(claim.id);
-                effects.changes.push(LaneChange::Freed(lane.origin.clone()));
-                return self.put_to_wait(&claim, None, now, effects);
-            }
-            // What the lane gave back (when it went down, or held too much) may not have been there yet when
-            // the queue looked: then this one is not the oldest, and not the queue's answer to the lane's going down.
-            Source::Waiting { probe } if lane.parked.keys().next().is_some_and(|parked| *parked < claim.id) => {
-                if probe {
-                    let (origin, after) = (lane.origin.clone(), lane.until_tried(now));
-                    effects.changes.push(LaneChange::Due { origin, after });
-                }
-                return self.put_to_wait(&claim, None, now, effects);
-            }
-            // For another agent the lane is up.
-            Source::Waiting { probe: false } => {
-                if lane.state != State::Up {
-                    self.go_up(at, true, now, effects);
-                }
-            }
-            Source::Waiting { probe: true } => {
-                match lane.state {
-                    State::Down => lane.down_until = None,
-                    // The queue has set a time aside for the probe; this lane needs none.
-                    State::Up => effects.changes.push(LaneChange::Up(lane.origin.clone())),
-                    State::Untried => {}
-                }
-            }
-            Source::Retry | Source::Queue => {
-                let is_down = lane.state == State::Down;
-                // With nothing waiting there is nothing else to try it with.
-                let may_probe = !lane.has_waiting && lane.until_tried(now).is_zero() && lane.is_idle();
-                if claim.has_own_backoff() {
-                    // When the lane may be tried, it is tried with what waits for it. With this one only if nothing
-                    // does, or a while later: what is known to wait may be gone by another agent's hand, and a
-                    // lane all of whose messages are on a backoff of their own would stay down for good.
-                    let patience =
-                        if lane.has_waiting { self.limits.retry_first.max(AFTER_LACKING) } else { Duration::ZERO };
-                    let may_probe = lane.down_until.is_none_or(|until| until + patience <= now) && lane.is_idle();
-                    if is_down && !may_probe {
-                        return self.put_off(&claim, now, effects);
-                    }
-                } else if (lane.has_waiting || is_down) && !(is_down && may_probe)
-                    || lane.state == State::Untried && self.shares.held_unproven >= self.limits.messages / 2
-                {
-                    if claim.source == Source::Retry {
-                        effects.changes.push(LaneChange::Freed(lane.origin.clone()));
-                    }
-                    return self.put_to_wait(&claim, None, now, effects);
-                }
-            }
-        }
-        let (id, may_be_held) = (claim.id, !claim.is_fragile() || claim.source == Source::Waiting { probe: true });
-        self.hold(claim);
-        self.let_out(at, now, effects);
-        if !may_be_held && let Some(claim) = self.take_held(at, id) {
-            self.put_to_wait(&claim, None, now, effects);
-        }
-    }
-
-    /// Takes note of a claim that cannot be decoded and is settled at once.
-    pub fn admit_unreadable(&mut self, settlement: &Settlement) {
-        self.held.entry(settlement.id).or_default().leaving += 1;
-        self.leaving_bytes += kept_bytes(settlement);
-    }
-}
-
-/// How many lanes are in which state, and what is held.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct LaneCounts {
-    /// Lanes with no delivery yet.
-    pub untried: usize,
-    /// Lanes that deliver.
-    pub up: usize,
-    /// Lanes that failed since their last delivery.
-    pub down: usize,
-    /// Claims not yet confirmed settled.
-    pub held: usize,
-    /// Bytes of those not yet attempted to an end, or kept until it is confirmed that they are put off.
-    pub bytes: usize,
 }
 
 #[cfg(test)]

@@ -6,9 +6,10 @@ use std::collections::VecDeque;
 use super::blame::OVERDUE_EVERY;
 
 use super::*;
+use crate::envelope::Envelope;
 use crate::orders::{Order, Orders};
 use crate::policy::{Fault, Outcome};
-use crate::queue::{FailedLane, Place, WaitingLane};
+use crate::queue::{FailedLane, History, LaneChange, Place, Settlement, Source, WaitingLane};
 
 /// Lanes with a clock, the claims out, and what was settled.
 struct Scene {
