@@ -3,10 +3,10 @@
 
 mod check;
 mod dead;
+mod desk;
 mod endpoint;
 mod enqueue;
 mod generate;
-mod held;
 mod letter;
 mod listen;
 mod retry;

@@ -11,8 +11,9 @@
 //! (`--workers 2` also means at most 2 per endpoint). A bound that was not named does not
 //! grow by itself; going over it is an error.
 
-mod hands;
+mod endpoint;
 mod help;
+mod messages;
 mod operator;
 mod queue;
 pub(crate) mod queue_url;
@@ -27,9 +28,10 @@ use std::fmt;
 
 use reader::{Reader, did_you_mean};
 
-pub use hands::{Endpoint, EndpointAction, Held, HeldAction};
+pub use endpoint::{Endpoint, EndpointAction};
 pub use help::COMMANDS;
-pub use operator::{Check, Dead, DeadAction, Enqueue, Filter, Generate, Listen, Payload, Repair, Selection, Status};
+pub use messages::{Act, Dead, DeadAction, Filter, Held, HeldAction, List, Selection};
+pub use operator::{Check, Enqueue, Generate, Listen, Payload, Repair, Status};
 pub use queue::{RedisAddress, Taken};
 pub use row::{AnyRow, CommandRow, Section};
 pub use run::{Config, LogFormat, StatusEndpoint};
@@ -126,10 +128,10 @@ pub fn parse(arguments: Vec<OsString>, environment: &Environment) -> Result<Comm
         "listen" => operator::read_listen(reader),
         "check" => operator::read_check(reader),
         "status" => operator::read_status(reader),
-        "dead" => operator::read_dead(reader),
-        "endpoint" => hands::read_endpoint(reader),
-        "retry" => hands::read_retry(reader),
-        "waiting" => hands::read_waiting(reader),
+        "dead" => messages::read_dead(reader),
+        "endpoint" => endpoint::read(reader),
+        "retry" => messages::read_retry(reader),
+        "waiting" => messages::read_waiting(reader),
         "generate" => operator::read_generate(reader),
         _ => {
             let config = run::read(reader)?;

@@ -1,9 +1,6 @@
-//! A message as the operator's commands show it, and which of them a filter lets pass. Text shows no passwords.
+//! A message as the operator's commands show it. Text shows no passwords.
 
-use super::{Exit, say};
-use crate::config::Filter;
 use crate::envelope::{Envelope, Malformed};
-use crate::text::{redacted, visible};
 
 /// A message as far as it can be read.
 pub enum Letter {
@@ -67,18 +64,4 @@ impl Letter {
             Letter::Bad(malformed) => &malformed.raw,
         }
     }
-}
-
-/// How a command ends that has found so many; that there is nothing such is said, beginning with these words.
-pub fn ending(found: u64, filter: &Filter, nothing: &str) -> Exit {
-    if found > 0 {
-        return Exit::Done;
-    }
-    let mut words = vec![nothing.to_string()];
-    words.extend(
-        filter.endpoint.as_ref().map(|endpoint| format!("with an endpoint that begins with '{}'", redacted(endpoint))),
-    );
-    words.extend(filter.reason.as_ref().map(|reason| format!("with a reason that contains '{}'", visible(reason))));
-    say(&words.join(" "));
-    Exit::Nothing
 }

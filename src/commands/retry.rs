@@ -3,11 +3,11 @@
 
 use std::collections::BTreeSet;
 
-use super::held::Desk;
+use super::desk::{Desk, Shelf};
 use super::{Error, Exit, say};
 use crate::config::{Held, HeldAction};
 use crate::orders::{Hand, Standing};
-use crate::queue::redis::admin::{PAGE, Place};
+use crate::queue::redis::admin::PAGE;
 use crate::queue::redis::list::RedisList;
 use crate::queue::redis::server::Server;
 use crate::queue::{Id, Pop};
@@ -18,13 +18,13 @@ use crate::queue::{Id, Pop};
 ///
 /// If Redis cannot be asked.
 pub fn run(options: &Held) -> Result<Exit, Error> {
-    let mut desk = Desk::new(&options.redis, Place::Retry)?;
+    let mut desk = Desk::new(&options.redis, Shelf::Retry)?;
     match &options.action {
-        HeldAction::List { filter, json } => desk.list(filter, *json),
-        HeldAction::Act { selection, dry } => {
+        HeldAction::List(list) => desk.list(list),
+        HeldAction::Act(act) => {
             let mut list = RedisList::new(Server::from(&options.redis), &options.redis.key(), Pop::Peek, false);
             let mut origins = BTreeSet::new();
-            let done = desk.act(selection, *dry, "due now", |some| {
+            let done = desk.act(act, "due now", |some| {
                 origins.extend(some.iter().map(|(origin, _)| origin.clone()).filter(|origin| !origin.is_empty()));
                 Ok(list.retry_now(&some.iter().map(|(_, id)| *id).collect::<Vec<Id>>())?)
             });

@@ -1,7 +1,7 @@
 //! All commands, and their help texts, which are made from their rows.
 
 use super::row::{AnyRow, CommandRow, Section};
-use super::{hands, operator, run};
+use super::{endpoint, messages, operator, run};
 
 /// All commands, in the order in which help names them.
 pub static COMMANDS: &[&CommandRow] = &[
@@ -10,10 +10,10 @@ pub static COMMANDS: &[&CommandRow] = &[
     &operator::LISTEN,
     &operator::CHECK,
     &operator::STATUS,
-    &operator::DEAD,
-    &hands::ENDPOINTS,
-    &hands::RETRY,
-    &hands::WAITING,
+    &messages::DEAD,
+    &endpoint::ENDPOINT,
+    &messages::RETRY,
+    &messages::WAITING,
     &operator::GENERATE,
     &HELP,
 ];

@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use super::queue::{self, RedisAddress};
 use super::reader::Reader;
-use super::row::{Action, AnyRow, CommandRow, Row, Section, flag};
+use super::row::{Action, CommandRow, Row, Section, flag};
 use super::run::{self, Config};
-use super::values::{HOUR, duration, header, host_and_port, id, not_empty, number, one_of};
+use super::values::{HOUR, at_least_one, duration, header, host_and_port, not_empty, number, one_of};
 use super::{Command, Error};
 use crate::envelope::Format;
-use crate::text::redacted;
 
 /// Options of `enqueue`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -235,10 +234,6 @@ static STATUS_WATCH: Row<bool> = flag("--watch", "again every second, with rates
 static STATUS_LIMIT: Row<u64> =
     Row::new("--limit", "N", at_least_one).default("20").help("at most so many lines a table");
 
-fn at_least_one(text: &str) -> Result<u64, String> {
-    number(text, 1, u64::MAX)
-}
-
 /// The command `status`.
 pub static STATUS: CommandRow = CommandRow {
     name: "status",
@@ -258,166 +253,6 @@ pub(super) fn read_status(reader: &mut Reader) -> Result<Command, Error> {
     let limit = reader.value(&STATUS_LIMIT)?;
     reader.rest(0)?;
     Ok(Command::Status(Status { redis, json, watch, limit }))
-}
-
-/// Options of `dead`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Dead {
-    /// The queue.
-    pub redis: RedisAddress,
-    /// What to do with them.
-    pub action: DeadAction,
-}
-
-/// What to do with the dead letters.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum DeadAction {
-    /// A line each, oldest first.
-    List {
-        /// Which of them; `limit` is 50 unless given.
-        filter: Filter,
-        /// One JSON object a line.
-        json: bool,
-    },
-    /// All that is known of one.
-    Show {
-        /// Its id.
-        id: u64,
-        /// Its payload as well.
-        payload: bool,
-        /// As a JSON object.
-        json: bool,
-    },
-    /// Try them again as if they were new.
-    Replay(Selection),
-    /// Remove them for good.
-    Drop(Selection),
-    /// One line of JSON each, payload included.
-    Export(Filter),
-}
-
-/// Which messages to act on.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Selection {
-    /// These; never empty.
-    Ids(Vec<u64>),
-    /// All that pass (`--all`).
-    All(Filter),
-}
-
-/// Which messages are meant.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Filter {
-    /// Only those whose endpoint begins with this.
-    pub endpoint: Option<String>,
-    /// Only those whose reason contains this.
-    pub reason: Option<String>,
-    /// At most so many; `None`: all.
-    pub limit: Option<u64>,
-}
-
-pub(super) static ENDPOINT: Row<String> =
-    Row::new("--endpoint", "URL", not_empty).help("only those whose endpoint begins with this");
-pub(super) static REASON: Row<String> =
-    Row::new("--reason", "TEXT", not_empty).help("only those whose reason contains this");
-pub(super) static LIMIT: Row<u64> =
-    Row::new("--limit", "N", at_least_one).unset("list: 50; else all").help("at most so many, the oldest");
-static ALL: Row<bool> = flag("--all", "replay or drop all that these let pass");
-static PAYLOAD: Row<bool> = flag("--payload", "show the payload as well");
-pub(super) static JSON: Row<bool> = flag("--json", "JSON instead of text");
-
-/// The command `dead`.
-pub static DEAD: CommandRow = CommandRow {
-    name: "dead",
-    summary: "list, show, replay, drop or export the dead letters",
-    usage: "\
-acapy-deliver dead list    [--endpoint URL] [--reason TEXT] [--limit N] [--json]
-acapy-deliver dead show    ID [--payload] [--json]
-acapy-deliver dead replay  ID… | --all [--endpoint URL] [--reason TEXT] [--limit N]
-acapy-deliver dead drop    ID… | --all [--endpoint URL] [--reason TEXT] [--limit N]
-acapy-deliver dead export  [--endpoint URL] [--reason TEXT] [--limit N]",
-    about: "\
-Looks after the dead letters: messages that will not be tried again unless they are
-replayed. 'replay' has them delivered as if they were new; 'drop' removes them for
-good; 'export' writes one line of JSON each, payload included, oldest first.
-Ends with 1 if there is nothing such.",
-    sections: &[Section { heading: "", rows: &[&ENDPOINT, &REASON, &LIMIT, &ALL, &PAYLOAD, &JSON] }, queue::SECTION],
-    after: "",
-    actions: &[
-        Action { name: "list", summary: "a line each, oldest first", rows: &[&ENDPOINT, &REASON, &LIMIT, &JSON] },
-        Action { name: "show", summary: "all that is known of one", rows: &[&PAYLOAD, &JSON] },
-        Action { name: "replay", summary: "try them again as if they were new", rows: SELECTING },
-        Action { name: "drop", summary: "remove them for good", rows: SELECTING },
-        Action {
-            name: "export",
-            summary: "a line of JSON each, payload included",
-            rows: &[&ENDPOINT, &REASON, &LIMIT],
-        },
-    ],
-};
-
-const SELECTING: &[&dyn AnyRow] = &[&ENDPOINT, &REASON, &LIMIT, &ALL];
-
-pub(super) fn read_dead(reader: &mut Reader) -> Result<Command, Error> {
-    let redis = queue::read(reader)?;
-    let action = match reader.action() {
-        "list" => {
-            let mut filter = read_filter(reader)?;
-            filter.limit.get_or_insert(50);
-            let json = reader.flag(&JSON)?;
-            reader.rest(0)?;
-            DeadAction::List { filter, json }
-        }
-        "show" => {
-            let (payload, json) = (reader.flag(&PAYLOAD)?, reader.flag(&JSON)?);
-            let id = ids(reader.rest(1)?)?.into_iter().next();
-            let id = id.ok_or_else(|| Error("'dead show' needs the id of a dead letter".to_owned()))?;
-            DeadAction::Show { id, payload, json }
-        }
-        "export" => {
-            let filter = read_filter(reader)?;
-            reader.rest(0)?;
-            DeadAction::Export(filter)
-        }
-        "replay" => DeadAction::Replay(read_selection(reader)?),
-        _ => DeadAction::Drop(read_selection(reader)?),
-    };
-    Ok(Command::Dead(Dead { redis, action }))
-}
-
-pub(super) fn read_filter(reader: &mut Reader) -> Result<Filter, Error> {
-    Ok(Filter {
-        endpoint: reader.optional(&ENDPOINT)?,
-        reason: reader.optional(&REASON)?,
-        limit: reader.optional(&LIMIT)?,
-    })
-}
-
-/// Ids, or `--all` that pass a filter: what is meant must be said.
-fn read_selection(reader: &mut Reader) -> Result<Selection, Error> {
-    let filter = read_filter(reader)?;
-    let all = reader.flag(&ALL)?;
-    let ids = ids(reader.rest(usize::MAX)?)?;
-    let command = reader.command();
-    match (ids.is_empty(), all) {
-        (false, false) if filter == Filter::default() => Ok(Selection::Ids(ids)),
-        (false, false) => Err(Error(format!(
-            "'{command}' takes ids, or '--all' with '--endpoint', '--reason' and '--limit'; not both"
-        ))),
-        (false, true) => Err(Error(format!("'{command}' takes ids or '--all', not both"))),
-        (true, true) => Ok(Selection::All(filter)),
-        (true, false) => Err(Error(format!("'{command}' needs ids, or '--all' for all that the filters let pass"))),
-    }
-}
-
-pub(super) fn ids(arguments: Vec<String>) -> Result<Vec<u64>, Error> {
-    let wrong = |argument: &str| {
-        Error(format!(
-            "'{}' is not an id; ids have 16 digits, as the lists of 'dead', 'retry' and 'waiting' show them",
-            redacted(argument)
-        ))
-    };
-    arguments.iter().map(|argument| id(argument).ok_or_else(|| wrong(argument))).collect()
 }
 
 /// What is made of the rows of all options, for packages.

@@ -449,29 +449,32 @@ fn listen_and_status_and_check_have_their_options() {
 }
 
 #[test]
-fn dead_takes_ids_or_all_and_its_filters_only_from_the_command_line() {
+fn dead_takes_ids_or_filters_or_all_only_from_the_command_line() {
     let dead = |line: &str| match parsed(&format!("dead {line} -oq redis://h"), &["ACAPY_DELIVER_ENDPOINT=http://x"])? {
         Command::Dead(dead) => Ok::<_, Error>(dead.action),
         other => panic!("{other:?}"),
     };
+    let act = |selection, dry| Act { selection, dry };
     let filter = |endpoint: Option<&str>, reason: Option<&str>, limit| Filter {
         endpoint: endpoint.map(str::to_owned),
         reason: reason.map(str::to_owned),
         limit,
     };
-    assert_eq!(dead("list"), Ok(DeadAction::List { filter: filter(None, None, Some(50)), json: false }));
+    assert_eq!(dead("list"), Ok(DeadAction::List(List { filter: filter(None, None, Some(50)), json: false })));
     let narrow = filter(Some("http://e"), Some("410"), Some(3));
     let line = "list --endpoint http://e --reason 410 --limit 3 --json";
-    assert_eq!(dead(line), Ok(DeadAction::List { filter: narrow.clone(), json: true }));
+    assert_eq!(dead(line), Ok(DeadAction::List(List { filter: narrow.clone(), json: true })));
     assert_eq!(
         dead("show 0001700000000000"),
         Ok(DeadAction::Show { id: 1_700_000_000_000, payload: false, json: false })
     );
     assert_eq!(dead("show 7 --payload --json"), Ok(DeadAction::Show { id: 7, payload: true, json: true }));
-    assert_eq!(dead("replay 7 8"), Ok(DeadAction::Replay(Selection::Ids(vec![7, 8]))));
-    assert_eq!(dead("drop 7"), Ok(DeadAction::Drop(Selection::Ids(vec![7]))));
-    let line = "replay --all --endpoint http://e --reason 410 --limit 3";
-    assert_eq!(dead(line), Ok(DeadAction::Replay(Selection::All(narrow))));
+    assert_eq!(dead("replay 7 8"), Ok(DeadAction::Replay(act(Selection::Ids(vec![7, 8]), false))));
+    assert_eq!(dead("drop 7 --dry-run"), Ok(DeadAction::Drop(act(Selection::Ids(vec![7]), true))));
+    for all in ["--all", ""] {
+        let line = format!("replay {all} --endpoint http://e --reason 410 --limit 3");
+        assert_eq!(dead(&line), Ok(DeadAction::Replay(act(Selection::All(narrow.clone()), false))));
+    }
     assert_eq!(dead("export"), Ok(DeadAction::Export(Filter::default())));
 
     refused("dead", &[], &["list, show, replay, drop, export"]);
@@ -502,7 +505,7 @@ fn the_operators_hands_are_told_whom_they_are_for() {
     assert_eq!(order("try http://a --dry-run"), ordered(Hand::Try, &["http://a:80"], true));
     assert_eq!(order("resume --all"), ordered(Hand::Resume, &[], false));
     assert_eq!(order("list"), Ok(EndpointAction::List { limit: 50, json: false }));
-    let act = |selection, dry| HeldAction::Act { selection, dry };
+    let act = |selection, dry| HeldAction::Act(Act { selection, dry });
     let held = |line: &str| match hands(line)? {
         Command::Retry(held) | Command::Waiting(held) => Ok::<_, Error>(held.action),
         other => panic!("{other:?}"),
@@ -512,7 +515,7 @@ fn the_operators_hands_are_told_whom_they_are_for() {
     let line = "retry now --endpoint http://e --limit 3";
     assert_eq!(held(line), Ok(act(Selection::All(filter(Some("http://e"), Some(3))), false)));
     assert_eq!(held("waiting drop --all"), Ok(act(Selection::All(Filter::default()), false)));
-    assert_eq!(held("waiting list --json"), Ok(HeldAction::List { filter: filter(None, Some(50)), json: true }));
+    assert_eq!(held("waiting list --json"), Ok(HeldAction::List(List { filter: filter(None, Some(50)), json: true })));
 
     refused("endpoint pause --all http://a -oq redis://h", &[], &["'--all'", "'endpoint pause'"]);
     refused("endpoint resume --all http://a -oq redis://h", &[], &["not both"]);

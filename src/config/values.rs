@@ -23,6 +23,10 @@ pub(super) fn number<T: TryFrom<u64>>(text: &str, least: u64, most: u64) -> Resu
     value.and_then(|value| T::try_from(value).ok()).ok_or_else(wanted)
 }
 
+pub(super) fn at_least_one(text: &str) -> Result<u64, String> {
+    number(text, 1, u64::MAX)
+}
+
 /// The digits a text begins with, and the rest of it.
 fn number_and_unit(text: &str) -> Option<(u64, &str)> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();

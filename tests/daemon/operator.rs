@@ -325,7 +325,7 @@ fn a_replayed_message_is_delivered_as_if_it_were_new() {
     let third = listed[0]["id"].as_str().unwrap();
     let output = dead(&redis, "replay", &[third, "17"]);
     assert_code(&output, 1);
-    assert!(stdout(&output).contains("replayed 1 message"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("replayed: 1 message"), "{}", stdout(&output));
     assert!(stderr(&output).contains("0000000000000017") && !stderr(&output).contains(third), "{}", stderr(&output));
     eventually("it is delivered", SOON, || sink.delivered() == ["third"]);
     eventually("it is gone", SOON, || redis.counts().messages == 3);
@@ -334,7 +334,7 @@ fn a_replayed_message_is_delivered_as_if_it_were_new() {
     // What cannot be read dies again; that it does so at once does not keep the command from its end.
     let output = dead(&redis, "replay", &["--all"]);
     assert_code(&output, 0);
-    assert!(stdout(&output).contains("replayed 3 messages"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("replayed: 3 messages"), "{}", stdout(&output));
     eventually("all but one are delivered", SOON, || redis.counts().messages == 1 && redis.counts().dead == 1);
     assert_eq!(sink.n_delivered(), 3);
     assert!(ids.contains(&redis.dead()[0].id), "it has another id");
@@ -346,9 +346,12 @@ fn only_dead_letters_that_were_meant_are_dropped() {
     let (redis, sink) = four_dead();
     let alive = envelope_with(&sink.url(), &[], b"alive");
     redis.push(&alive);
-    let output = dead(&redis, "drop", &["--all", "--reason", "410", "--limit", "1"]);
+    let output = dead(&redis, "drop", &["--reason", "410", "--dry-run"]);
+    assert!(stdout(&output).contains("would be dropped: 2 messages"), "{}", stdout(&output));
+    assert_eq!(redis.counts().dead, 4);
+    let output = dead(&redis, "drop", &["--reason", "410", "--limit", "1"]);
     assert_code(&output, 0);
-    assert!(stdout(&output).contains("dropped 1 message"));
+    assert!(stdout(&output).contains("dropped: 1 message"));
     redis.check_invariant();
     let first = redis.dead()[0].id.clone();
     assert_code(&dead(&redis, "drop", &[&first, &first]), 0);
@@ -492,11 +495,11 @@ fn a_hundred_thousand_dead_letters_are_looked_through_in_little_memory() {
         Agent::command().args(["dead", action, "-oq", &redis.url()]).args(args).output().unwrap()
     };
     let output = dead(&redis, "drop", &["--all", "--reason", "410", "--limit", "20000"]);
-    assert!(stdout(&output).contains("dropped 20000 messages"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("dropped: 20000 messages"), "{}", stdout(&output));
     let output = dead(&redis, "drop", &["--all", "--reason", "410"]);
-    assert!(stdout(&output).contains("dropped 5000 messages"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("dropped: 5000 messages"), "{}", stdout(&output));
     let output = dead(&redis, "replay", &["--all", "--reason", "422"]);
-    assert!(stdout(&output).contains("replayed 75000 messages"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("replayed: 75000 messages"), "{}", stdout(&output));
     assert_eq!((redis.counts().retry, redis.counts().messages), (75_000, 75_000));
     redis.check_invariant();
 }
