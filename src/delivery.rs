@@ -6,8 +6,11 @@
 //! and to the lanes when it is made.
 //!
 //! There is one file for each way to deliver, chosen by the endpoint's scheme: `http` and `websocket`.
-//! Below them they share the connector with all that it uses: resolver, proxies, TLS, sockets.
+//! Below them they share the connector with all that it uses: resolver, proxies, TLS, and what bytes pass
+//! through. That is, from the top down, `transport` (a connection as ureq sees it) and `wire` for HTTP, `stream`
+//! for WebSocket, `carrier` (what TLS runs on), and `socket`.
 
+mod carrier;
 mod connector;
 mod dial;
 mod exchange;
@@ -16,10 +19,13 @@ mod pool;
 pub mod proxy;
 mod redirect;
 mod resolver;
+mod socket;
+mod stream;
 mod tls;
 mod transport;
 mod trouble;
 mod websocket;
+mod wire;
 
 use std::fmt;
 use std::path::PathBuf;

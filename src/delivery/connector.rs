@@ -19,15 +19,19 @@ use ureq::unversioned::transport::time::Instant as UreqInstant;
 use ureq::unversioned::transport::{ConnectionDetails, Connector as UreqConnector};
 use ureq::{Error, Timeout};
 
+use super::carrier::{Carrier, Secure, handshake};
 use super::dial::{self, Answered};
 use super::exchange::is_interim;
 use super::pool::{Key, Pools};
 use super::proxy::{Proxies, Proxy};
 use super::redirect::{is_secure, port};
 use super::resolver::Resolver;
+use super::socket::Socket;
+use super::stream::Stream;
 use super::tls::Trust;
-use super::transport::{Carrier, Pooled, Secure, Socket, Stream, Wire, handshake};
+use super::transport::Pooled;
 use super::trouble::{Trouble, shorten, what_we_lack};
+use super::wire::Wire;
 use crate::policy::Failure;
 
 /// The most that a proxy may say before a tunnel begins.

@@ -3,7 +3,7 @@
 //!
 //! It promises that all that is received for one request is bounded, that interim
 //! answers are passed over, and that a status is known as soon as its line is
-//! whole. It leaves sockets to the transport and the rest of HTTP to ureq.
+//! whole. It leaves sockets to the wire and the rest of HTTP to ureq.
 
 use std::cell::RefCell;
 use std::mem;

@@ -1,6 +1,7 @@
 //! Whom we trust and who we are, read at the start and again every hour, and the words for why we do
 //! not trust someone.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -102,6 +103,11 @@ impl PartialEq for Seen {
     fn eq(&self, other: &Seen) -> bool {
         self.roots.store.roots == other.roots.store.roots && self.client == other.client
     }
+}
+
+/// The TLS error inside an I/O error, where rustls puts it.
+pub(super) fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
 }
 
 /// For people, without what the other side may have put into it at length.

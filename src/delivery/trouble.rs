@@ -10,8 +10,7 @@ use ureq::http::Uri;
 use ureq::{Error, Timeout};
 
 use super::redirect::port;
-use super::tls;
-use super::transport::tls_error;
+use super::tls::{self, tls_error};
 use crate::policy::{Attempt, Failure};
 use crate::text;
 
@@ -75,6 +74,18 @@ pub(crate) fn what_we_lack(error: &io::Error) -> Option<&'static str> {
         libc::ENOMEM | libc::ENOBUFS => Some("no memory left for a connection"),
         _ => None,
     }
+}
+
+/// Whether a connection has ended or is broken.
+pub(super) fn is_break(error: &Error) -> bool {
+    matches!(error, Error::Io(error) if matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::WriteZero
+    ))
 }
 
 /// How long may be waited, for the words.

@@ -24,7 +24,7 @@ use super::connector::{Connector, Goal};
 use super::exchange::{self, MAX_HEADERS, is_interim, status_of};
 use super::redirect::not_followed;
 use super::resolver::Resolver;
-use super::transport::Stream;
+use super::stream::Stream;
 use super::trouble::{Patience, Trouble, failed, shorten};
 use super::{Course, Parcel, Reply, USER_AGENT};
 use crate::frames::{self, Close, Event, Head, Reader};
