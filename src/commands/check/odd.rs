@@ -2,10 +2,9 @@
 
 use std::collections::HashSet;
 
-use super::{Report, is_refused};
+use super::{Report, Stop};
 use crate::commands::Error;
 use crate::config::Repair;
-use crate::queue;
 use crate::queue::redis::admin::Operator;
 use crate::queue::redis::admin::odd::{OddEntry, Remedy};
 use crate::queue::redis::list::key_names;
@@ -84,35 +83,4 @@ fn quoted(bytes: &[u8]) -> String {
         shown.push('…');
     }
     format!("'{shown}'")
-}
-
-/// Why the look ended early.
-pub(super) enum Stop {
-    /// Standard output.
-    Ours(Error),
-    /// Redis.
-    Queue(queue::Error),
-}
-
-impl From<Error> for Stop {
-    fn from(error: Error) -> Stop {
-        Stop::Ours(error)
-    }
-}
-
-impl From<queue::Error> for Stop {
-    fn from(error: queue::Error) -> Stop {
-        Stop::Queue(error)
-    }
-}
-
-impl Stop {
-    /// What it means to the check: that an account may not look is said elsewhere.
-    pub(super) fn into_result(self) -> Result<Result<(), queue::Error>, Error> {
-        match self {
-            Stop::Ours(error) => Err(error),
-            Stop::Queue(error) if is_refused(&error) => Ok(Ok(())),
-            Stop::Queue(error) => Ok(Err(error)),
-        }
-    }
 }
