@@ -10,8 +10,8 @@
 use std::time::Duration;
 
 use super::connection::{Arguments, Failure, Link};
+use super::errors::is_answer;
 use super::list::{Answer, RedisList, count, unexpected};
-use super::server::is_answer;
 use crate::queue::{Adopted, Error, Id};
 
 /// Entries in one step. Their sizes are not known before they are read.

@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 use redis::{Cmd, Value};
 
+use super::errors::{is_answer, is_elsewhere, is_refusal, wire_text};
 use super::locate::locate;
 use super::sentinel::Watch;
-use super::server::{Open, PATIENCE, Server, is_answer, is_elsewhere, is_refusal, wire_text};
+use super::server::{Open, PATIENCE, Server};
 use crate::queue::Error;
 
 /// A connection that was not used for this long may have been closed by Redis (`timeout`) or by

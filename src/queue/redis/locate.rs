@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use redis::{RedisError, Value};
 
+use super::errors::{is_answer, is_elsewhere, wire_text};
 use super::sentinel;
-use super::server::{Open, PATIENCE, Server, is_answer, is_elsewhere, wire_text};
+use super::server::{Open, PATIENCE, Server};
 use super::stream::Connection;
 use crate::config::queue_url::{Node, QueueUrl, Sentinels};
 use crate::queue::Error;

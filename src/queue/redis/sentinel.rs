@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use super::server::{Open, PATIENCE, Server, is_answer};
+use super::errors::is_answer;
+use super::server::{Open, PATIENCE, Server};
 use crate::config::queue_url::{Node, QueueUrl, Sentinels};
 use crate::queue::Error;
 

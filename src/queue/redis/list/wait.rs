@@ -8,7 +8,7 @@ use redis::Value;
 
 use super::RedisList;
 use crate::queue::redis::connection::Failure;
-use crate::queue::redis::server::{is_refusal, wire_text};
+use crate::queue::redis::errors::{is_refusal, wire_text};
 use crate::queue::{Error, Pop, Waited};
 
 /// The longest and the shortest time that a wait blocks: a stop is to be noticed,
