@@ -50,7 +50,6 @@ use trouble::Patience;
 use websocket::WebSocket;
 
 pub(crate) use redirect::{is_secure, is_websocket, port};
-pub(crate) use trouble::{Trouble, what_we_lack};
 
 const USER_AGENT: &str = concat!("acapy-deliver/", env!("CARGO_PKG_VERSION"));
 

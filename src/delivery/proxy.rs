@@ -24,7 +24,7 @@ use ipnet::IpNet;
 use percent_encoding::percent_decode_str;
 use ureq::http::Uri;
 
-use super::port;
+use super::redirect::port;
 
 /// The proxies of the environment; by default none.
 #[derive(Clone, Debug, Default)]
