@@ -8,15 +8,23 @@
 //! the resolver to ask about every address of a name at every look-up, and to a
 //! configured proxy to judge what goes through that proxy.
 
-use std::collections::HashMap;
-use std::fmt;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+mod addresses;
+mod machine;
+mod net;
+mod own;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use addresses::{always_refused, carried_ipv4, is_public, spell, tunnelled};
+use machine::Machine;
+use net::{Reach, WORDS};
+
+pub use machine::is_of_this_machine;
+pub use net::Net;
+pub use own::Own;
 
 /// The address policy. The default allows everything that is not always refused.
 /// Its clones share the agent's own addresses, which change while it runs.
@@ -40,45 +48,6 @@ struct Rule {
     /// The option as it was given.
     option: String,
 }
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Reach {
-    Net(IpNet),
-    /// Of this whole address family, all but loopback and private addresses.
-    Public(IpNet),
-    /// The addresses of this machine.
-    Myself,
-}
-
-/// What one `--allow-net` or `--deny-net` names: a network, a single address, or a word for some of them.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Net {
-    /// As it was given.
-    text: String,
-    reach: Vec<Reach>,
-}
-
-impl fmt::Display for Net {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-/// The error ends the sentence "option '--deny-net': 'text' …".
-impl FromStr for Net {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Net, String> {
-        let reach = parse(text).ok_or_else(|| {
-            let words = WORDS.join(", ");
-            format!("is not one of {words}, nor an address, or a network as in 10.0.0.0/8 or fd00::/8")
-        })?;
-        Ok(Net { text: text.to_string(), reach })
-    }
-}
-
-/// The words that stand for networks in `--allow-net` and `--deny-net`.
-const WORDS: [&str; 5] = ["private", "loopback", "public", "self", "all"];
 
 /// Said of a connection without TLS.
 const HTTPS_ONLY: &str = "'--https-only' refuses unless an '--allow-net' holds the address";
@@ -253,245 +222,6 @@ impl Rule {
             Reach::Myself => 1,
         }
     }
-}
-
-/// Where the agent's own services are, by port and address: no message may be delivered there.
-/// Clones are the same. Known from the live connections, not from names, which may change.
-#[derive(Clone, Debug, Default)]
-pub struct Own(Arc<RwLock<Services>>);
-
-#[derive(Debug, Default)]
-struct Services {
-    /// For as long as the agent runs.
-    fixed: Vec<(SocketAddr, String)>,
-    redis: Vec<RedisEnd>,
-}
-
-/// Where one connection to Redis leads, or led until it was lost.
-#[derive(Debug)]
-struct RedisEnd {
-    connection: u64,
-    is_live: bool,
-    addresses: Vec<SocketAddr>,
-}
-
-impl Own {
-    /// Something of ours answers here; `name` says what.
-    pub fn add(&self, address: SocketAddr, name: &str) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).fixed.push((address, name.to_string()));
-    }
-
-    /// A connection to Redis has been opened, and these are its addresses. What only lost connections
-    /// led to is nobody's any more: until now Redis might have come back there.
-    pub fn connected(&self, connection: u64, addresses: Vec<SocketAddr>) {
-        let mut services = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        services.redis.retain(|end| end.is_live && end.connection != connection);
-        services.redis.push(RedisEnd { connection, is_live: true, addresses });
-    }
-
-    /// A connection to Redis is gone.
-    pub fn lost(&self, connection: u64) {
-        let mut services = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        for end in services.redis.iter_mut().filter(|end| end.connection == connection) {
-            end.is_live = false;
-        }
-    }
-
-    /// What of ours answers there.
-    fn holds(&self, ip: IpAddr, port: u16) -> Option<String> {
-        let services = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let fixed = services.fixed.iter().map(|(own, name)| (own, name.as_str()));
-        let redis = services.redis.iter().flat_map(|end| end.addresses.iter().map(|own| (own, "Redis")));
-        fixed
-            .chain(redis)
-            .filter(|(own, _)| own.port() == port)
-            .find(|(own, _)| {
-                let own = carried_ipv4(own.ip()).map_or(own.ip(), IpAddr::V4);
-                // What listens on one address of a machine often listens on all of them.
-                own == ip || ((own.is_unspecified() || is_of_this_machine(own)) && is_of_this_machine(ip))
-            })
-            .map(|(_, name)| name.to_string())
-    }
-}
-
-/// Whether this machine has the address. Where the machine lacks the means to tell, it is taken for
-/// its own: asked only where the port is one of ours, so nobody else is hurt.
-pub fn is_of_this_machine(ip: IpAddr) -> bool {
-    ask_machine(ip).unwrap_or(true)
-}
-
-/// Binding to an address works only on the machine that has it, unless it is set up to take over
-/// others' addresses; then the way to an address begins with that address only if it is its own.
-fn ask_machine(ip: IpAddr) -> io::Result<bool> {
-    if ip.is_loopback() {
-        return Ok(true);
-    }
-    match UdpSocket::bind((ip, 0)) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported) => Ok(false),
-        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(false),
-        Err(error) => Err(error),
-        Ok(_) if !binds_others_addresses(ip) => Ok(true),
-        Ok(_) => {
-            let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-            let socket = UdpSocket::bind((any, 0))?;
-            Ok(socket.connect((ip, 9)).is_ok() && socket.local_addr()?.ip() == ip)
-        }
-    }
-}
-
-fn binds_others_addresses(ip: IpAddr) -> bool {
-    let family = if ip.is_ipv4() { "ipv4" } else { "ipv6" };
-    let setting = std::fs::read_to_string(format!("/proc/sys/net/{family}/ip_nonlocal_bind"));
-    setting.is_ok_and(|value| value.trim() != "0")
-}
-
-/// What is known of this machine's addresses, for the word `self`: it is asked for every message.
-#[derive(Debug, Default)]
-struct Machine(Mutex<HashMap<IpAddr, (bool, Instant)>>);
-
-/// Addresses come and go: asked again after this long.
-const MACHINE_AGE: Duration = Duration::from_secs(5);
-/// Answers remembered at most.
-const MACHINE_ANSWERS: usize = 4096;
-
-impl Machine {
-    fn has(&self, ip: IpAddr) -> bool {
-        let known = self.lock().get(&ip).copied();
-        if let Some((answer, at)) = known
-            && at.elapsed() < MACHINE_AGE
-        {
-            return answer;
-        }
-        let begun = Instant::now();
-        let mut asked = ask_machine(ip);
-        // Without file descriptors it cannot be told; mostly one is free again soon.
-        while asked.is_err() && known.is_none() && begun.elapsed() < Duration::from_secs(1) {
-            std::thread::sleep(Duration::from_millis(5));
-            asked = ask_machine(ip);
-        }
-        let mut answers = self.lock();
-        match (asked, known) {
-            (Ok(answer), _) => {
-                if answers.len() >= MACHINE_ANSWERS {
-                    answers.clear();
-                }
-                answers.insert(ip, (answer, Instant::now()));
-                answer
-            }
-            (Err(_), Some((answer, _))) => answer,
-            (Err(_), None) => true,
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<IpAddr, (bool, Instant)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Not reachable over the internet, besides loopback: RFC 1918, shared address
-/// space (RFC 6598), protocol assignments, benchmarking (RFC 2544), reserved;
-/// unique local, the old site-local, and the local NAT64 prefix (RFC 8215).
-const PRIVATE_V4: [(Ipv4Addr, u8); 7] = [
-    (Ipv4Addr::new(10, 0, 0, 0), 8),
-    (Ipv4Addr::new(172, 16, 0, 0), 12),
-    (Ipv4Addr::new(192, 168, 0, 0), 16),
-    (Ipv4Addr::new(100, 64, 0, 0), 10),
-    (Ipv4Addr::new(192, 0, 0, 0), 24),
-    (Ipv4Addr::new(198, 18, 0, 0), 15),
-    (Ipv4Addr::new(240, 0, 0, 0), 4),
-];
-const PRIVATE_V6: [(Ipv6Addr, u8); 3] = [
-    (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7),
-    (Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0), 10),
-    (Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48),
-];
-
-fn private_nets() -> impl Iterator<Item = IpNet> {
-    let v4 = PRIVATE_V4.iter().map(|(ip, len)| IpNet::V4(Ipv4Net::new_assert(*ip, *len)));
-    let v6 = PRIVATE_V6.iter().map(|(ip, len)| IpNet::V6(Ipv6Net::new_assert(*ip, *len)));
-    v4.chain(v6)
-}
-
-fn is_public(ip: IpAddr) -> bool {
-    !ip.is_loopback() && !private_nets().any(|net| net.contains(&ip))
-}
-
-fn parse(value: &str) -> Option<Vec<Reach>> {
-    let v4 = |ip: Ipv4Addr, len| IpNet::V4(Ipv4Net::new_assert(ip, len));
-    let v6 = |ip: Ipv6Addr, len| IpNet::V6(Ipv6Net::new_assert(ip, len));
-    let all = [v4(Ipv4Addr::UNSPECIFIED, 0), v6(Ipv6Addr::UNSPECIFIED, 0)];
-    Some(match value {
-        "private" => private_nets().map(Reach::Net).collect(),
-        "loopback" => [v4(Ipv4Addr::new(127, 0, 0, 0), 8), v6(Ipv6Addr::LOCALHOST, 128)].map(Reach::Net).to_vec(),
-        "public" => all.map(Reach::Public).to_vec(),
-        "all" => all.map(Reach::Net).to_vec(),
-        "self" => vec![Reach::Myself],
-        _ => vec![Reach::Net(value.parse::<IpNet>().or_else(|_| value.parse::<IpAddr>().map(IpNet::from)).ok()?)],
-    })
-}
-
-/// Where clouds give out secrets to whoever asks, beside the link-local addresses: AWS, Google,
-/// Alibaba, Oracle, Azure.
-const METADATA: [IpAddr; 5] = [
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
-    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
-    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
-    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
-    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
-];
-
-/// Never a recipient, whatever the options say: cloud metadata lives on
-/// link-local addresses and some others, and the rest are not one machine's.
-fn always_refused(ip: IpAddr) -> Option<&'static str> {
-    match ip {
-        ip if METADATA.contains(&ip) => Some("a cloud's metadata service"),
-        IpAddr::V4(ip) if ip.is_unspecified() => Some("unspecified"),
-        IpAddr::V4(ip) if ip.octets()[0] == 0 => Some("of this network (0.0.0.0/8)"),
-        IpAddr::V4(ip) if ip.is_link_local() => Some("link-local"),
-        IpAddr::V4(ip) if ip.is_multicast() => Some("multicast"),
-        IpAddr::V4(ip) if ip.is_broadcast() => Some("broadcast"),
-        IpAddr::V6(ip) if ip.is_unspecified() => Some("unspecified"),
-        IpAddr::V6(ip) if ip.is_unicast_link_local() => Some("link-local"),
-        IpAddr::V6(ip) if ip.is_multicast() => Some("multicast"),
-        _ => None,
-    }
-}
-
-/// The IPv4 address that an IPv6 address stands for, if it does.
-fn carried_ipv4(ip: IpAddr) -> Option<Ipv4Addr> {
-    let IpAddr::V6(ip) = ip else { return None };
-    let s = ip.segments();
-    let of = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
-    match s {
-        // `::` and `::1` are themselves, not compatible forms of 0.0.0.0 and 0.0.0.1.
-        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => None,
-        // ::a.b.c.d (compatible), ::ffff:a.b.c.d (mapped), ::ffff:0:a.b.c.d (translated)
-        [0, 0, 0, 0, 0, 0, high, low] | [0, 0, 0, 0, 0, 0xffff, high, low] | [0, 0, 0, 0, 0xffff, 0, high, low] => {
-            Some(of(high, low))
-        }
-        // NAT64
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some(of(high, low)),
-        // 6to4
-        [0x2002, high, low, ..] => Some(of(high, low)),
-        _ => None,
-    }
-}
-
-/// The IPv4 addresses inside an address of a tunnel, which it reaches if this machine has that tunnel.
-fn tunnelled(ip: IpAddr) -> [Option<Ipv4Addr>; 2] {
-    let IpAddr::V6(ip) = ip else { return [None; 2] };
-    let of = |high: u16, low: u16| Some(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
-    match ip.segments() {
-        // Teredo: the server, and the client with its bits turned.
-        [0x2001, 0, server_high, server_low, _, _, high, low] => [of(server_high, server_low), of(!high, !low)],
-        // ISATAP, below whatever prefix
-        [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => [of(high, low), None],
-        _ => [None; 2],
-    }
-}
-
-fn spell(ip: IpAddr, judged: IpAddr) -> String {
-    if ip == judged { ip.to_string() } else { format!("{ip} (that is {judged})") }
 }
 
 #[cfg(test)]
@@ -756,39 +486,6 @@ mod tests {
         match expected {
             None => assert_eq!(result, Ok(()), "{addr}"),
             Some(name) => assert!(result.unwrap_err().contains(name), "{addr}"),
-        }
-    }
-
-    #[test]
-    fn where_redis_was_is_refused_until_another_connection_leads_elsewhere() {
-        let guard = guard(&[], &[]);
-        let (own, old, new) = (guard.clone().own().clone(), "192.0.2.7:6379", "192.0.2.8:6379");
-        let at = |addr: &str| vec![addr.parse().unwrap()];
-        own.connected(1, at(old));
-        own.connected(2, at(old));
-        check_own(&guard, old, Some("Redis"));
-        check_own(&guard, new, None);
-        // Lost, and perhaps soon back at the same address.
-        own.lost(1);
-        own.lost(2);
-        check_own(&guard, old, Some("Redis"));
-        own.connected(1, at(new));
-        check_own(&guard, old, None);
-        check_own(&guard, new, Some("Redis"));
-        // One that still lives where Redis was keeps it refused.
-        own.connected(2, at(old));
-        own.connected(1, at(new));
-        check_own(&guard, old, Some("Redis"));
-        own.lost(2);
-        own.connected(2, at(new));
-        check_own(&guard, old, None);
-    }
-
-    #[test]
-    fn what_is_no_network_is_refused() {
-        for value in ["", "10.0.0.0/33", "intranet", "10.0.0", "::/129"] {
-            let error = value.parse::<Net>().unwrap_err();
-            assert!(error.contains("private, loopback") && error.contains("10.0.0.0/8"), "{error}");
         }
     }
 }
