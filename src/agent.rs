@@ -1,107 +1,39 @@
-//! The whole: builds the channels, starts the threads, waits for a reason to
-//! stop, stops and joins them. Every thread's end is learned through one channel,
-//! so that one that ends early stops the agent and does not leave it half alive.
+//! The whole: builds the channels, starts the threads, stops and joins them. Every thread's end is learned through
+//! one channel, so that one that ends early stops the agent and does not leave it half alive. How a process goes on
+//! until there is a reason to stop is `daemon`'s to know; what each part is told of the configuration, `options`'.
+
+mod daemon;
+mod options;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick};
+use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use log::{error, info, warn};
 
-use crate::config::{self, Config};
-use crate::delivery::proxy::Proxies;
+pub use self::daemon::run;
+pub(crate) use self::options::longest_delay;
+use self::options::{limits, poster_options, retry, settler_options};
+use crate::config::Config;
 use crate::delivery::{self, Poster};
 use crate::dispatch::{Dispatch, Report};
 use crate::guard::Guard;
-use crate::lanes::{Claim, Limits};
-use crate::metrics::{Metrics, read};
-use crate::policy::{Attempt, MESSAGE_BACKOFF_MAX, Retry};
+use crate::lanes::Claim;
+use crate::policy::Attempt;
 use crate::queue::redis::list::RedisList;
 use crate::queue::redis::names::Names;
 use crate::queue::redis::server::Server;
 use crate::queue::{self, History, LaneChange, Place, Queue, Settlement};
-use crate::roots::READ_EVERY;
-use crate::settler;
-use crate::signals;
 use crate::status::figures::Watcher;
 use crate::text::{panic_message, spell};
-use crate::{notify, reader, worker};
-use crate::{serve, status};
+use crate::{reader, serve, settler, status, worker};
 
 /// Stack of a worker: an attempt needs a few dozen KiB, a TLS handshake some more.
 const WORKER_STACK: usize = 512 << 10;
-/// Beside a whole attempt, so long a probed lane is left alone while its outcome is settled.
-const SETTLING: Duration = Duration::from_secs(5);
 /// After the drain, giving back what is left may take so long: Redis answers in milliseconds or is away.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(1500);
-/// A line in the log this often, if anything happened.
-const SUMMARY_EVERY: Duration = Duration::from_secs(60);
-
-/// Runs an agent until a signal stops it.
-///
-/// # Errors
-///
-/// Why it could not go on, as a sentence for people.
-pub fn run(config: &Config) -> Result<(), String> {
-    let (_watch, signals, hang_ups) = signals::watch().map_err(|error| format!("cannot watch for signals: {error}"))?;
-    info!(
-        "acapy-deliver {} delivers the queue '{}' at {} with {} workers{}{}",
-        env!("CARGO_PKG_VERSION"),
-        config.redis.key(),
-        config.redis.url.shown(),
-        config.workers,
-        if config.ordered { ", in order" } else { "" },
-        taken(config)
-    );
-    for warning in config::unknown_variables(&config::environment()) {
-        warn!("{warning}");
-    }
-    let agent = Agent::start(config)?;
-    let notifier = notify::start(agent.dispatch.clone(), config);
-    let summary = tick(SUMMARY_EVERY);
-    let mut counted = Counted::default();
-    let hourly = tick(READ_EVERY);
-    let why = loop {
-        select! {
-            recv(signals) -> signal => match signal {
-                Ok(signal) => {
-                    info!("{signal}: stopping; what is being attempted has {} to end", spell(config.drain_timeout));
-                    break Ok(());
-                }
-                Err(_) => break Err("signals are not heard any more".to_string()),
-            },
-            recv(agent.ends) -> end => break Err(why_ended(end.ok())),
-            recv(summary) -> _ => {
-                counted.report(&agent.dispatch.metrics);
-                agent.dispatch.journal.flush();
-                // While nothing is posted, nobody else closes connections that have been idle for too long.
-                agent.poster.tidy();
-            }
-            recv(hourly) -> _ => agent.renew_trust(),
-            recv(hang_ups) -> asked => if asked.is_ok() {
-                info!("SIGHUP: roots and client certificate are read again");
-                match &notifier {
-                    Some(notifier) => notifier.while_reloading(|| agent.renew_trust()),
-                    None => agent.renew_trust(),
-                }
-            }
-        }
-    };
-    let urgent = why.is_err();
-    agent.stop(if urgent { Duration::ZERO } else { config.drain_timeout }, &signals);
-    why
-}
-
-/// What the variables of the plugin's deliverer have settled, as the end of a sentence.
-fn taken(config: &Config) -> String {
-    let taken = config.redis.taken;
-    match taken == config::Taken::default() {
-        true => String::new(),
-        false => format!("; as the environment of the plugin's deliverer says: {taken}"),
-    }
-}
 
 /// An agent at work, in this process. It owns its threads: if it is dropped, all of them stop and what it holds is
 /// given back, as with [`Agent::stop`] without any time for attempts to end; the thread of an attempt that is cut
@@ -376,96 +308,16 @@ fn spawn(
         })
 }
 
-fn why_ended(end: Option<End>) -> String {
-    match end {
-        Some(End { result: Err(why), .. }) => why.to_string(),
-        Some(End { name, .. }) => format!("internal error: the {name} ended by itself"),
-        None => "internal error: all threads ended".to_string(),
-    }
-}
-
 fn post(poster: &Poster, claim: &Claim, named: bool, enter: worker::Enter) -> Attempt {
     let id = named.then(|| claim.id.to_string());
     let envelope = &claim.envelope;
     poster.post_through(envelope.uri(), envelope.headers(), envelope.payload(), id.as_deref(), enter)
 }
 
-fn limits(config: &Config) -> Limits {
-    Limits {
-        workers: config.workers,
-        endpoint_concurrency: config.endpoint_concurrency,
-        messages: config.in_flight,
-        bytes: usize::try_from(config.in_flight_bytes).unwrap_or(usize::MAX),
-        ordered: config.ordered,
-        retry_first: config.retry_first,
-        retry_max: config.retry_max,
-        give_up_after: config.give_up_after,
-        attempt: config.timeout + SETTLING,
-    }
-}
-
-fn retry(config: &Config) -> Retry {
-    Retry {
-        first: config.retry_first,
-        max: config.retry_max,
-        give_up_after: config.give_up_after,
-        final_statuses: config.final_statuses.clone(),
-        retryable_statuses: config.retryable_statuses.clone(),
-        attempts: config.attempts,
-        ordered: config.ordered,
-    }
-}
-
-fn settler_options(config: &Config) -> settler::Options {
-    settler::Options { lease: config.lease, keep_dead: config.keep_dead, longest_delay: longest_delay(config) }
-}
-
-/// Nothing is put off for longer: a message until its lane is tried (its backoff or what the recipient
-/// asked for) and for a backoff of its own beyond that, both with their jitter; and an attempt.
-pub(crate) fn longest_delay(config: &Config) -> Duration {
-    (config.retry_max.max(MESSAGE_BACKOFF_MAX) + MESSAGE_BACKOFF_MAX).mul_f64(1.2) + config.timeout + SETTLING
-}
-
-fn poster_options(config: &Config, guard: Guard) -> Result<delivery::Options, String> {
-    Ok(delivery::Options {
-        connect_timeout: config.connect_timeout,
-        timeout: config.timeout,
-        workers: config.workers,
-        endpoint_concurrency: config.endpoint_concurrency,
-        roots: config.redis.roots,
-        ca_file: config.ca_file.clone(),
-        client_certificate: config.client_certificate.clone(),
-        id_header: config.id_header.clone(),
-        guard,
-        proxies: Proxies::from_environment()?,
-        ..delivery::Options::default()
-    })
-}
-
 /// Different for agents started in the same moment.
 fn seed() -> u64 {
     let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     time.as_nanos() as u64 ^ (u64::from(std::process::id()) << 32)
-}
-
-/// What the last summary line counted up to.
-#[derive(Default)]
-struct Counted {
-    delivered: u64,
-    later: u64,
-    dead: u64,
-}
-
-impl Counted {
-    fn report(&mut self, metrics: &Metrics) {
-        let now =
-            Counted { delivered: read(&metrics.delivered), later: read(&metrics.later), dead: read(&metrics.dead) };
-        let (delivered, later, dead) = (now.delivered - self.delivered, now.later - self.later, now.dead - self.dead);
-        if delivered + later + dead > 0 {
-            info!("in the last minute: {delivered} delivered, {later} put off, {dead} dead");
-        }
-        *self = now;
-    }
 }
 
 #[cfg(test)]
