@@ -1,20 +1,24 @@
 //! The way of claims between the threads: the lanes behind their mutex, the channel to the workers and the one to
 //! the settler. Whatever the lanes want done is done here, after the mutex is released, in the order:
-//! settlements, lane changes, then what they made room for.
+//! settlements, lane changes, then what they made room for. What one kind of thread alone asks for is in a room of
+//! its own: `intake` for the reader, `attempts` for the workers, `answers` for what the queue has answered.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+mod answers;
+mod attempts;
+mod intake;
+
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
+pub use self::attempts::Begin;
 use crate::journal::Journal;
 use crate::lanes::{Claim, DownLane, Effects, LaneCounts, Lanes, Limits, News};
 use crate::lease::{Lease, lock};
 use crate::metrics::{Metrics, add};
-use crate::orders::Orders;
-use crate::policy::Outcome;
-use crate::queue::{AgentNumber, Bounds, History, Id, LaneChange, Settlement, WaitingLane};
+use crate::queue::{AgentNumber, History, Id, LaneChange, Settlement};
 
 /// What the settler is told.
 #[derive(Debug)]
@@ -40,17 +44,6 @@ pub struct Attempting {
     pub history: History,
 }
 
-/// Whether a claim may be attempted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Begin {
-    /// Yes.
-    Now,
-    /// No: it is not this agent's any more, or the agent stops.
-    Never,
-    /// Not now: its endpoint was paused since it was let out.
-    Paused,
-}
-
 /// Shared by all threads of one agent.
 pub struct Dispatch {
     inner: Mutex<Inner>,
@@ -74,9 +67,6 @@ struct Inner {
     ready: Option<Sender<Box<Claim>>>,
     reader_waits: bool,
 }
-
-/// A redirected attempt waits so long for a place in the window of where it is redirected to; a worker is held up meanwhile.
-const PLACE_PATIENCE: Duration = Duration::from_millis(250);
 
 /// What is done for many lanes or claims is done for so many at a time, and the mutex let go between: whoever
 /// finishes an attempt waits for it. Each is some 10 to 50 µs (`lanes::tests::the_longest_hold…`).
@@ -108,245 +98,6 @@ impl Dispatch {
         };
         (dispatch, ready, reports_receiver)
     }
-
-    // ---- for the reader ----
-
-    /// Waits for room, at most this long, and says what may be claimed. `again` if an
-    /// earlier claim is to be sent again.
-    pub fn appetite(&self, again: bool, at_most: Duration) -> Option<Bounds> {
-        let until = Instant::now() + at_most;
-        let mut inner = self.inner();
-        loop {
-            let mut effects = Effects::default();
-            let bounds = inner.lanes.appetite(again, Instant::now(), &mut effects);
-            if !effects.is_empty() {
-                inner = self.perform_and_lock(inner, effects);
-            }
-            let now = Instant::now();
-            if bounds.is_some() || self.lease.is_stopping() || now >= until {
-                return bounds;
-            }
-            inner.reader_waits = true;
-            // Looked at again now and then: a lane that holds most may have become slow meanwhile.
-            let nap = (until - now).min(Duration::from_millis(20));
-            inner = self.room.wait_timeout(inner, nap).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
-            inner.reader_waits = false;
-        }
-    }
-
-    /// Whether lanes have to be looked at again soon though nothing happens.
-    pub fn is_watching(&self) -> bool {
-        self.inner().lanes.is_watching()
-    }
-
-    /// Lets out what may go beside attempts that have become silent.
-    pub fn nudge(&self) {
-        let mut effects = Effects::default();
-        let mut inner = self.inner();
-        inner.lanes.nudge(Instant::now(), &mut effects);
-        self.perform(inner, effects);
-    }
-
-    /// Whether some lane that is up has more waiting in the queue.
-    pub fn is_draining(&self) -> bool {
-        self.inner().lanes.is_draining()
-    }
-
-    /// Waits until a lane that is up has room for more of what waits in the queue, at most
-    /// this long; the whole of it if one has, for then the queue has just given nothing.
-    pub fn wait_until_hungry(&self, at_most: Duration) {
-        let mut inner = self.inner();
-        if inner.lanes.is_hungry() {
-            drop(inner);
-            return self.lease.wait_for_change(at_most);
-        }
-        inner.reader_waits = true;
-        inner = self.room.wait_timeout(inner, at_most).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
-        inner.reader_waits = false;
-    }
-
-    /// Hands claims to the lanes, unless the agent has got another number since: then
-    /// they are others' already. `before` is done first, under the same lock.
-    pub fn admit(&self, number: AgentNumber, before: impl FnOnce(&mut Lanes), claims: Vec<Result<Claim, Settlement>>) {
-        let (mut before, mut claims) = (Some(before), claims.into_iter().peekable());
-        while before.is_some() || claims.peek().is_some() {
-            let mut effects = Effects::default();
-            let mut inner = self.inner();
-            if self.lease.number() != Some(number) {
-                return;
-            }
-            if let Some(before) = before.take() {
-                before(&mut inner.lanes);
-            }
-            let now = Instant::now();
-            for claim in claims.by_ref().take(ADMITTED_AT_ONCE) {
-                match claim {
-                    Ok(claim) => inner.lanes.admit(Box::new(claim), now, &mut effects),
-                    Err(unreadable) => {
-                        inner.lanes.admit_unreadable(&unreadable);
-                        effects.settlements.push(unreadable);
-                    }
-                }
-            }
-            self.perform(inner, effects);
-        }
-    }
-
-    /// Takes in what operators have ordered.
-    pub fn obey(&self, orders: Orders) {
-        let mut orders = Some(orders);
-        loop {
-            let (mut effects, now) = (Effects::default(), Instant::now());
-            let mut inner = self.inner();
-            if let Some(orders) = orders.take() {
-                inner.lanes.obey(orders, now, &mut effects);
-                self.pauses_any.store(inner.lanes.pauses_any(), Ordering::SeqCst);
-            }
-            let has_more = inner.lanes.put_away(ADMITTED_AT_ONCE, now, &mut effects);
-            self.perform(inner, effects);
-            if !has_more {
-                return;
-            }
-        }
-    }
-
-    /// Whether something is held that might go out without another claim.
-    pub fn holds_any(&self) -> bool {
-        self.inner().lanes.holds_any()
-    }
-
-    /// The ids of these that the agent does not hold.
-    pub fn not_held(&self, ids: Vec<Id>) -> Vec<Id> {
-        let inner = self.inner();
-        ids.into_iter().filter(|id| !inner.lanes.holds(*id)).collect()
-    }
-
-    // ---- for the workers ----
-
-    /// Whether a claim may be attempted now. Blocks while the agent cannot be sure
-    /// that the claim is still its own: no confirmed beat for two thirds of the lease.
-    pub fn may_begin(&self, claim: &Claim) -> Begin {
-        loop {
-            if self.lease.is_stopping() {
-                return Begin::Never;
-            }
-            if self.lease.number() != Some(claim.agent) && self.inner().lanes.is_discarded(claim) {
-                add(&self.metrics.taken_over, 1);
-                return Begin::Never;
-            }
-            if self.lease.is_beat_fresh() {
-                let is_paused = self.pauses_any.load(Ordering::SeqCst) && self.inner().lanes.is_paused(claim);
-                return if is_paused { Begin::Paused } else { Begin::Now };
-            }
-            self.lease.wait_for_change(Duration::from_millis(100));
-        }
-    }
-
-    /// Takes note of what worker `n` attempts.
-    pub fn attempting(&self, n: usize, attempting: Option<Attempting>) {
-        *lock(&self.attempting[n]) = attempting;
-    }
-
-    /// A worker's attempt is over. Returns a claim for this worker to go on with, if
-    /// there is one and nobody has been waiting for longer: that spares a way through
-    /// the channel and the waking of another thread.
-    pub fn finish(
-        &self,
-        claim: Box<Claim>,
-        outcome: Outcome,
-        guest_of: Option<&str>,
-        begun: Instant,
-    ) -> Option<Box<Claim>> {
-        let now = Instant::now();
-        let mut effects = Effects::default();
-        let mut inner = self.inner();
-        inner.lanes.finish(claim, outcome, guest_of, begun, now, &mut effects);
-        let nobody_waits = inner.ready.as_ref().is_some_and(Sender::is_empty);
-        let next = if nobody_waits && !effects.ready.is_empty() { Some(effects.ready.remove(0)) } else { None };
-        self.perform(inner, effects);
-        next
-    }
-
-    /// The attempt of a claim is redirected to `origin` (and so leaves `left`, if it was redirected before): whether
-    /// the lane of that one takes it. Waits a moment for a place in its window.
-    ///
-    /// # Errors
-    ///
-    /// How long until it may be asked again, and why.
-    pub fn enter(&self, origin: &str, left: Option<&str>) -> Result<(), (Duration, String)> {
-        let until = Instant::now() + PLACE_PATIENCE;
-        self.leave(left);
-        loop {
-            let now = Instant::now();
-            match self.inner().lanes.enter(origin, now) {
-                Err((_, why)) if why.is_empty() && now < until && !self.lease.is_stopping() => {}
-                entered => return entered,
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// A redirected attempt goes on from there.
-    pub fn leave(&self, origin: Option<&str>) {
-        let Some(origin) = origin else { return };
-        let mut effects = Effects::default();
-        let mut inner = self.inner();
-        inner.lanes.leave(origin, Instant::now(), &mut effects);
-        self.perform(inner, effects);
-    }
-
-    /// A worker gives up a claim whose endpoint is paused.
-    pub fn withdraw(&self, claim: Box<Claim>) {
-        let mut effects = Effects::default();
-        let mut inner = self.inner();
-        inner.lanes.withdraw(claim, Instant::now(), &mut effects);
-        self.perform(inner, effects);
-    }
-
-    /// A worker gives up a claim that it may not attempt.
-    pub fn abandon(&self, claim: Box<Claim>) {
-        let mut effects = Effects::default();
-        let mut inner = self.inner();
-        inner.lanes.abandon(claim, Instant::now(), &mut effects);
-        self.perform(inner, effects);
-    }
-
-    // ---- for the settler ----
-
-    /// The queue has settled these.
-    pub fn confirmed(&self, settlements: &[Settlement]) {
-        for some in settlements.chunks(CONFIRMED_AT_ONCE) {
-            let mut inner = self.inner();
-            inner.lanes.confirmed(some, Instant::now());
-            self.wake_reader(&mut inner);
-        }
-    }
-
-    /// What waits by lane, as other agents left it.
-    pub fn learn(&self, waiting: &[WaitingLane], asked: Instant) {
-        let most = self.inner().lanes.learned_at_most();
-        for some in waiting[..waiting.len().min(most)].chunks(LEARNED_AT_ONCE) {
-            self.inner().lanes.learn(some, asked, Instant::now());
-        }
-    }
-
-    /// All claims held.
-    pub fn held(&self) -> Vec<Id> {
-        self.inner().lanes.held()
-    }
-
-    /// The agent is registered under this number, as of a call sent at `sent`. Claims that
-    /// are another agent's now, told by their id and number, are forgotten in the same step.
-    pub fn registered(&self, number: AgentNumber, sent: Instant, is_theirs: impl Fn(Id, AgentNumber) -> bool) {
-        let mut effects = Effects::default();
-        let mut inner = self.inner();
-        inner.lanes.discard(is_theirs, Instant::now(), &mut effects);
-        self.lease.registered(number);
-        self.perform(inner, effects);
-        self.lease.beat_confirmed(sent);
-    }
-
-    // ---- for all ----
 
     /// Tells the settler.
     pub fn report(&self, report: Report) {
@@ -457,7 +208,7 @@ impl Dispatch {
 mod tests {
     use super::*;
     use crate::envelope::Envelope;
-    use crate::policy::Fault;
+    use crate::policy::{Fault, Outcome};
     use crate::queue::Source;
 
     const ME: AgentNumber = AgentNumber(7);
