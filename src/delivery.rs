@@ -12,6 +12,8 @@
 
 mod carrier;
 mod connector;
+mod course;
+mod descriptors;
 mod dial;
 mod exchange;
 mod http;
@@ -36,10 +38,12 @@ use std::time::{Duration, Instant};
 use ureq::http::Uri;
 
 use crate::guard::Guard;
-use crate::headers::{IdHeader, belongs_to_connection, goes_elsewhere, is_token};
+use crate::headers::IdHeader;
 use crate::policy::Attempt;
 use crate::roots::Roots;
 use connector::Connector;
+use course::{Course, Parcel, Reply};
+use descriptors::{IDLE_THROUGH_PROXIES, descriptor_limit, idle_limit};
 use dial::Answered;
 use http::Http;
 use pool::{Pool, Pools};
@@ -49,15 +53,11 @@ use tls::{Sources, Trust};
 use trouble::Patience;
 use websocket::WebSocket;
 
+pub use descriptors::raise_descriptor_limit;
 pub(crate) use redirect::{is_secure, is_websocket, port};
-
-const USER_AGENT: &str = concat!("acapy-deliver/", env!("CARGO_PKG_VERSION"));
 
 /// Redirects followed in one attempt.
 const MAX_REDIRECTS: usize = 5;
-
-/// Files that are open besides connections: Redis, status, log, look-ups.
-const OTHER_DESCRIPTORS: u64 = 64;
 
 /// How a [`Poster`] posts.
 #[derive(Clone, Debug)]
@@ -118,58 +118,6 @@ pub struct Poster {
     patience: Patience,
     id_header: Option<IdHeader>,
     tls: Arc<Trust>,
-}
-
-/// What stays the same over the redirects and second tries of one attempt.
-struct Parcel<'a> {
-    headers: Vec<(&'a str, &'a [u8])>,
-    /// Header and value that carry the message's id.
-    id: Option<(&'a str, &'a [u8])>,
-    payload: &'a [u8],
-}
-
-impl Parcel<'_> {
-    /// Whether a header of the envelope is sent, or why it cannot be; those of a connection are left out.
-    fn sends(&self, name: &str, value: &[u8], left_origin: bool) -> Result<bool, String> {
-        // Nobody else's check is relied on: what breaks out of a header breaks out of the request.
-        let is_name = !name.is_empty() && name.bytes().all(is_token);
-        if !is_name || !value.iter().all(|&byte| byte == b'\t' || (byte >= b' ' && byte != 0x7f)) {
-            return Err(format!("header {name:?} is not allowed by HTTP"));
-        }
-        Ok(!belongs_to_connection(name.as_bytes())
-            && (!left_origin || goes_elsewhere(name))
-            && !self.id.is_some_and(|(id_header, _)| name.eq_ignore_ascii_case(id_header)))
-    }
-}
-
-/// Where an attempt is on its way.
-struct Course {
-    uri: Uri,
-    deadline: Instant,
-    /// A redirect has led to another origin.
-    left_origin: bool,
-    /// Nothing has been sent yet.
-    is_first: bool,
-    /// No idle connection will do.
-    wants_fresh: bool,
-    /// A request that met the end of an idle connection may be sent once more.
-    may_repeat: bool,
-}
-
-impl Course {
-    fn new(uri: &Uri, deadline: Instant) -> Course {
-        Course { uri: uri.clone(), deadline, left_origin: false, is_first: true, wants_fresh: false, may_repeat: true }
-    }
-}
-
-/// What one request came to.
-enum Reply {
-    Attempt(Attempt),
-    /// To be followed, if the location can be; else it is this attempt.
-    Redirect {
-        location: Result<String, &'static str>,
-        attempt: Attempt,
-    },
 }
 
 impl Poster {
@@ -346,45 +294,9 @@ impl fmt::Debug for Poster {
     }
 }
 
-/// Raises the limit of open files as far as it goes, and returns it. Each
-/// connection needs one; many systems start processes with 1024.
-pub fn raise_descriptor_limit() -> u64 {
-    rlimit::increase_nofile_limit(u64::MAX).unwrap_or_else(|_| descriptor_limit())
-}
-
-fn descriptor_limit() -> u64 {
-    // Where it cannot be read, the least that systems give.
-    rlimit::Resource::NOFILE.get_soft().unwrap_or(256)
-}
-
-/// How many are kept idle however few the workers: recipients that take turns
-/// are met again only after all the others, and a connection costs far less to
-/// keep than to make.
-const MIN_IDLE: usize = 1024;
-
-/// How many of those through proxies: each takes up a place there, of which tinyproxy as it is installed has
-/// a hundred for all who use it, and lets all others wait.
-const IDLE_THROUGH_PROXIES: usize = 32;
-
-/// Half of what is left when each worker has its connection: the other half is
-/// for look-ups, for others in the same process, and for luck.
-fn idle_limit(workers: usize, descriptors: u64) -> usize {
-    let spare = descriptors.saturating_sub(workers as u64 + OTHER_DESCRIPTORS) / 2;
-    usize::try_from(spare).unwrap_or(usize::MAX).min(workers.saturating_mul(8).max(MIN_IDLE))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn idle_connections_leave_room_for_other_files() {
-        for (workers, descriptors, expected) in
-            [(128, 1024, 416), (256, 20_000, 2048), (128, 100, 0), (8, 1024, 476), (8, u64::MAX, 1024)]
-        {
-            assert_eq!(idle_limit(workers, descriptors), expected);
-        }
-    }
 
     #[test]
     fn options_that_cannot_be_are_named() {

@@ -20,6 +20,7 @@ use ureq::unversioned::transport::{ConnectionDetails, Connector as UreqConnector
 use ureq::{Error, Timeout};
 
 use super::carrier::{Carrier, Secure, handshake};
+use super::course::USER_AGENT;
 use super::dial::{self, Answered};
 use super::exchange::is_interim;
 use super::pool::{Key, Pools};
@@ -212,7 +213,7 @@ fn tunnel(mut carrier: Carrier, proxy: &Proxy, goal: &Goal) -> Result<Carrier, E
     let target = format!("{}:{}", goal.uri.host().unwrap_or_default(), port(goal.uri));
     let mut head = format!(
         "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: {}\r\nProxy-Connection: Keep-Alive\r\n",
-        super::USER_AGENT
+        USER_AGENT
     );
     if let Some(authorization) = &proxy.authorization {
         head.push_str(&format!("Proxy-Authorization: {authorization}\r\n"));

@@ -43,6 +43,7 @@ use ureq::typestate::WithBody;
 use ureq::{Agent, Body, Error, RequestBuilder, Timeout};
 
 use super::connector::{Connector, Pooling};
+use super::course::{Course, Parcel, Reply, USER_AGENT};
 use super::exchange::{MAX_HEADERS, OUTPUT_WINDOW};
 use super::pool::{Pool, Pools};
 use super::proxy::{Proxies, Proxy};
@@ -51,7 +52,6 @@ use super::resolver::Resolver;
 use super::transport::Stage;
 use super::trouble::{Patience, Trouble, failed, shorten};
 use super::wire::Wire;
-use super::{Course, Parcel, Reply, USER_AGENT};
 use crate::metrics::add;
 use crate::policy::{Attempt, Failure, parse_retry_after};
 

@@ -21,12 +21,12 @@ use ureq::http::Uri;
 use ureq::{Error, Timeout};
 
 use super::connector::{Connector, Goal};
+use super::course::{Course, Parcel, Reply, USER_AGENT};
 use super::exchange::{self, MAX_HEADERS, is_interim, status_of};
 use super::redirect::not_followed;
 use super::resolver::Resolver;
 use super::stream::Stream;
 use super::trouble::{Patience, Trouble, failed, shorten};
-use super::{Course, Parcel, Reply, USER_AGENT};
 use crate::frames::{self, Close, Event, Head, Reader};
 use crate::headers::belongs_to_handshake;
 use crate::policy::{Attempt, Failure, parse_retry_after};
