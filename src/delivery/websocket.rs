@@ -10,9 +10,10 @@
 //!
 //! Nothing is left of an attempt when it ends, and no request is sent twice: no connection was idle before.
 
-use std::io;
+mod handshake;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -21,15 +22,14 @@ use ureq::http::Uri;
 use ureq::{Error, Timeout};
 
 use super::connector::{Connector, Goal};
-use super::course::{Course, Parcel, Reply, USER_AGENT};
-use super::exchange::{self, MAX_HEADERS, is_interim, status_of};
+use super::course::{Course, Parcel, Reply};
 use super::redirect::not_followed;
 use super::resolver::Resolver;
 use super::stream::Stream;
-use super::trouble::{Patience, Trouble, failed, shorten};
+use super::trouble::{Patience, failed, shorten};
 use crate::frames::{self, Close, Event, Head, Reader};
-use crate::headers::belongs_to_handshake;
-use crate::policy::{Attempt, Failure, parse_retry_after};
+use crate::policy::{Attempt, Failure};
+use handshake::{ask, read_head, request};
 
 /// The most that may come after the handshake: what ACA-Py takes for a message, so that an answer to
 /// one may pass by before the close frame.
@@ -41,9 +41,6 @@ const PIECE: usize = 16 * 1024;
 /// How long the recipient is given to end the connection after its close frame. Who ends it first has to
 /// remember it for a minute, which is not for the one that has many (RFC 6455, section 7.1.1).
 const FAREWELL: Duration = Duration::from_millis(250);
-
-/// The headers that an answer to a handshake may have.
-const N_HEADERS: usize = 128;
 
 const MAY_HAVE_ARRIVED: &str = "the message may have arrived";
 
@@ -145,149 +142,6 @@ enum Opened {
     /// With what came behind the answer at once.
     Yes(Stream, Vec<u8>),
     No(Reply),
-}
-
-/// The request of a handshake.
-fn request(uri: &Uri, parcel: &Parcel, left_origin: bool, key: &str) -> Result<Vec<u8>, String> {
-    let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let host = uri.host().unwrap_or_default();
-    let host = uri.port_u16().map_or(host.to_string(), |port| format!("{host}:{port}"));
-    let mut request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n"
-    )
-    .into_bytes();
-    let mut has_user_agent = false;
-    let mut add = |name: &str, value: &[u8]| request.extend([name.as_bytes(), b": ", value, b"\r\n"].concat());
-    for &(name, value) in &parcel.headers {
-        if parcel.sends(name, value, left_origin)? && !belongs_to_handshake(name) {
-            has_user_agent |= name.eq_ignore_ascii_case("User-Agent");
-            add(name, value);
-        }
-    }
-    if let Some((name, id)) = parcel.id {
-        add(name, id);
-    }
-    if !has_user_agent {
-        add("User-Agent", USER_AGENT.as_bytes());
-    }
-    request.extend(b"\r\n");
-    Ok(request)
-}
-
-/// Sends the request and receives the head of the answer, and what follows it at once; or as much as shows
-/// that it can never be read. It is heard while the request is not read.
-fn ask(stream: &mut Stream, request: &[u8]) -> Result<Vec<u8>, Error> {
-    let mut bytes = Vec::new();
-    stream.send(request, &mut |piece| {
-        bytes.extend_from_slice(piece);
-        status_of(&bytes).is_some_and(|status| status >= 300) || bytes.len() >= MAX_HEADERS
-    })?;
-    let mut piece = [0; 4096];
-    let mut total = bytes.len();
-    let mut has_new_line = true;
-    loop {
-        skip_interim(&mut bytes);
-        let begins_otherwise = bytes.first().is_some_and(|byte| *byte != b'H');
-        if begins_otherwise || bytes.len() >= MAX_HEADERS || has_new_line && is_whole(&bytes) {
-            return Ok(bytes);
-        }
-        if total > exchange::MAX_RECEIVED {
-            let words = format!("answer has no end within {} kB", exchange::MAX_RECEIVED / 1024);
-            return Err(Trouble::failed(Failure::Broken, words).into());
-        }
-        let amount = stream.receive(&mut piece)?;
-        if amount == 0 {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-        }
-        // Else it cannot be whole now if it was not before, and need not be read from its beginning again.
-        has_new_line = piece[..amount].contains(&b'\n');
-        bytes.extend_from_slice(&piece[..amount]);
-        total += amount;
-    }
-}
-
-/// Whether a head can be read, or never can.
-fn is_whole(bytes: &[u8]) -> bool {
-    let mut headers = [httparse::EMPTY_HEADER; N_HEADERS];
-    !matches!(httparse::Response::new(&mut headers).parse(bytes), Ok(httparse::Status::Partial))
-}
-
-/// Passes over interim answers, which mean nothing to us.
-fn skip_interim(bytes: &mut Vec<u8>) {
-    while is_interim(bytes) {
-        let mut headers = [httparse::EMPTY_HEADER; N_HEADERS];
-        let Ok(httparse::Status::Complete(length)) = httparse::Response::new(&mut headers).parse(bytes) else { return };
-        bytes.drain(..length);
-    }
-}
-
-/// What the head of an answer says.
-struct AnswerHead {
-    length: usize,
-    status: u16,
-    retry_after: Option<Duration>,
-    location: Option<Result<String, &'static str>>,
-    upgrade: String,
-    connection: String,
-    accept: String,
-    /// A subprotocol or an extension, which nobody asked for.
-    has_more: bool,
-}
-
-fn read_head(bytes: &[u8], uri: &Uri) -> Result<AnswerHead, Attempt> {
-    let mut headers = [httparse::EMPTY_HEADER; N_HEADERS];
-    let mut parsed = httparse::Response::new(&mut headers);
-    let length = match parsed.parse(bytes) {
-        Ok(httparse::Status::Complete(length)) => Ok(length),
-        Ok(httparse::Status::Partial) if bytes.len() < MAX_HEADERS => Err("it begins otherwise".to_string()),
-        Ok(httparse::Status::Partial) => Err(format!("they are over {} kB", MAX_HEADERS / 1024)),
-        Err(error) => Err(shorten(&error.to_string())),
-    };
-    let length = length.map_err(|words| match status_of(bytes) {
-        // It counts whatever follows it.
-        Some(status) => {
-            let note = Some(format!("the answer's headers cannot be read: {words}"));
-            Attempt::Unopened { status, retry_after: None, note }
-        }
-        None => failed(Failure::Broken, &format!("answer is not valid HTTP: {words}"), uri),
-    })?;
-    let all = |name: &str| {
-        let found = parsed.headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name));
-        found.map(|header| String::from_utf8_lossy(header.value).trim().to_string()).collect::<Vec<_>>()
-    };
-    let status = parsed.code.unwrap_or_default();
-    let location = matches!(status, 307 | 308).then(|| match all("Location").first() {
-        Some(location) if location.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(location.clone()),
-        Some(_) => Err("redirect to an unreadable location"),
-        None => Err("redirect without a location"),
-    });
-    Ok(AnswerHead {
-        length,
-        status,
-        retry_after: all("Retry-After").first().and_then(|value| parse_retry_after(value, SystemTime::now())),
-        location,
-        upgrade: all("Upgrade").join(","),
-        connection: all("Connection").join(","),
-        accept: all("Sec-WebSocket-Accept").join(","),
-        has_more: !all("Sec-WebSocket-Protocol").is_empty() || !all("Sec-WebSocket-Extensions").is_empty(),
-    })
-}
-
-impl AnswerHead {
-    /// Why this 101 begins no WebSocket.
-    fn fault(&self, key: &str) -> Option<&'static str> {
-        let has_word = |value: &str, word: &str| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(word));
-        if !has_word(&self.upgrade, "websocket") || !has_word(&self.connection, "upgrade") {
-            Some("without 'Upgrade: websocket' and 'Connection: Upgrade'")
-        } else if self.accept != frames::accept_key(key) {
-            Some("with a wrong 'Sec-WebSocket-Accept'")
-        } else if self.has_more {
-            Some("with a subprotocol or an extension that was not offered")
-        } else {
-            None
-        }
-    }
 }
 
 /// What is said after the handshake.
