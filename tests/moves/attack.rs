@@ -3,7 +3,7 @@
 //! the end, once the faults are over, nothing is left but the dead, no id was
 //! used twice, and in ordered mode no attempt began before its elders were done.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -272,7 +272,8 @@ enum Endpoint {
 struct Books {
     ordered: bool,
     messages: Vec<Message>,
-    by_bytes: HashMap<Vec<u8>, usize>,
+    /// In order: to compare bytes is cheaper than to hash all of them.
+    by_bytes: BTreeMap<Vec<u8>, usize>,
     /// In the order of the queue, by origin.
     order: Vec<Vec<usize>>,
     ids: HashMap<Id, usize>,
@@ -471,7 +472,7 @@ impl<'a> Run<'a> {
         let books = Books {
             ordered: attack.ordered,
             messages: Vec::new(),
-            by_bytes: HashMap::new(),
+            by_bytes: BTreeMap::new(),
             order: vec![Vec::new(); n_origins],
             ids: HashMap::new(),
             endpoints: vec![Endpoint::Up; n_origins],
@@ -799,10 +800,11 @@ impl<'a> Run<'a> {
         }
         let state = self.net.world.state()?;
         invariant(&state)?;
-        let mut here: HashSet<&Vec<u8>> = HashSet::new();
+        let mut is_here = vec![false; self.books.messages.len()];
         for bytes in state.queue.iter().chain(state.messages.values()) {
-            if !here.insert(bytes) && !self.books.rolled_back {
-                return Err(format!("two of message {}", self.books.by_bytes[bytes]));
+            let n = self.books.by_bytes[bytes];
+            if std::mem::replace(&mut is_here[n], true) && !self.books.rolled_back {
+                return Err(format!("two of message {n}"));
             }
         }
         for id in state.dead.keys() {
@@ -814,7 +816,7 @@ impl<'a> Run<'a> {
                 self.books.rolled_back
                     && held.get_or_insert_with(|| self.of_the_living(None, SimAgent::held)).contains(&n)
             };
-            if !here.contains(&message.bytes) && message.arrived == 0 && !message.excused && !{ is_held }() {
+            if !is_here[n] && message.arrived == 0 && !message.excused && !{ is_held }() {
                 return Err(format!(
                     "message {n} of o{} ({:?}) is lost, id {:?}",
                     message.origin, message.fate, message.id
@@ -915,7 +917,7 @@ impl<'a> Run<'a> {
 }
 
 /// All that is in the queue, claimed or not.
-fn here(state: &State) -> HashSet<Vec<u8>> {
+fn here(state: &State) -> BTreeSet<Vec<u8>> {
     state.queue.iter().chain(state.messages.values()).cloned().collect()
 }
 
