@@ -162,7 +162,7 @@ const LEASE: Duration = Duration::from_secs(3);
 /// Long beside a delivery on this machine, and shorter than what stops for good.
 const PATIENCE: Duration = Duration::from_secs(25);
 /// Cases side by side.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 24;
 
 #[test]
 fn no_value_at_any_key_stops_an_agent_or_its_successor() {
