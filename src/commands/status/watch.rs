@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded, select, tick};
 
-use super::{Bounds, Looker, Seen};
+use super::look::{Bounds, Looker, Seen};
 use crate::commands::{Error, Exit};
 use crate::config::Status;
 use crate::json::Object;
