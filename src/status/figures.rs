@@ -17,7 +17,8 @@ use crate::dispatch::Dispatch;
 use crate::metrics::read;
 use crate::queue::Error;
 use crate::queue::redis::admin::{LaneSeen, Operator, Overview, Schedule};
-use crate::queue::redis::connection::{Arguments, Link, Move};
+use crate::queue::redis::arguments::Arguments;
+use crate::queue::redis::connection::{Link, Move};
 use crate::queue::redis::list::Keys;
 use crate::queue::redis::server::Server;
 

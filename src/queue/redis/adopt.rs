@@ -9,7 +9,8 @@
 
 use std::time::Duration;
 
-use super::connection::{Arguments, Failure, Link};
+use super::arguments::Arguments;
+use super::connection::{Failure, Link};
 use super::errors::is_answer;
 use super::list::{Answer, RedisList, count, unexpected};
 use crate::queue::{Adopted, Error, Id};

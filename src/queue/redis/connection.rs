@@ -7,14 +7,14 @@
 //! to a node of a Cluster that says that the queue is elsewhere.
 
 use std::borrow::Cow;
-use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use log::{debug, warn};
 use redis::{Cmd, Value};
 
-use super::errors::{is_answer, is_elsewhere, is_refusal, wire_text};
+use super::arguments::Arguments;
+use super::errors::{is_answer, is_elsewhere, is_refusal, may_be_elsewhere, wire_text};
 use super::locate::locate;
 use super::sentinel::Watch;
 use super::server::{Open, PATIENCE, Server};
@@ -137,7 +137,7 @@ impl Link {
             }
             answer => answer,
         };
-        if arguments.seen.is_some()
+        if arguments.tell_seen()
             && answer.is_ok()
             && let Some(open) = &mut self.open
         {
@@ -204,13 +204,7 @@ impl Link {
                 self.server.entry.served();
                 true
             }
-            // After a failover the name may lead elsewhere: so a server that may not be written to is
-            // left. Inside a script, servers before 7 wrap the code in a sentence.
-            Err(error) => {
-                let text = wire_text(error);
-                let elsewhere = ["READONLY", "LOADING", "MASTERDOWN", "UNBLOCKED", "CLUSTERDOWN", "NOREPLICAS"];
-                is_answer(error) && !elsewhere.iter().any(|code| text.contains(code))
-            }
+            Err(error) => is_answer(error) && !may_be_elsewhere(&wire_text(error)),
         };
         if !keeps {
             self.give_up();
@@ -297,95 +291,4 @@ pub enum Failure {
     Redis(redis::RedisError),
     /// The connection could not be opened.
     Ours(Error),
-}
-
-/// The arguments of a move, in the order in which it reads them; one buffer for all.
-#[derive(Default)]
-pub struct Arguments {
-    bytes: Vec<u8>,
-    /// Where each ends.
-    ends: Vec<usize>,
-    /// Which one is the highest number seen, and that number.
-    seen: Option<(usize, u64)>,
-}
-
-impl Arguments {
-    /// Appends bytes as they are.
-    pub fn bytes(&mut self, bytes: &[u8]) -> &mut Arguments {
-        self.bytes.extend_from_slice(bytes);
-        self.ends.push(self.bytes.len());
-        self
-    }
-
-    /// Appends anything that can be written as text.
-    pub fn text(&mut self, text: impl Display) -> &mut Arguments {
-        use std::io::Write;
-        write!(self.bytes, "{text}").expect("a vector takes all");
-        self.ends.push(self.bytes.len());
-        self
-    }
-
-    /// Appends a number as 16 digits: an id or an agent's number, of which there are many.
-    pub fn sixteen(&mut self, number: u64) -> &mut Arguments {
-        let mut digits = [b'0'; 16];
-        let mut left = number;
-        for digit in digits.iter_mut().rev() {
-            *digit += (left % 10) as u8;
-            left /= 10;
-        }
-        self.bytes(&digits)
-    }
-
-    /// Appends the highest number that the agent has seen. On a connection that is new, more is said: so many as
-    /// others may have been given since.
-    pub fn seen(&mut self, number: u64) -> &mut Arguments {
-        self.seen = Some((self.ends.len(), number)).filter(|_| number > 0);
-        self.text(number)
-    }
-
-    /// Appends a flag as `1` or `0`.
-    pub fn flag(&mut self, flag: bool) -> &mut Arguments {
-        self.text(u8::from(flag))
-    }
-
-    /// Appends a duration in whole milliseconds.
-    pub fn millis(&mut self, duration: Duration) -> &mut Arguments {
-        self.text(duration.as_millis().min(u128::from(u32::MAX) * 1000))
-    }
-
-    /// Each of them, with the number seen raised by so much.
-    fn each(&self, raise: u64, mut take: impl FnMut(&[u8])) {
-        let mut begin = 0;
-        for (n, end) in self.ends.iter().enumerate() {
-            match self.seen {
-                Some((at, number)) if at == n && raise > 0 => take((number + raise).to_string().as_bytes()),
-                _ => take(&self.bytes[begin..*end]),
-            }
-            begin = *end;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_number_seen_is_raised_and_nothing_else() {
-        let mut arguments = Arguments::default();
-        arguments.sixteen(7).seen(100).text(100);
-        let all = |raise| {
-            let mut all = Vec::new();
-            arguments.each(raise, |argument| all.push(String::from_utf8(argument.to_vec()).unwrap()));
-            all
-        };
-        assert_eq!(all(0), ["0000000000000007", "100", "100"]);
-        assert_eq!(all(5), ["0000000000000007", "105", "100"]);
-        // Who has seen nothing has nothing to say.
-        let mut arguments = Arguments::default();
-        arguments.seen(0).flag(true);
-        let mut all = Vec::new();
-        arguments.each(5, |argument| all.push(argument.to_vec()));
-        assert_eq!(all, [b"0", b"1"]);
-    }
 }

@@ -17,24 +17,12 @@ pub(super) fn is_answer(error: &redis::RedisError) -> bool {
 /// Whether the server said that it will not do this: it does not know or permit the command. Not one that says
 /// of itself that it cannot do anything now, or nothing for us.
 pub(super) fn is_refusal(error: &redis::RedisError) -> bool {
-    let of_itself = [
-        "READONLY",
-        "LOADING",
-        "MASTERDOWN",
-        "UNBLOCKED",
-        "CLUSTERDOWN",
-        "NOREPLICAS",
-        "TRYAGAIN",
-        "ASK ",
-        "BUSY",
-        "MISCONF",
-        "OOM ",
-        "NOAUTH",
-        "WRONGPASS",
-        "WRONGTYPE",
-    ];
+    let refuses_us = ["NOAUTH", "WRONGPASS", "WRONGTYPE"];
     let text = wire_text(error);
-    is_answer(error) && !is_elsewhere(&text) && !of_itself.iter().any(|code| text.contains(code))
+    is_answer(error)
+        && !is_elsewhere(&text)
+        && lacks(&text).is_none()
+        && !refuses_us.iter().any(|code| text.contains(code))
 }
 
 /// Whether a server of a Cluster says that a key is not its own. Inside a script, servers before 7 wrap it
@@ -43,31 +31,57 @@ pub(super) fn is_elsewhere(text: &str) -> bool {
     text.contains("MOVED ") || text.contains("non local key")
 }
 
+/// What a server says of itself when it cannot do anything now. Inside a script, servers before 7 wrap the code in
+/// a sentence.
+struct Lack {
+    code: &'static str,
+    /// Whether another server may have the queue by now: after a failover the name may lead elsewhere.
+    may_be_elsewhere: bool,
+    /// Whether it is the same when one logs in: then waiting mends that too.
+    at_log_in: bool,
+    why: &'static str,
+}
+
+const REPLICA: &str = "it is a replica, which takes no writes; if its master has moved, this lasts until its name, a \
+                       Cluster or its Sentinels lead to the new one";
+const MOVING: &str = "the queue's slot is just moving to another node of the Cluster";
+
+/// The first that fits counts.
+#[rustfmt::skip]
+static LACKS: [Lack; 11] = [
+    Lack { code: "LOADING", may_be_elsewhere: true, at_log_in: true, why: "it is still loading its data" },
+    Lack { code: "OOM ", may_be_elsewhere: false, at_log_in: true, why: "it is full (maxmemory reached)" },
+    Lack { code: "READONLY", may_be_elsewhere: true, at_log_in: true, why: REPLICA },
+    Lack { code: "UNBLOCKED", may_be_elsewhere: true, at_log_in: false, why: REPLICA },
+    Lack { code: "MASTERDOWN", may_be_elsewhere: true, at_log_in: true, why: "it is a replica, and has lost its master" },
+    Lack { code: "NOREPLICAS", may_be_elsewhere: true, at_log_in: false, why: "it takes no writes while too few replicas follow it (min-replicas-to-write)" },
+    Lack { code: "MISCONF", may_be_elsewhere: false, at_log_in: false, why: "it cannot save to disk and refuses writes (MISCONF)" },
+    Lack { code: "CLUSTERDOWN", may_be_elsewhere: true, at_log_in: false, why: "its Cluster does not work now" },
+    Lack { code: "TRYAGAIN", may_be_elsewhere: false, at_log_in: false, why: MOVING },
+    Lack { code: "ASK ", may_be_elsewhere: false, at_log_in: false, why: MOVING },
+    Lack { code: "BUSY", may_be_elsewhere: false, at_log_in: true, why: "it is busy with another program's script" },
+];
+
+fn lacks(text: &str) -> Option<&'static Lack> {
+    LACKS.iter().find(|lack| text.contains(lack.code))
+}
+
 /// Why a server can do nothing now, of what it says itself; all of it is waited out.
 pub(super) fn not_now(text: &str) -> Option<String> {
-    let says = |code: &str| text.contains(code);
-    let why = if says("LOADING") {
-        "it is still loading its data".to_string()
-    } else if says("OOM ") {
-        "it is full (maxmemory reached)".to_string()
-    } else if says("READONLY") || says("UNBLOCKED") {
-        "it is a replica, which takes no writes; if its master has moved, this lasts until its name, a Cluster \
-         or its Sentinels lead to the new one"
-            .to_string()
-    } else if says("MASTERDOWN") {
-        "it is a replica, and has lost its master".to_string()
-    } else if says("NOREPLICAS") {
-        "it takes no writes while too few replicas follow it (min-replicas-to-write)".to_string()
-    } else if says("MISCONF") {
-        "it cannot save to disk and refuses writes (MISCONF)".to_string()
-    } else if says("CLUSTERDOWN") {
-        format!("its Cluster does not work now ({text})")
-    } else if says("TRYAGAIN") || says("ASK ") {
-        "the queue's slot is just moving to another node of the Cluster".to_string()
-    } else {
-        return None;
-    };
-    Some(why)
+    lacks(text).map(|lack| match lack.code {
+        "CLUSTERDOWN" | "BUSY" => format!("{} ({text})", lack.why),
+        _ => lack.why.to_string(),
+    })
+}
+
+/// Whether the queue may be another server's by now.
+pub(super) fn may_be_elsewhere(text: &str) -> bool {
+    lacks(text).is_some_and(|lack| lack.may_be_elsewhere)
+}
+
+/// Whether a server that said so when we logged in may let us in later.
+pub(super) fn may_log_in_later(text: &str) -> bool {
+    lacks(text).is_some_and(|lack| lack.at_log_in) || text.contains("max number of clients")
 }
 
 /// What a failed handshake means and what to do; `None` if it was no handshake. All of it is

@@ -25,7 +25,8 @@ pub(super) use self::answer::{Answer, count, unexpected};
 pub use self::keys::{Keys, key_names};
 use self::moves::Moves;
 use self::wait::Unheard;
-use super::connection::{Arguments, Link, Move};
+use super::arguments::Arguments;
+use super::connection::{Link, Move};
 use super::server::Server;
 use crate::queue::{AgentNumber, Error, Id, Pop};
 

@@ -11,7 +11,7 @@ use log::{info, warn};
 use redis::Cmd;
 use rustls::{ClientConfig, RootCertStore};
 
-use super::errors::{in_words_of_tls, is_answer, is_elsewhere, not_now, wire_text};
+use super::errors::{in_words_of_tls, is_answer, is_elsewhere, may_log_in_later, not_now, wire_text};
 use super::names::Names;
 use super::stream::Connection;
 use crate::config::RedisAddress;
@@ -295,11 +295,8 @@ impl Server {
     fn explain_log_in(&self, name: &str, error: redis::RedisError) -> Error {
         let answered = is_answer(&error);
         let text = wire_text(&error);
-        let waits = ["LOADING", "MASTERDOWN", "READONLY", "BUSY", "OOM ", "max number of clients"];
         match self.explain(name, error) {
-            Error::Unavailable(_) | Error::NoCommand(_)
-                if answered && !waits.iter().any(|code| text.contains(code)) =>
-            {
+            Error::Unavailable(_) | Error::NoCommand(_) if answered && !may_log_in_later(&text) => {
                 // Before 6.0, and since.
                 let has_none = text.contains("no password is set") || text.contains("without any password configured");
                 let remedy = if has_none { "; it has no password: leave it out of the queue URL" } else { "" };

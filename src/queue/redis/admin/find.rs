@@ -2,7 +2,7 @@
 
 use super::pages::Entry;
 use super::{Operator, read};
-use crate::queue::redis::connection::Arguments;
+use crate::queue::redis::arguments::Arguments;
 use crate::queue::redis::list::history;
 use crate::queue::{Error, Id};
 

@@ -1,7 +1,7 @@
 //! The lanes that have messages waiting, as the queue knows them, a page at a time.
 
 use super::{Operator, PAGE, lossy, read};
-use crate::queue::redis::connection::Arguments;
+use crate::queue::redis::arguments::Arguments;
 use crate::queue::redis::list::NEVER;
 use crate::queue::{Error, Id};
 

@@ -3,7 +3,7 @@
 
 use super::{Operator, read};
 use crate::queue::Error;
-use crate::queue::redis::connection::Arguments;
+use crate::queue::redis::arguments::Arguments;
 
 /// Entries in one look; bodies are among them.
 const PAGE: usize = 50;

@@ -1,7 +1,7 @@
 //! How many messages are where, which agents there are, and what they have settled: one look, in one step.
 
 use super::{Operator, read};
-use crate::queue::redis::connection::Arguments;
+use crate::queue::redis::arguments::Arguments;
 use crate::queue::{Error, Id};
 
 /// How many messages are where, seen in one step.

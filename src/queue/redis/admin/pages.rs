@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 
 use super::{Operator, PAGE, lossy, read, unexpected};
-use crate::queue::redis::connection::Arguments;
+use crate::queue::redis::arguments::Arguments;
 use crate::queue::redis::list::history;
 use crate::queue::{Error, History, Id};
 

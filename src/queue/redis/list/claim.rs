@@ -5,7 +5,7 @@ use std::time::Duration;
 use redis::Value;
 
 use super::answer::{Answer, MOST_FAILURES, history, orders};
-use crate::queue::redis::connection::Arguments;
+use crate::queue::redis::arguments::Arguments;
 use crate::queue::{AgentNumber, Bounds, Claimed, Error, FailedLane, History, Id, RawClaim, Source};
 
 pub(super) fn arguments(me: AgentNumber, call: u64, again: bool, bounds: &Bounds) -> Arguments {

@@ -5,7 +5,7 @@ use redis::Value;
 use super::answer::{Answer, count, unexpected};
 use super::{IDS_PER_CALL, RedisList};
 use crate::orders::{Before, Hand, MOST_PAUSED, Standing};
-use crate::queue::redis::connection::Arguments;
+use crate::queue::redis::arguments::Arguments;
 use crate::queue::{Error, Id};
 
 impl RedisList {

@@ -10,7 +10,7 @@ use super::answer::{Answer, count, orders, unexpected};
 use super::{IDS_PER_CALL, NEVER, RedisList, claim, settle};
 use crate::orders::Orders;
 use crate::queue::redis::advice;
-use crate::queue::redis::connection::Arguments;
+use crate::queue::redis::arguments::Arguments;
 use crate::queue::{
     Adopted, AgentNumber, Beat, Bounds, Claimed, Error, Fate, Id, Joined, LaneChange, Peer, Queue, Settlement, Waited,
     WaitingLane,

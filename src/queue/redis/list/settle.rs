@@ -1,6 +1,6 @@
 //! Settlements and changes of lanes, in the words of the move that takes them.
 
-use crate::queue::redis::connection::Arguments;
+use crate::queue::redis::arguments::Arguments;
 use crate::queue::{AgentNumber, History, LaneChange, Place, Settlement};
 
 pub(super) fn arguments(me: AgentNumber, call: u64, settlements: &[Settlement], changes: &[LaneChange]) -> Arguments {
