@@ -14,9 +14,10 @@ use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use log::{error, info, warn};
 
 pub use self::daemon::run;
-pub(crate) use self::options::longest_delay;
-use self::options::{limits, poster_options, retry, settler_options};
+pub(crate) use self::options::{guard, longest_delay, poster_options};
+use self::options::{limits, retry, settler_options};
 use crate::config::Config;
+use crate::delivery::proxy::Proxies;
 use crate::delivery::{self, Poster};
 use crate::dispatch::{Dispatch, Report};
 use crate::guard::Guard;
@@ -67,9 +68,7 @@ impl Agent {
     ///
     /// If an option cannot be used, or a thread cannot be started.
     pub fn start(config: &Config) -> Result<Agent, String> {
-        let guard = Guard::new(&config.allow_net, &config.deny_net, &[])
-            .https_only(config.https_only)
-            .proxy_resolves(config.proxy_resolves);
+        let guard = guard(config);
         for line in guard.advice() {
             warn!("{line}");
         }
@@ -110,9 +109,7 @@ impl Agent {
         reader_queue: Box<dyn Queue>,
         settler_queue: Box<dyn Queue>,
     ) -> Result<Agent, String> {
-        let guard = Guard::new(&config.allow_net, &config.deny_net, &[])
-            .https_only(config.https_only)
-            .proxy_resolves(config.proxy_resolves);
+        let guard = guard(config);
         Agent::start_with(config, guard, Arc::default(), reader_queue, settler_queue)
     }
 
@@ -124,7 +121,7 @@ impl Agent {
         mut settler_queue: Box<dyn Queue>,
     ) -> Result<Agent, String> {
         delivery::raise_descriptor_limit();
-        let options = poster_options(config, guard)?;
+        let options = poster_options(config, guard, Proxies::from_environment()?);
         if let Some(advice) = options.proxies.advice() {
             warn!("{advice}");
         }

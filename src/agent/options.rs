@@ -49,8 +49,15 @@ pub(crate) fn longest_delay(config: &Config) -> Duration {
     (config.retry_max.max(MESSAGE_BACKOFF_MAX) + MESSAGE_BACKOFF_MAX).mul_f64(1.2) + config.timeout + SETTLING
 }
 
-pub(super) fn poster_options(config: &Config, guard: Guard) -> Result<delivery::Options, String> {
-    Ok(delivery::Options {
+/// Where messages may go.
+pub(crate) fn guard(config: &Config) -> Guard {
+    Guard::new(&config.allow_net, &config.deny_net, &[])
+        .https_only(config.https_only)
+        .proxy_resolves(config.proxy_resolves)
+}
+
+pub(crate) fn poster_options(config: &Config, guard: Guard, proxies: Proxies) -> delivery::Options {
+    delivery::Options {
         connect_timeout: config.connect_timeout,
         timeout: config.timeout,
         workers: config.workers,
@@ -60,7 +67,7 @@ pub(super) fn poster_options(config: &Config, guard: Guard) -> Result<delivery::
         client_certificate: config.client_certificate.clone(),
         id_header: config.id_header.clone(),
         guard,
-        proxies: Proxies::from_environment()?,
+        proxies,
         ..delivery::Options::default()
-    })
+    }
 }

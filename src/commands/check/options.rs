@@ -3,18 +3,17 @@
 use std::net::ToSocketAddrs;
 
 use super::Report;
+use crate::agent;
 use crate::commands::Error;
 use crate::config::{self, Config};
+use crate::delivery::Poster;
 use crate::delivery::proxy::Proxies;
-use crate::delivery::{self, Poster};
 use crate::guard::Guard;
 use crate::text::spell;
 
 /// What only an agent would find out when it starts; its address policy, and what it would post with.
 pub(super) fn check(config: &Config, report: &mut Report) -> Result<(Guard, Option<Poster>), Error> {
-    let guard = Guard::new(&config.allow_net, &config.deny_net, &[])
-        .https_only(config.https_only)
-        .proxy_resolves(config.proxy_resolves);
+    let guard = agent::guard(config);
     let proxies = match Proxies::from_environment() {
         Ok(proxies) => proxies,
         Err(why) => {
@@ -31,19 +30,8 @@ pub(super) fn check(config: &Config, report: &mut Report) -> Result<(Guard, Opti
     if let Some(advice) = proxies.advice() {
         report.note("proxies", advice)?;
     }
-    let options = delivery::Options {
-        connect_timeout: config.connect_timeout,
-        timeout: config.timeout,
-        roots: config.redis.roots,
-        ca_file: config.ca_file.clone(),
-        client_certificate: config.client_certificate.clone(),
-        id_header: config.id_header.clone(),
-        guard: guard.clone(),
-        proxies,
-        ..delivery::Options::default()
-    };
     let mut usable = None;
-    match Poster::new(options) {
+    match Poster::new(agent::poster_options(config, guard.clone(), proxies)) {
         Ok(poster) => {
             report.ok("options", "can be used")?;
             let (roots, trouble) = poster.roots();
