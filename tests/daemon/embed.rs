@@ -4,20 +4,14 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::support::wire::envelope;
-use crate::support::{Answer, Redis, SOON, Sink, eventually};
+use crate::support::{Answer, Redis, SOON, Sink, eventually, forget_package};
 
 /// As its head says; it may have to be built first, and to wait for another cargo.
 const BUILT: Duration = Duration::from_secs(180);
 
 fn example() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    for (name, _) in std::env::vars_os() {
-        // What cargo tells a test of its package makes the build scripts of dependencies run again.
-        let of_package = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_", "CARGO_PRIMARY_"];
-        if of_package.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
-            command.env_remove(&name);
-        }
-    }
+    forget_package(&mut command);
     command.args(["run", "--quiet", "--locked", "--example", "embed"]).current_dir(env!("CARGO_MANIFEST_DIR"));
     command
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::support::{SOON, TempDir, eventually};
+use crate::support::{SOON, TempDir, eventually, forget_package};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -141,14 +141,7 @@ impl Script {
         // Whoever runs the tests in the background has shells ignore SIGINT, and no shell below can undo that.
         let mut command = Command::new("env");
         command.arg("--default-signal=INT").arg(root().join("scripts/run"));
-        for (name, _) in std::env::vars_os() {
-            // What cargo tells a test of its package makes the build script of a dependency run
-            // again: everything would be compiled anew, and the binary replaced under other tests.
-            let of_package = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_", "CARGO_PRIMARY_"];
-            if of_package.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
-                command.env_remove(&name);
-            }
-        }
+        forget_package(&mut command);
         let child = command
             .args(args)
             .env("RUN_DIR", dir.path())

@@ -19,6 +19,7 @@ pub mod wire;
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
@@ -66,6 +67,18 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// A generous bound for what should take milliseconds, on a machine busy with other tests.
 pub const SOON: Duration = Duration::from_secs(20);
+
+/// For commands that call cargo: what it tells a test of its package makes the build scripts of dependencies run again.
+/// Everything would be compiled anew, and the binary replaced under other tests.
+#[allow(dead_code)] // Not every binary of tests calls cargo.
+pub fn forget_package(command: &mut Command) {
+    let of_package = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_", "CARGO_PRIMARY_"];
+    for (name, _) in std::env::vars_os() {
+        if of_package.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            command.env_remove(&name);
+        }
+    }
+}
 
 /// A duration in milliseconds, as the tests write it most.
 pub fn ms(milliseconds: u64) -> Duration {
