@@ -210,6 +210,9 @@ impl Drop for Script {
     }
 }
 
+/// Of a file, without its tests.
+const MOST_LINES: usize = 400;
+
 /// The rooms of the house, floor by floor: a room imports from the floors above its own and from rooms of its own
 /// floor, never from below.
 const FLOORS: [(&str, &[&str]); 6] = [
@@ -228,6 +231,17 @@ const FLOORS: [(&str, &[&str]); 6] = [
 ];
 
 #[test]
+fn no_file_is_longer_than_can_be_read_at_a_sitting() {
+    let too_long: Vec<_> = sources(&root().join("src"))
+        .into_iter()
+        .filter(|path| !path.ends_with("tests.rs"))
+        .map(|path| (code(&path).lines().count(), path))
+        .filter(|(n_lines, _)| *n_lines > MOST_LINES)
+        .collect();
+    assert!(too_long.is_empty(), "find the seam in {too_long:#?}");
+}
+
+#[test]
 fn imports_go_one_way_floor_by_floor_and_in_no_circle() {
     let floor_of = |room: &str| {
         let at = FLOORS.iter().position(|(_, rooms)| rooms.contains(&room));
@@ -242,9 +256,7 @@ fn imports_go_one_way_floor_by_floor_and_in_no_circle() {
             continue;
         }
         let room = room(&name.replace(".rs", "").replace('/', "::"));
-        let text = fs::read_to_string(&path).unwrap();
-        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
-        for line in code.lines().map(|line| line.split("//").next().unwrap()) {
+        for line in code(&path).lines().map(|line| line.split("//").next().unwrap()) {
             for import in line.split("crate::").skip(1).flat_map(paths) {
                 let other = self::room(&import);
                 if other == room {
@@ -265,6 +277,12 @@ fn imports_go_one_way_floor_by_floor_and_in_no_circle() {
         imports.remove(&done);
     }
     assert!(imports.is_empty(), "a circle among {imports:?}");
+}
+
+/// A file without its tests.
+fn code(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap();
+    text.split("#[cfg(test)]\nmod tests").next().unwrap().to_string()
 }
 
 /// The room of a path below the crate: its first part, but for what is below `queue::redis`, which is an edge and
