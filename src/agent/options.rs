@@ -56,6 +56,7 @@ pub(crate) fn guard(config: &Config) -> Guard {
         .proxy_resolves(config.proxy_resolves)
 }
 
+/// What messages are posted with.
 pub(crate) fn poster_options(config: &Config, guard: Guard, proxies: Proxies) -> delivery::Options {
     delivery::Options {
         connect_timeout: config.connect_timeout,

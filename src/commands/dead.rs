@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
-use super::desk::{Desk, Shelf};
+use super::desk::{Desk, Picked, Shelf};
 use super::letter::Letter;
 use super::{Error, Exit, claimed_at, say};
 use crate::config::{Dead, DeadAction, Filter};
@@ -28,17 +28,23 @@ use crate::text::{ago, at_ms, n_of, utc, visible};
 /// If Redis cannot be asked.
 pub fn run(options: &Dead) -> Result<Exit, Error> {
     let mut desk = Desk::new(&options.redis, Shelf::Dead)?;
-    let mut list = RedisList::new(Server::from(&options.redis), &options.redis.key(), Pop::Peek, false);
+    let list = || RedisList::new(Server::from(&options.redis), &options.redis.key(), Pop::Peek, false);
     match &options.action {
         DeadAction::List(list) => desk.list(list),
         DeadAction::Show { id, payload, json } => show(&mut desk, Id(*id), *payload, *json),
-        DeadAction::Replay(act) => desk.act(act, "replayed", |some| Ok(list.replay(&ids(some))?)),
-        DeadAction::Drop(act) => desk.act(act, "dropped", |some| Ok(list.drop_dead(&ids(some))?)),
+        DeadAction::Replay(act) => {
+            let mut list = list();
+            desk.act(act, "replayed", |some| Ok(list.replay(&ids(some))?))
+        }
+        DeadAction::Drop(act) => {
+            let mut list = list();
+            desk.act(act, "dropped", |some| Ok(list.drop_dead(&ids(some))?))
+        }
         DeadAction::Export(filter) => export(&mut desk, filter),
     }
 }
 
-fn ids(some: &[(String, Id)]) -> Vec<Id> {
+fn ids(some: &[Picked]) -> Vec<Id> {
     some.iter().map(|(_, id)| *id).collect()
 }
 

@@ -187,8 +187,9 @@ impl Desk {
         mut act: impl FnMut(&[Picked]) -> Result<usize, Error>,
     ) -> Result<Exit, Error> {
         let mut act = |some: &[Picked]| if *dry { Ok(some.len()) } else { act(some) };
+        let would = if *dry { "would be " } else { "" };
         let (n, exit) = match selection {
-            Selection::Ids(ids) => self.act_on_ids(ids, &mut act)?,
+            Selection::Ids(ids) => self.act_on_ids(ids, *dry, &mut act)?,
             Selection::All(filter) => {
                 let (mut n, mut some) = (0, Vec::with_capacity(PAGE));
                 let found = self.each_picked(filter, |picked| {
@@ -202,13 +203,12 @@ impl Desk {
                 // What was found before Redis went away is done all the same, and said.
                 let rest = act(&some).map(|rest| n += rest as u64);
                 if let Err(error) = found.and(rest) {
-                    return Err(Error::Failed(format!("{done}: {}, then: {error}", n_of(n, "message"))));
+                    return Err(Error::Failed(format!("{would}{done}: {}, then: {error}", n_of(n, "message"))));
                 }
                 (n, self.ending(n, filter))
             }
         };
         if n > 0 {
-            let would = if *dry { "would be " } else { "" };
             writeln!(io::stdout().lock(), "{would}{done}: {}", n_of(n, "message"))?;
         }
         Ok(exit)
@@ -217,15 +217,21 @@ impl Desk {
     fn act_on_ids(
         &mut self,
         ids: &[u64],
+        dry: bool,
         act: &mut dyn FnMut(&[Picked]) -> Result<usize, Error>,
     ) -> Result<(u64, Exit), Error> {
         let (mut n, mut missed, mut seen) = (0, false, HashSet::new());
         for id in ids.iter().map(|id| Id(*id)).filter(|id| seen.insert(*id)) {
-            let found = self.find(id)?;
-            let did = if self.shelf.holds(&found) { act(&[(self.origin_of(id)?, id)])? } else { 0 };
+            // Nobody needs the message of a dead one, which may be large, nor its origin: so it is not looked for first.
+            let did = if self.shelf == Shelf::Dead && !dry {
+                act(&[(String::new(), id)])?
+            } else {
+                let found = self.find(id)?;
+                if self.shelf.holds(&found) { act(&[(self.origin_of(id)?, id)])? } else { 0 }
+            };
             if did == 0 {
                 missed = true;
-                say(&self.shelf.lacks(id, &found));
+                say(&self.shelf.lacks(id, &self.find(id)?));
             }
             n += did as u64;
         }
@@ -234,13 +240,11 @@ impl Desk {
 
     fn origin_of(&mut self, id: Id) -> Result<String, Error> {
         let mut origin = String::new();
-        if self.shelf != Shelf::Dead {
-            let entry = Entry { id, at: 0, history: History::default(), recovered: 0 };
-            self.operator.each_message(vec![entry], |_, bytes| {
-                origin = Letter::read(bytes).origin().to_string();
-                Ok::<_, Error>(ControlFlow::Break(()))
-            })?;
-        }
+        let entry = Entry { id, at: 0, history: History::default(), recovered: 0 };
+        self.operator.each_message(vec![entry], |_, bytes| {
+            origin = Letter::read(bytes).origin().to_string();
+            Ok::<_, Error>(ControlFlow::Break(()))
+        })?;
         Ok(origin)
     }
 

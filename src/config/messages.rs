@@ -100,7 +100,7 @@ static ENDPOINT: Row<String> =
 static REASON: Row<String> = Row::new("--reason", "TEXT", not_empty).help("only those whose reason contains this");
 static LIMIT: Row<u64> =
     Row::new("--limit", "N", at_least_one).unset("list: 50; else all").help("at most so many, the oldest");
-static ALL: Row<bool> = flag("--all", "all of them, or all that these let pass");
+static ALL: Row<bool> = flag("--all", "all of them, or all that the filters let pass");
 static PAYLOAD: Row<bool> = flag("--payload", "show the payload as well");
 pub(super) static JSON: Row<bool> = flag("--json", "JSON instead of text");
 pub(super) static DRY_RUN: Row<bool> = flag("--dry-run", "only say what would be done");
@@ -124,7 +124,8 @@ acapy-deliver dead export  [--endpoint URL] [--reason TEXT] [--limit N]",
 Looks after the dead letters: messages that will not be tried again unless they are
 replayed. 'replay' has them delivered as if they were new; 'drop' removes them for
 good; 'export' writes one line of JSON each, payload included, oldest first.
-FILTERS are those of 'list'. Ends with 1 if there is nothing such.",
+FILTERS are those of 'list', with or without --all; --limit alone does not say which
+are meant. Ends with 1 if there is nothing such.",
     sections: &[Section { heading: "", rows: ALL_OF_DEAD }, queue::SECTION],
     after: "",
     actions: &[
@@ -150,8 +151,8 @@ acapy-deliver retry now   ID… | --all | FILTERS [--dry-run]",
     about: "\
 Looks after the retry schedule: messages that failed by a fault of their own, and wait
 for a time of their own. 'now' has them tried now, and their endpoints too where
-those have failed. FILTERS are those of 'list'; the reason is the last error.
-Ends with 1 if there is nothing such.",
+those have failed. FILTERS are those of 'list', with or without --all; the reason is the last error, and
+--limit alone does not say which are meant. Ends with 1 if there is nothing such.",
     sections: &[Section { heading: "", rows: ALL_OF_HELD }, queue::SECTION],
     after: "",
     actions: &[
@@ -170,8 +171,8 @@ acapy-deliver waiting drop  ID… | --all | FILTERS [--dry-run]",
     about: "\
 Looks after what waits for its endpoint, which is down, paused or slower than what
 comes. 'drop' removes messages for good, undelivered: an endpoint that never comes
-back, say. FILTERS are those of 'list'; the reason is the last error.
-Ends with 1 if there is nothing such.",
+back, say. FILTERS are those of 'list', with or without --all; the reason is the last error, and
+--limit alone does not say which are meant. Ends with 1 if there is nothing such.",
     sections: &[Section { heading: "", rows: ALL_OF_HELD }, queue::SECTION],
     after: "",
     actions: &[

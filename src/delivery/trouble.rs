@@ -1,4 +1,4 @@
-//! What goes wrong, in our words: what our own parts (connector, transports, resolver) have to say when
+//! What goes wrong, in our words: what our own parts (connector, transport, resolver) have to say when
 //! they fail, carried through ureq inside its `Error::Other`, and what the system says. It leaves to each
 //! way of delivering what its protocol says.
 

@@ -24,7 +24,7 @@
 //! | `limits.rs` | what the machine refuses: descriptors, threads, names, memory for an envelope |
 //! | `odd.rs` | values in Redis that no agent writes: skipped, counted, named, moved aside |
 //! | `secrets.rs` | what must not be shown: credentials in logs, letters and redirects; escapes on a terminal |
-//! | `makeup.rs` | what the program and the scripts are made of: dependencies, `scripts/run` |
+//! | `makeup.rs` | what the program and the scripts are made of: dependencies, floors, lengths of files, `scripts/run` |
 //! | `today.rs` | today's ACA-Py with its Redis plugin: which queue, and the place of the plugin's deliverer |
 //! | `cli.rs` | the command line as a user meets it: output, exit codes |
 //! | `embed.rs` | an agent inside another program |

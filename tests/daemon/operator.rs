@@ -346,9 +346,20 @@ fn only_dead_letters_that_were_meant_are_dropped() {
     let (redis, sink) = four_dead();
     let alive = envelope_with(&sink.url(), &[], b"alive");
     redis.push(&alive);
-    let output = dead(&redis, "drop", &["--reason", "410", "--dry-run"]);
-    assert!(stdout(&output).contains("would be dropped: 2 messages"), "{}", stdout(&output));
-    assert_eq!(redis.counts().dead, 4);
+    let (counts, first) = (redis.counts(), redis.dead()[0].id.clone());
+    for (action, which, says) in [
+        ("drop", "--reason=410", "would be dropped: 2 messages"),
+        ("drop", first.as_str(), "would be dropped: 1 message"),
+        ("replay", "--all", "would be replayed: 4 messages"),
+    ] {
+        let which = which.split('=').chain(["--dry-run"]).collect::<Vec<_>>();
+        let output = dead(&redis, action, &which);
+        assert_code(&output, 0);
+        assert!(stdout(&output).contains(says), "{which:?}: {}", stdout(&output));
+        assert_eq!(redis.counts(), counts, "{which:?}");
+    }
+    assert_code(&dead(&redis, "drop", &["--reason", "never", "--dry-run"]), 1);
+    assert_code(&dead(&redis, "drop", &["17", "--dry-run"]), 1);
     let output = dead(&redis, "drop", &["--reason", "410", "--limit", "1"]);
     assert_code(&output, 0);
     assert!(stdout(&output).contains("dropped: 1 message"));

@@ -517,7 +517,10 @@ impl World {
                 self.later(ms(away), Cure::StartRedis);
             }
             RedisLoadsLong => {
-                self.command(&["CONFIG", "SET", "key-load-delay", &self.load_delay()]);
+                // Some old servers take nothing below zero: there it loads as fast as it can.
+                let mut delay = redis::cmd("CONFIG");
+                delay.arg("SET").arg("key-load-delay").arg(self.load_delay());
+                let _ = self.redis.try_client().and_then(|mut client| delay.exec(&mut client));
                 self.command(&["CONFIG", "REWRITE"]);
                 self.redis.kill9();
                 self.redis_state = RedisState::Away;

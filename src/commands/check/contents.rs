@@ -16,7 +16,8 @@ use crate::text::{ago, at_ms, n_of, spell, utc};
 /// Clocks further apart than this make times hard to compare.
 const CLOCKS_APART: Duration = Duration::from_secs(10);
 
-/// Whether what is in the keys can be gone through, entry by entry.
+/// Looks at them; whether they can also be gone through entry by entry. All that is called here by itself is among
+/// the calls that `permissions` tries.
 pub(super) fn check(config: &Config, operator: &mut Operator, report: &mut Report) -> Result<bool, Stop> {
     let wrong = operator.wrong_types()?;
     for wrong in &wrong {

@@ -11,7 +11,7 @@ use crate::delivery::proxy::Proxies;
 use crate::guard::Guard;
 use crate::text::spell;
 
-/// What only an agent would find out when it starts; its address policy, and what it would post with.
+/// Its address policy, and what it would post with, if anything.
 pub(super) fn check(config: &Config, report: &mut Report) -> Result<(Guard, Option<Poster>), Error> {
     let guard = agent::guard(config);
     let proxies = match Proxies::from_environment() {

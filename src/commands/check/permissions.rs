@@ -7,6 +7,7 @@ use crate::queue::redis::admin::Operator;
 use crate::queue::redis::list::Keys;
 use crate::queue::{self, Denied, Pop};
 
+/// Tries each call, and says which rules of the account are missing.
 pub(super) fn check(config: &Config, operator: &mut Operator, report: &mut Report) -> Result<(), Error> {
     let keys = operator.keys().clone();
     let mut refuses = |call: &Call| operator.query(&call.command(&keys)).err().filter(is_refused);

@@ -15,7 +15,7 @@ pub struct Arguments {
 
 impl Arguments {
     /// Whether the highest number seen is among them.
-    pub(super) fn tell_seen(&self) -> bool {
+    pub(super) fn has_seen(&self) -> bool {
         self.seen.is_some()
     }
 

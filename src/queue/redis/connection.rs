@@ -137,7 +137,7 @@ impl Link {
             }
             answer => answer,
         };
-        if arguments.tell_seen()
+        if arguments.has_seen()
             && answer.is_ok()
             && let Some(open) = &mut self.open
         {

@@ -2,7 +2,7 @@
 //! an error is to an agent, by what came before, is `server`'s to say.
 
 /// An error as the server wrote it, code first; the client's own words for errors of its own.
-pub fn wire_text(error: &redis::RedisError) -> String {
+pub(super) fn wire_text(error: &redis::RedisError) -> String {
     match error.code() {
         Some(code) => format!("{code} {}", error.detail().unwrap_or_default()),
         None => error.to_string(),
@@ -31,7 +31,7 @@ pub(super) fn is_elsewhere(text: &str) -> bool {
     text.contains("MOVED ") || text.contains("non local key")
 }
 
-/// What a server says of itself when it cannot do anything now. Inside a script, servers before 7 wrap the code in
+/// A code by which a server says that it cannot do anything now. Inside a script, servers before 7 wrap the code in
 /// a sentence.
 struct Lack {
     code: &'static str,
@@ -46,7 +46,7 @@ const REPLICA: &str = "it is a replica, which takes no writes; if its master has
                        Cluster or its Sentinels lead to the new one";
 const MOVING: &str = "the queue's slot is just moving to another node of the Cluster";
 
-/// The first that fits counts.
+/// Of several, the first says why.
 #[rustfmt::skip]
 static LACKS: [Lack; 11] = [
     Lack { code: "LOADING", may_be_elsewhere: true, at_log_in: true, why: "it is still loading its data" },
@@ -59,7 +59,7 @@ static LACKS: [Lack; 11] = [
     Lack { code: "CLUSTERDOWN", may_be_elsewhere: true, at_log_in: false, why: "its Cluster does not work now" },
     Lack { code: "TRYAGAIN", may_be_elsewhere: false, at_log_in: false, why: MOVING },
     Lack { code: "ASK ", may_be_elsewhere: false, at_log_in: false, why: MOVING },
-    Lack { code: "BUSY", may_be_elsewhere: false, at_log_in: true, why: "it is busy with another program's script" },
+    Lack { code: "BUSY", may_be_elsewhere: false, at_log_in: true, why: "it is busy with a script, or with a command of a module" },
 ];
 
 fn lacks(text: &str) -> Option<&'static Lack> {
@@ -76,12 +76,12 @@ pub(super) fn not_now(text: &str) -> Option<String> {
 
 /// Whether the queue may be another server's by now.
 pub(super) fn may_be_elsewhere(text: &str) -> bool {
-    lacks(text).is_some_and(|lack| lack.may_be_elsewhere)
+    LACKS.iter().any(|lack| lack.may_be_elsewhere && text.contains(lack.code))
 }
 
 /// Whether a server that said so when we logged in may let us in later.
 pub(super) fn may_log_in_later(text: &str) -> bool {
-    lacks(text).is_some_and(|lack| lack.at_log_in) || text.contains("max number of clients")
+    LACKS.iter().any(|lack| lack.at_log_in && text.contains(lack.code)) || text.contains("max number of clients")
 }
 
 /// What a failed handshake means and what to do; `None` if it was no handshake. All of it is
@@ -109,4 +109,29 @@ pub(super) fn in_words_of_tls(text: &str) -> Option<String> {
         return None;
     };
     Some(format!("{means} ({text})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_can_do_nothing_now_is_told_from_one_that_refuses() {
+        // Inside a script, as servers before 7 wrap it, and since.
+        for text in [
+            "ERR Error running script (call to f_0): @user_script: 9: @user_script: 9: -READONLY You can't write",
+            "READONLY You can't write against a read only replica. script: 0, on @user_script:9.",
+        ] {
+            assert!(not_now(text).is_some_and(|why| why.contains("replica")) && may_be_elsewhere(text), "{text}");
+        }
+        let busy = "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.";
+        assert!(not_now(busy).is_some_and(|why| why.contains("busy with a script")) && may_log_in_later(busy));
+        assert!(!may_be_elsewhere(busy) && may_be_elsewhere("LOADING Redis is loading the dataset in memory"));
+        assert!(
+            may_log_in_later("ERR max number of clients reached") && not_now("ERR max number of clients").is_none()
+        );
+        for text in ["NOPERM this user has no permissions", "ERR unknown command", "WRONGPASS invalid"] {
+            assert!(not_now(text).is_none() && !may_be_elsewhere(text) && !may_log_in_later(text), "{text}");
+        }
+    }
 }
