@@ -21,12 +21,10 @@ use crate::delivery::proxy::Proxies;
 use crate::delivery::{self, Poster};
 use crate::dispatch::{Dispatch, Report};
 use crate::guard::Guard;
-use crate::lanes::Claim;
-use crate::policy::Attempt;
 use crate::queue::redis::list::RedisList;
 use crate::queue::redis::names::Names;
 use crate::queue::redis::server::Server;
-use crate::queue::{self, History, LaneChange, Place, Queue, Settlement};
+use crate::queue::{self, LaneChange, Place, Queue, Settlement};
 use crate::status::figures::Watcher;
 use crate::text::{panic_message, spell};
 use crate::{reader, serve, settler, status, worker};
@@ -162,7 +160,13 @@ impl Agent {
                 (dispatch.clone(), ready.clone(), retry.clone(), poster.clone());
             let named = config.id_header.is_some();
             let worker = spawn(format!("worker-{}", n + 1), Some(WORKER_STACK), end_sender.clone(), move || {
-                worker::run(n, &ready, |claim, enter| post(&poster, claim, named, enter), &retry, &worker_shared);
+                worker::run(
+                    n,
+                    &ready,
+                    |claim, enter| worker::post(&poster, claim, named, enter),
+                    &retry,
+                    &worker_shared,
+                );
                 Ok(())
             })?;
             agent.workers.push(worker);
@@ -253,9 +257,8 @@ impl Agent {
     /// What is cut off in mid-attempt may have arrived: twice is better than never,
     /// but not within a second (two copies so close broke a real handshake).
     fn give_back(&self, attempting: crate::dispatch::Attempting) {
-        let crate::dispatch::Attempting { id, origin, history } = attempting;
-        let history =
-            History { attempts: history.attempts + 1, last_error: "cut off by a stop".to_string(), ..history };
+        let crate::dispatch::Attempting { id, origin, mut history } = attempting;
+        history.failed("cut off by a stop");
         let delay = self.retry_first;
         let place = if self.ordered { Place::Waiting(Some(delay)) } else { Place::Retry(delay) };
         let why = history.last_error.clone();
@@ -303,12 +306,6 @@ fn spawn(
                  or of memory (ulimit -u, ulimit -v)"
             )
         })
-}
-
-fn post(poster: &Poster, claim: &Claim, named: bool, enter: worker::Enter) -> Attempt {
-    let id = named.then(|| claim.id.to_string());
-    let envelope = &claim.envelope;
-    poster.post_through(envelope.uri(), envelope.headers(), envelope.payload(), id.as_deref(), enter)
 }
 
 /// Different for agents started in the same moment.

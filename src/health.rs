@@ -4,12 +4,11 @@
 use std::time::Duration;
 
 use crate::dispatch::Dispatch;
-use crate::lease::Thread;
+use crate::lease::{REDIS_AWAY, Thread};
+use crate::peers::between_beats;
 
 /// Alive means that reader and settler have turned within this time, beyond what they wait on purpose.
 const ALIVE_WITHIN: Duration = Duration::from_secs(10);
-/// While Redis is away they wait for it: for its name, to connect, for an answer (5 s each), and up to 6 s until the next try.
-const REDIS_AWAY: Duration = Duration::from_secs(21);
 
 /// Why the agent is not alive, if it is not. Redis has no part in it. `lease` as the agent has it.
 pub fn unwell(dispatch: &Dispatch, lease: Duration) -> Option<String> {
@@ -41,7 +40,7 @@ fn what_lacks(lacks: [(bool, &str); 4], unwell: Option<String>) -> Option<String
 fn who_hangs(since_turn: [Duration; 2], lease: Duration, redis_is_up: bool) -> Option<String> {
     let away = if redis_is_up { Duration::ZERO } else { REDIS_AWAY };
     // The settler waits for reports until its next beat.
-    let threads = [("reader", Duration::ZERO), ("settler", lease / 3)];
+    let threads = [("reader", Duration::ZERO), ("settler", between_beats(lease))];
     threads.iter().zip(since_turn).find_map(|((name, on_purpose), since)| {
         (since > ALIVE_WITHIN + *on_purpose + away)
             .then(|| format!("the {name} has not turned for {} s", since.as_secs()))
@@ -63,9 +62,9 @@ mod tests {
         check(10, 15, true, None);
         check(11, 0, true, Some("the reader has not turned for 11 s"));
         check(0, 16, true, Some("the settler has not turned for 16 s"));
-        check(31, 36, false, None);
-        check(32, 0, false, Some("the reader has not turned for 32 s"));
-        check(0, 37, false, Some("the settler has not turned for 37 s"));
+        check(27, 32, false, None);
+        check(28, 0, false, Some("the reader has not turned for 28 s"));
+        check(0, 33, false, Some("the settler has not turned for 33 s"));
     }
 
     #[test]

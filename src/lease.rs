@@ -12,6 +12,10 @@ use crate::clock::{Clock, Step};
 use crate::queue::{AgentNumber, HIGHEST_NUMBER};
 use crate::text::spell;
 
+/// While Redis is away a thread may wait for it without a turn for so long: for its name, to connect and for an answer,
+/// 5 s each, and up to 1.25 s until the next try.
+pub const REDIS_AWAY: Duration = Duration::from_secs(17);
+
 /// The registration of one agent.
 pub struct Lease {
     /// Nothing new is claimed or begun.

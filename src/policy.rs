@@ -33,10 +33,6 @@ const THROTTLED_STATUSES: [u16; 4] = [429, 502, 503, 504];
 /// When a message is attempted again, and when no more.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Retry {
-    /// The wait after a first failure (`--retry-first`).
-    pub first: Duration,
-    /// The longest wait of a lane (`--retry-max`).
-    pub max: Duration,
     /// Age, since the first time it was put off, at which a failed message dies (`--give-up-after`).
     pub give_up_after: Duration,
     /// Statuses that are final, whatever the table says (`--final`).
@@ -53,8 +49,6 @@ pub struct Retry {
 impl Default for Retry {
     fn default() -> Retry {
         Retry {
-            first: Duration::from_secs(5),
-            max: Duration::from_secs(600),
             give_up_after: Duration::from_secs(24 * 3600),
             final_statuses: Vec::new(),
             retryable_statuses: Vec::new(),
@@ -76,7 +70,7 @@ pub fn judge(attempt: &Attempt, history: &History, retry: &Retry) -> Outcome {
         Outcome::Later { fault, error, .. }
             if fault != Fault::Ours
                 && (history.attempts > 0 || retry.ordered)
-                && history.age.is_some_and(|age| age >= retry.give_up_after) =>
+                && history.is_aged(retry.give_up_after) =>
         {
             Outcome::Dead { reason: gave_up(retry.give_up_after, &error), fault: Some(fault) }
         }
@@ -186,12 +180,26 @@ fn spell_status(status: u16, note: Option<&str>) -> String {
     words
 }
 
+/// A backoff varies by up to this part of it, either way.
+const JITTER: f64 = 0.2;
+
+/// The longest that a lane whose longest backoff is `max` stays down, jitter included: its own, or what a recipient
+/// asked for.
+pub fn longest_lane_backoff(max: Duration) -> Duration {
+    max.max(MESSAGE_BACKOFF_MAX).mul_f64(1.0 + JITTER)
+}
+
+/// The longest that a message waits for a backoff of its own, jitter included.
+pub fn longest_message_backoff() -> Duration {
+    MESSAGE_BACKOFF_MAX.mul_f64(1.0 + JITTER)
+}
+
 /// How long a lane stays down after its `n_failures`th failure since its last
 /// delivery: `first` × 2^(n−1), at most `max`, then varied by up to a fifth either
 /// way, so that lanes that went down together are not tried together. `jitter` is a
 /// random number from −1 to 1.
 pub fn lane_backoff(n_failures: u32, first: Duration, max: Duration, jitter: f64) -> Duration {
-    doubled(n_failures, first, max).mul_f64(1.0 + 0.2 * jitter.clamp(-1.0, 1.0))
+    doubled(n_failures, first, max).mul_f64(1.0 + JITTER * jitter.clamp(-1.0, 1.0))
 }
 
 /// How long a message waits after its `own_failures`th failure that was its own

@@ -25,6 +25,9 @@ pub use self::message::{HIGHEST_NUMBER, History, Id, RawClaim, Source};
 pub use self::settlement::{Kept, LaneChange, Place, Settlement};
 use crate::orders::Orders;
 
+/// A wait for the queue blocks for so long at most: a stop is to be noticed.
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_millis(500);
+
 /// What the threads need of a queue. Each thread has one of its own, so that a
 /// blocking wait holds up nobody's settlement.
 pub trait Queue: Send {

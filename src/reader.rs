@@ -14,18 +14,16 @@ use crate::claiming::{Claiming, Next};
 use crate::dispatch::{Dispatch, Report};
 use crate::envelope::{Endpoints, Envelope};
 use crate::journal::{Death, Speaker};
-use crate::lanes::Claim;
+use crate::lanes::{Claim, NUDGE_EVERY};
 use crate::lease::Thread;
 use crate::metrics::add;
-use crate::queue::{AgentNumber, Claimed, Error, History, Id, Kept, Place, Queue, RawClaim, Settlement, Waited};
+use crate::queue::{
+    AgentNumber, Claimed, Error, History, Id, Kept, LONGEST_WAIT, Place, Queue, RawClaim, Settlement, Waited,
+};
 use crate::text::panic_message;
 
-/// With nothing to claim, so long is waited at most: a stop is to be noticed.
-const LONGEST_WAIT: Duration = Duration::from_millis(500);
 /// While lanes that are up have messages waiting in Redis, new messages are looked for this often.
 const DRAINING_WAIT: Duration = Duration::from_millis(5);
-/// While attempts of a lane that holds others back may become silent, the lanes are looked at this often.
-const WATCHING_WAIT: Duration = Duration::from_millis(50);
 /// A full Redis refuses to wait: it is polled.
 const POLL: Duration = Duration::from_millis(50);
 /// A standby looks this often whether it is its turn.
@@ -202,7 +200,7 @@ impl Reader<'_> {
                 return Ok(());
             }
             let is_watching = self.dispatch.is_watching();
-            let at_most = if is_watching { left.min(WATCHING_WAIT) } else { left.min(LONGEST_WAIT) };
+            let at_most = if is_watching { left.min(NUDGE_EVERY) } else { left.min(LONGEST_WAIT) };
             match queue.wait(at_most)? {
                 Waited::Nothing => {
                     self.dispatch.lease.turn(Thread::Reader);

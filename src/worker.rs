@@ -1,5 +1,6 @@
-//! A worker attempts one claim at a time and says what became of it. It knows
-//! nothing of Redis. It ends when the lanes close `ready`.
+//! A worker makes one attempt at a time through [`Poster`], has [`policy::judge`] say what it means, and hands the
+//! outcome to the lanes by way of the dispatcher, which has it settled. It knows nothing of Redis. It ends when the
+//! dispatcher closes `ready`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
@@ -7,9 +8,10 @@ use std::time::Instant;
 use crossbeam_channel::Receiver;
 use log::debug;
 
+use crate::delivery::Poster;
 use crate::dispatch::{Attempting, Begin, Dispatch};
 use crate::journal::Death;
-use crate::lanes::Claim;
+use crate::lanes::{AFTER_LACKING, Claim, Closed};
 use crate::policy::{self, Attempt, Fault, Outcome, Retry};
 use crate::text::panic_message;
 
@@ -50,6 +52,13 @@ pub fn run(
     }
 }
 
+/// An attempt through the poster; `named` with the message's id in a header.
+pub fn post(poster: &Poster, claim: &Claim, named: bool, enter: Enter) -> Attempt {
+    let id = named.then(|| claim.id.to_string());
+    let envelope = &claim.envelope;
+    poster.post_through(envelope.uri(), envelope.headers(), envelope.payload(), id.as_deref(), enter)
+}
+
 /// A panic costs the one message that caused it, not the agent.
 fn attempt(
     claim: &Claim,
@@ -66,13 +75,7 @@ fn attempt(
                 dispatch.leave(left.as_deref());
                 return Ok(());
             }
-            dispatch.enter(origin, left.as_deref()).map_err(|(wait, why)| Attempt::Elsewhere {
-                error: match why.as_str() {
-                    "" => format!("redirected to {origin}, which is busy"),
-                    why => format!("redirected to {origin}, which is down: {why}"),
-                },
-                wait,
-            })?;
+            dispatch.enter(origin, left.as_deref()).map_err(|closed| elsewhere(origin, closed))?;
             *guest_of = Some(origin.to_string());
             Ok(())
         };
@@ -83,6 +86,17 @@ fn attempt(
         reason: format!("internal error: {}", panic_message(&*panic)),
         fault: None,
     })
+}
+
+/// The attempt was redirected to an endpoint that takes nothing now.
+fn elsewhere(origin: &str, closed: Closed) -> Attempt {
+    let (why, wait) = match closed {
+        Closed::Full => ("whose window is full".to_string(), AFTER_LACKING),
+        Closed::Paused => ("which an operator has paused".to_string(), AFTER_LACKING),
+        Closed::Down { wait, why } if why.is_empty() => ("which is down".to_string(), wait),
+        Closed::Down { wait, why } => (format!("which is down: {why}"), wait),
+    };
+    Attempt::Elsewhere { error: format!("redirected to {origin}, {why}"), wait }
 }
 
 fn note(claim: &Claim, outcome: &Outcome, begun: Instant, dispatch: &Dispatch) {

@@ -7,7 +7,7 @@ use crate::delivery;
 use crate::delivery::proxy::Proxies;
 use crate::guard::Guard;
 use crate::lanes::Limits;
-use crate::policy::{MESSAGE_BACKOFF_MAX, Retry};
+use crate::policy::{self, Retry};
 use crate::settler;
 
 /// Beside a whole attempt, so long a probed lane is left alone while its outcome is settled.
@@ -29,8 +29,6 @@ pub(super) fn limits(config: &Config) -> Limits {
 
 pub(super) fn retry(config: &Config) -> Retry {
     Retry {
-        first: config.retry_first,
-        max: config.retry_max,
         give_up_after: config.give_up_after,
         final_statuses: config.final_statuses.clone(),
         retryable_statuses: config.retryable_statuses.clone(),
@@ -46,7 +44,7 @@ pub(super) fn settler_options(config: &Config) -> settler::Options {
 /// Nothing is put off for longer: a message until its lane is tried (its backoff or what the recipient
 /// asked for) and for a backoff of its own beyond that, both with their jitter; and an attempt.
 pub(crate) fn longest_delay(config: &Config) -> Duration {
-    (config.retry_max.max(MESSAGE_BACKOFF_MAX) + MESSAGE_BACKOFF_MAX).mul_f64(1.2) + config.timeout + SETTLING
+    policy::longest_lane_backoff(config.retry_max) + policy::longest_message_backoff() + config.timeout + SETTLING
 }
 
 /// Where messages may go.

@@ -151,8 +151,9 @@ acapy-deliver retry now   ID… | --all | FILTERS [--dry-run]",
     about: "\
 Looks after the retry schedule: messages that failed by a fault of their own, and wait
 for a time of their own. 'now' has them tried now, and their endpoints too where
-those have failed. FILTERS are those of 'list', with or without --all; the reason is the last error, and
---limit alone does not say which are meant. Ends with 1 if there is nothing such.",
+those have failed. FILTERS are those of 'list', with or without --all; --limit alone
+does not say which are meant. The reason is the last error.
+Ends with 1 if there is nothing such.",
     sections: &[Section { heading: "", rows: ALL_OF_HELD }, queue::SECTION],
     after: "",
     actions: &[
@@ -171,8 +172,9 @@ acapy-deliver waiting drop  ID… | --all | FILTERS [--dry-run]",
     about: "\
 Looks after what waits for its endpoint, which is down, paused or slower than what
 comes. 'drop' removes messages for good, undelivered: an endpoint that never comes
-back, say. FILTERS are those of 'list', with or without --all; the reason is the last error, and
---limit alone does not say which are meant. Ends with 1 if there is nothing such.",
+back, say. FILTERS are those of 'list', with or without --all; --limit alone does not
+say which are meant. The reason is the last error.
+Ends with 1 if there is nothing such.",
     sections: &[Section { heading: "", rows: ALL_OF_HELD }, queue::SECTION],
     after: "",
     actions: &[

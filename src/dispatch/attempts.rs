@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use super::{Attempting, Dispatch};
-use crate::lanes::{Claim, Effects};
+use crate::lanes::{Claim, Closed, Effects};
 use crate::lease::lock;
 use crate::metrics::add;
 use crate::policy::Outcome;
@@ -75,14 +75,14 @@ impl Dispatch {
     ///
     /// # Errors
     ///
-    /// How long until it may be asked again, and why.
-    pub fn enter(&self, origin: &str, left: Option<&str>) -> Result<(), (Duration, String)> {
+    /// Why it takes none.
+    pub fn enter(&self, origin: &str, left: Option<&str>) -> Result<(), Closed> {
         let until = Instant::now() + PLACE_PATIENCE;
         self.leave(left);
         loop {
             let now = Instant::now();
             match self.inner().lanes.enter(origin, now) {
-                Err((_, why)) if why.is_empty() && now < until && !self.lease.is_stopping() => {}
+                Err(Closed::Full) if now < until && !self.lease.is_stopping() => {}
                 entered => return entered,
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -98,7 +98,7 @@ impl Dispatch {
         self.perform(inner, effects);
     }
 
-    /// A worker gives up a claim whose endpoint is paused.
+    /// A worker hands back a claim whose endpoint is paused.
     pub fn withdraw(&self, claim: Box<Claim>) {
         let mut effects = Effects::default();
         let mut inner = self.inner();
@@ -106,7 +106,7 @@ impl Dispatch {
         self.perform(inner, effects);
     }
 
-    /// A worker gives up a claim that it may not attempt.
+    /// A worker hands back a claim that it may not attempt.
     pub fn abandon(&self, claim: Box<Claim>) {
         let mut effects = Effects::default();
         let mut inner = self.inner();

@@ -53,8 +53,7 @@ impl Lanes {
             }
             Source::Retry | Source::Queue => {
                 let is_down = lane.state == State::Down;
-                // With nothing waiting there is nothing else to try it with.
-                let may_probe = !lane.has_waiting && lane.until_tried(now).is_zero() && lane.is_idle();
+                let may_probe = lane.may_be_probed(now);
                 if claim.has_own_backoff() {
                     // When the lane may be tried, it is tried with what waits for it. With this one only if nothing
                     // does, or a while later: what is known to wait may be gone by another agent's hand, and a

@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::finish::ONE_MESSAGE_ASKS;
 use super::lane::{Lane, State};
-use super::{AFTER_LACKING, Claim, Effects, Lanes, Limits, News};
+use super::{AFTER_LACKING, Claim, Effects, Lanes, Limits, News, ONE_MESSAGE_ASKS};
 use crate::policy::{self, Fault};
 use crate::queue::{LaneChange, Source};
 
@@ -186,7 +185,7 @@ impl Lanes {
     /// the time that was set aside for the probe.
     pub(super) fn still_down(&mut self, at: usize, now: Instant, effects: &mut Effects) {
         let lane = &mut self.lanes[at];
-        if lane.state == State::Down && lane.out.is_empty() && lane.guests == 0 && lane.down_until.is_none() {
+        if lane.lacks_probe() {
             lane.down_until = Some(now + AFTER_LACKING);
             effects.changes.push(LaneChange::Due { origin: lane.origin.clone(), after: AFTER_LACKING });
         }
@@ -222,7 +221,7 @@ impl Lanes {
             std::mem::take(&mut lane.held)
         });
         let waiting = held.len();
-        self.give_up(held, Some(delay), now, effects);
+        self.hand_back(held, Some(delay), now, effects);
         let lane = &mut self.lanes[at];
         effects.changes.push(LaneChange::Down {
             origin: lane.origin.clone(),

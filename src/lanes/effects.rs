@@ -67,6 +67,22 @@ pub enum News {
     },
 }
 
+/// Why a lane takes no redirected attempt now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Closed {
+    /// Its window is full.
+    Full,
+    /// It is down, and it is not this one's turn to try it.
+    Down {
+        /// How long until it may be asked again.
+        wait: Duration,
+        /// Why it is down; empty if only others have seen it fail.
+        why: String,
+    },
+    /// An operator has paused it.
+    Paused,
+}
+
 /// A lane that is down, as people see it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DownLane {

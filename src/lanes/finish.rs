@@ -4,12 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::blame::Blame;
 use super::lane::State;
-use super::{AFTER_LACKING, Claim, Effects, Lanes, Limits};
+use super::{AFTER_LACKING, Claim, Closed, Effects, Lanes, Limits, ONE_MESSAGE_ASKS};
 use crate::policy::{self, Fault, Outcome};
 use crate::queue::{History, LaneChange, Place, Source};
-
-/// What one message alone can make its lane wait for by `Retry-After`.
-pub(super) const ONE_MESSAGE_ASKS: Duration = Duration::from_secs(60);
 
 /// Whether the endpoint answered; `None` if the attempt says nothing of it.
 fn is_answered(outcome: &Outcome) -> Option<bool> {
@@ -57,8 +54,7 @@ impl Lanes {
                 self.delivered(at, &claim, was_full, now, effects);
             }
             Outcome::Dead { reason, fault } => {
-                history.attempts = history.attempts.saturating_add(1);
-                history.last_error = reason.clone();
+                history.failed(&reason);
                 self.settle(&claim, Place::Dead, history, effects);
                 match fault {
                     Some(fault) => {
@@ -82,8 +78,7 @@ impl Lanes {
                 }
             }
             Outcome::Later { fault, retry_after, error } => {
-                history.attempts = history.attempts.saturating_add(1);
-                history.last_error = error.clone();
+                history.failed(&error);
                 if self.waits_for_lane(&claim, fault, retry_after, now) {
                     let lane = &self.lanes[at];
                     let delay = (lane.state == State::Down).then(|| lane.until_tried(now));
@@ -132,17 +127,16 @@ impl Lanes {
                 self.delivered(guest, &claim, guest_was_full, now, effects);
             }
             Outcome::Dead { reason, fault } => {
-                history.attempts = history.attempts.saturating_add(1);
-                history.last_error = reason.clone();
+                history.failed(reason);
                 self.settle(&claim, Place::Dead, history, effects);
                 blame = fault.map(|fault| Blame { fault, why: reason, retry_after: None, is_dead: true });
             }
             Outcome::Later { fault, retry_after, error } => {
-                history.last_error = error.clone();
                 let delay = if *fault == Fault::Ours {
+                    history.last_error = error.clone();
                     AFTER_LACKING
                 } else {
-                    history.attempts = history.attempts.saturating_add(1);
+                    history.failed(error);
                     history.own_failures = history.own_failures.saturating_add(1);
                     retry_after.unwrap_or_else(|| self.own_backoff(*fault, history.own_failures))
                 };
@@ -162,24 +156,22 @@ impl Lanes {
     }
 
     /// An attempt is redirected to another origin: takes a place in the window of that one's lane, so that
-    /// redirects go round neither its limit nor its being down. Else how long until it may be asked again, and why.
+    /// redirects go round neither its limit nor its being down, nor its being paused.
     ///
     /// # Errors
     ///
-    /// If its window is full, or it is down.
-    pub fn enter(&mut self, origin: &str, now: Instant) -> Result<(), (Duration, String)> {
+    /// Why it takes none now.
+    pub fn enter(&mut self, origin: &str, now: Instant) -> Result<(), Closed> {
         let at = self.lane_of(origin, now);
-        if let Some(why) = self.why_closed(at) {
-            return Err((AFTER_LACKING, why));
-        }
         let lane = &mut self.lanes[at];
-        let may_probe = !lane.has_waiting && lane.until_tried(now).is_zero() && lane.is_idle();
         match lane.state {
-            State::Down if !may_probe => {
-                return Err((lane.until_tried(now).max(AFTER_LACKING), lane.last_error.clone()));
+            _ if lane.is_paused => return Err(Closed::Paused),
+            State::Down if !lane.may_be_probed(now) => {
+                let wait = lane.until_tried(now).max(AFTER_LACKING);
+                return Err(Closed::Down { wait, why: lane.last_error.clone() });
             }
             State::Down => lane.down_until = None,
-            State::Untried | State::Up if !lane.has_room() => return Err((AFTER_LACKING, String::new())),
+            State::Untried | State::Up if !lane.has_room() => return Err(Closed::Full),
             State::Untried | State::Up => {}
         }
         self.lanes[at].guests += 1;
@@ -223,8 +215,7 @@ impl Lanes {
 
     /// It has waited for longer than messages live after their first failure, and was never attempted.
     pub(super) fn is_overdue(&self, claim: &Claim, now: Instant) -> bool {
-        claim.history.attempts == 0
-            && claim.history_at(now).age.is_some_and(|waited| waited >= self.limits.give_up_after)
+        claim.history.attempts == 0 && claim.history_at(now).is_aged(self.limits.give_up_after)
     }
 
     pub(super) fn own_backoff(&mut self, fault: Fault, own_failures: u32) -> Duration {
@@ -237,7 +228,7 @@ impl Lanes {
         }
     }
 
-    /// A claim that a worker gives up without an attempt: it is not this agent's any more, or the agent stops.
+    /// A claim that a worker hands back without an attempt: it is not this agent's any more, or the agent stops.
     pub fn abandon(&mut self, claim: Box<Claim>, now: Instant, effects: &mut Effects) {
         let at = claim.lane;
         self.came_back(&claim, None, now);

@@ -115,7 +115,7 @@ impl Lanes {
     pub(super) fn put_off(&mut self, claim: &Claim, now: Instant, effects: &mut Effects) {
         let mut history = claim.history_at(now);
         let give_up_after = self.limits.give_up_after;
-        if history.attempts > 0 && history.age.is_some_and(|age| age >= give_up_after) {
+        if history.attempts > 0 && history.is_aged(give_up_after) {
             history.last_error = policy::gave_up(give_up_after, &history.last_error);
             let (origin, reason) = (claim.origin.clone(), history.last_error.clone());
             effects.news.push(News::GaveUp { id: claim.id, origin, reason });
@@ -129,7 +129,7 @@ impl Lanes {
     }
 
     /// Gives back claims that were taken out of a lane.
-    pub(super) fn give_up(
+    pub(super) fn hand_back(
         &mut self,
         held: impl IntoIterator<Item = Box<Claim>>,
         delay: Option<Duration>,
@@ -168,7 +168,7 @@ impl Lanes {
             return;
         }
         let given_back = self.change(at, |lane| lane.held.split_off(kept));
-        self.give_up(given_back, None, now, effects);
+        self.hand_back(given_back, None, now, effects);
     }
 
     /// The queue has settled these.

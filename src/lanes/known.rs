@@ -55,7 +55,7 @@ impl Lanes {
     pub fn learn(&mut self, waiting: &[WaitingLane], asked: Instant, now: Instant) {
         // No lane backs off for longer: the queue's clock was ahead when such a time was written. The queue makes it due
         // now, and what is put to wait here must not be due in weeks again.
-        let longest = self.limits.retry_max.max(policy::MESSAGE_BACKOFF_MAX).mul_f64(1.2);
+        let longest = policy::longest_lane_backoff(self.limits.retry_max);
         for known in waiting {
             let at = self.lane_of(&known.origin, now);
             let lane = &mut self.lanes[at];

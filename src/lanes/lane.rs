@@ -166,6 +166,16 @@ impl Lane {
         self.unconfirmed == 0 && self.confirmed_at.is_none_or(|confirmed| confirmed < asked)
     }
 
+    /// Whether it is down, its time is over, and there is nothing else to try it with.
+    pub(super) fn may_be_probed(&self, now: Instant) -> bool {
+        !self.has_waiting && self.until_tried(now).is_zero() && self.is_idle()
+    }
+
+    /// Whether it is down and left to a probe that is not there.
+    pub(super) fn lacks_probe(&self) -> bool {
+        self.state == State::Down && self.out.is_empty() && self.guests == 0 && self.down_until.is_none()
+    }
+
     pub(super) fn until_tried(&self, now: Instant) -> Duration {
         self.down_until.map(|until| until.saturating_duration_since(now)).unwrap_or_default()
     }

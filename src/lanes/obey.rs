@@ -8,9 +8,6 @@ use super::{Claim, Effects, Lanes, News};
 use crate::orders::{Order, Orders};
 use crate::queue::{LaneChange, Source};
 
-/// Why a redirect to it is not followed.
-const PAUSED: &str = "an operator has paused it";
-
 impl Lanes {
     /// Takes in the orders that are in force; those known already change nothing. What paused lanes hold is then to be
     /// put away ([`Lanes::put_away`]).
@@ -105,11 +102,6 @@ impl Lanes {
         self.not_probing(claim.lane, now);
     }
 
-    /// Why a redirect to this lane is not followed, if it is paused.
-    pub(super) fn why_closed(&self, at: usize) -> Option<String> {
-        self.lanes[at].is_paused.then(|| PAUSED.to_string())
-    }
-
     fn tell(&self, known: &Orders, effects: &mut Effects) {
         let only_in = |these: &Orders, those: &Orders| {
             let mut origins: Vec<String> = these
@@ -145,8 +137,8 @@ impl Lanes {
     /// The probe of a lane that is down has not gone out: it is not left to what would have become of that.
     fn not_probing(&mut self, at: usize, now: Instant) {
         let lane = &mut self.lanes[at];
-        if lane.state == State::Down && lane.out.is_empty() && lane.guests == 0 {
-            lane.down_until.get_or_insert(now);
+        if lane.lacks_probe() {
+            lane.down_until = Some(now);
         }
     }
 

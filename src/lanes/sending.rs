@@ -7,8 +7,8 @@ use super::shares::Kind;
 use super::{Claim, Effects, Lanes};
 use crate::queue::Id;
 
-/// How often lanes are looked at whose attempts are silent.
-const NUDGE_EVERY: Duration = Duration::from_millis(50);
+/// How often lanes are looked at that hold claims back and whose attempts may become silent.
+pub const NUDGE_EVERY: Duration = Duration::from_millis(50);
 
 /// Lanes looked at at once.
 const NUDGED: usize = 64;
@@ -90,8 +90,7 @@ impl Lanes {
     /// A claim is with its worker no more; `told`: how long its attempt took, if that says something of the
     /// endpoint, and whether it was answered.
     pub(super) fn came_back(&mut self, claim: &Claim, told: Option<(Duration, bool)>, now: Instant) {
-        self.held_bytes -= claim.envelope.held_size();
-        self.count_suspect(claim, -1);
+        self.forget_held(claim);
         let at_most = self.most.failed();
         self.change(claim.lane, |lane| {
             let sent = lane.came_back(claim.id);
@@ -110,7 +109,7 @@ impl Lanes {
         Some(claim)
     }
 
-    /// A claim has left a lane's `held` without going out.
+    /// A claim is counted among those held no more.
     pub(super) fn forget_held(&mut self, claim: &Claim) {
         self.held_bytes -= claim.envelope.held_size();
         self.count_suspect(claim, -1);

@@ -9,7 +9,7 @@ use super::*;
 use crate::envelope::Envelope;
 use crate::orders::{Order, Orders};
 use crate::policy::{Fault, Outcome};
-use crate::queue::{FailedLane, History, LaneChange, Place, Settlement, Source, WaitingLane};
+use crate::queue::{Bounds, FailedLane, History, LaneChange, Place, Settlement, Source, WaitingLane};
 
 /// Lanes with a clock, the claims out, and what was settled.
 struct Scene {
@@ -1289,19 +1289,29 @@ fn the_counts_agree_with_the_lanes_whatever_happens() {
 // ---- redirects ----
 
 #[test]
+fn a_lane_that_only_others_have_seen_fail_is_down_for_a_redirect_too_and_not_full() {
+    let mut scene = Scene::new(limits());
+    let waiting = WaitingLane { origin: B.to_string(), due_in: Some(Duration::from_secs(9)), is_paused: false };
+    scene.lanes.learn(&[waiting], scene.now, scene.now);
+    let Err(Closed::Down { wait, why }) = scene.lanes.enter(B, scene.now) else { panic!("it is down") };
+    assert_eq!((wait, why.as_str()), (Duration::from_secs(9), ""));
+}
+
+#[test]
 fn a_redirected_attempt_takes_a_place_where_it_is_redirected_to_and_what_becomes_of_it_is_that_ones() {
     let mut scene = Scene::new(limits());
     scene.admit_many(A, 2);
     scene.finish(A, Outcome::Delivered);
     assert_eq!(scene.lanes.enter(B, scene.now), Ok(()));
-    assert!(scene.lanes.enter(B, scene.now).is_err(), "its window is one");
+    assert_eq!(scene.lanes.enter(B, scene.now), Err(Closed::Full), "its window is one");
     let (claim, begun) = scene.out.pop_front().unwrap();
     let mut effects = Effects::default();
     scene.lanes.finish(claim, later(Fault::Throttled), Some(B), begun, scene.now, &mut effects);
     scene.perform(effects);
     assert!(matches!(scene.settled.last().unwrap().place, Place::Retry(_)));
     assert_eq!((scene.outages(A).len(), scene.outages(B).len()), (0, 1));
-    assert!(scene.lanes.enter(B, scene.now).unwrap_err().0 >= Duration::from_secs(4), "it is down");
+    let Err(Closed::Down { wait, why }) = scene.lanes.enter(B, scene.now) else { panic!("it is down") };
+    assert!(wait >= Duration::from_secs(4) && !why.is_empty(), "{wait:?} {why:?}");
     scene.pass(7);
     assert_eq!(scene.lanes.enter(B, scene.now), Ok(()), "its time is over: this one tries it");
     assert!(scene.lanes.enter(B, scene.now).is_err());
@@ -1371,7 +1381,7 @@ fn what_is_held_for_a_paused_lane_waits_in_the_queue_and_what_is_out_ends() {
     // Another endpoint is not held up, and a redirect goes no way round.
     scene.admit(B);
     assert_eq!(scene.n_out(B), 1);
-    assert!(scene.lanes.enter(A, scene.now).unwrap_err().1.contains("paused"));
+    assert_eq!(scene.lanes.enter(A, scene.now), Err(Closed::Paused));
     // Resumed, the queue gives out one to try it, and then the others.
     scene.confirm();
     scene.obey(paused(&[], 2));

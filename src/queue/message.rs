@@ -43,6 +43,19 @@ pub struct History {
     pub last_error: String,
 }
 
+impl History {
+    /// Whether it has reached this age.
+    pub fn is_aged(&self, age: Duration) -> bool {
+        self.age.is_some_and(|own| own >= age)
+    }
+
+    /// Takes note of one more attempt that failed.
+    pub fn failed(&mut self, error: &str) {
+        self.attempts = self.attempts.saturating_add(1);
+        self.last_error = error.to_string();
+    }
+}
+
 /// Where a claim was taken from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Source {

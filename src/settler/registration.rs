@@ -9,16 +9,13 @@ use log::{debug, error, info, warn};
 use super::Settler;
 use super::chores::Chore;
 use crate::claiming::taken_over;
-use crate::lease::Thread;
+use crate::lease::{REDIS_AWAY, Thread};
 use crate::peers::between_beats;
 use crate::queue::{Error, Fate, Id, Queue};
 use crate::text::spell;
 
 /// Lanes that other agents may have closed are looked at so many a beat, in turn.
 const LANES_PER_BEAT: usize = 1000;
-/// A reader that has not turned for two leases, and not for this long, is stuck: while it waits for
-/// Redis (to connect, for an answer, until the next try) it may take as long.
-const READER_WAITS: Duration = Duration::from_secs(16);
 /// So often it is looked whether such a reader turns again.
 pub(super) const BEAT_OF_THE_STUCK: Duration = Duration::from_secs(1);
 /// An agent that the queue forgets again and again joins again after pauses that grow from this to the longer.
@@ -30,7 +27,8 @@ impl Settler<'_> {
     /// until the reader turns again.
     pub(super) fn reader_is_stuck(&mut self) -> bool {
         let since = self.dispatch.lease.since_turn(Thread::Reader);
-        let stuck = since > (self.options.lease * 2).max(READER_WAITS);
+        // It may take as long to wait for Redis.
+        let stuck = since > (self.options.lease * 2).max(REDIS_AWAY);
         if stuck && !self.said_stuck {
             error!(
                 "the reader has not turned for {}: this agent lets its lease run out, so that others take over",

@@ -546,7 +546,7 @@ impl SimAgent {
                 last_error: "cut off by a stop".to_string(),
                 ..claim.history.clone()
             };
-            let (delay, why) = (self.retry.first, history.last_error.clone());
+            let (delay, why) = (self.limits.retry_first, history.last_error.clone());
             let place = if self.limits.ordered { Place::Waiting(Some(delay)) } else { Place::Retry(delay) };
             let origin = claim.origin.clone();
             let settlement = Settlement { id: claim.id, origin: origin.clone(), place, history, kept: None };

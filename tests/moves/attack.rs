@@ -449,12 +449,7 @@ impl<'a> Run<'a> {
             give_up_after: Duration::from_secs(*rng.pick(&[60, 3600, 86_400])),
             attempt: Duration::from_secs(35),
         };
-        let retry = Retry {
-            max: limits.retry_max,
-            give_up_after: limits.give_up_after,
-            ordered: attack.ordered,
-            ..Retry::default()
-        };
+        let retry = Retry { give_up_after: limits.give_up_after, ordered: attack.ordered, ..Retry::default() };
         let net = Net {
             world,
             now,

@@ -9,11 +9,9 @@ use redis::Value;
 use super::RedisList;
 use crate::queue::redis::connection::Failure;
 use crate::queue::redis::errors::{is_refusal, wire_text};
-use crate::queue::{Error, Pop, Waited};
+use crate::queue::{Error, LONGEST_WAIT, Pop, Waited};
 
-/// The longest and the shortest time that a wait blocks: a stop is to be noticed,
-/// and `0.001` blocks for ever on Redis 6.2.
-const LONGEST_WAIT: Duration = Duration::from_millis(500);
+/// The shortest time that a wait blocks: `0.001` blocks for ever on Redis 6.2.
 const SHORTEST_WAIT: Duration = Duration::from_millis(20);
 
 /// Whether the value that a wait looks at can stay where it is. It is not read, and the
