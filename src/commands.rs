@@ -28,7 +28,7 @@ use crate::text::{at_ms, visible};
 pub enum Exit {
     /// Exit code 0.
     Done,
-    /// There was nothing such, or something to mend was found: exit code 1.
+    /// Nothing matched, or something to mend was found: exit code 1.
     Nothing,
 }
 

@@ -136,7 +136,7 @@ impl Lease {
             (false, true) => format!("Redis's clock was set forwards by {by}, or this machine slept"),
             (false, false) => format!("Redis's clock was set back by {by}"),
         };
-        warn!("{what}: nothing is given up or removed for its age within the next hour");
+        warn!("{what}: for the next hour no message is given up and no dead letter is removed because of its age");
     }
 
     /// By how much the queue's clock was set back since this was last asked.

@@ -32,7 +32,7 @@ pub struct Metrics {
     pub repeated: Arc<AtomicU64>,
     /// Entries of the queue's keys that no agent writes; counted by the queue.
     pub odd: Arc<AtomicU64>,
-    /// Calls of claim and settle.
+    /// Calls of claim.
     pub claims: AtomicU64,
     /// Calls of settle.
     pub settles: AtomicU64,

@@ -1,6 +1,7 @@
-//! From an [`Attempt`], the attempts so far and an age to an [`Outcome`]:
-//! delivered, later, or dead for a reason. Pure; it knows no clock, no socket
-//! and no source of randomness: those are arguments.
+//! What an attempt means: an [`Attempt`] and the message's history give one [`Outcome`] (delivered, later, dead).
+//! Also the backoffs of lanes and messages, what `Retry-After` asks for, and the words for all of it: [`Attempt`],
+//! [`Failure`], [`Fault`], [`Outcome`]. Pure: it knows no clock, no socket and no source of randomness; those are
+//! arguments.
 //!
 //! It promises that every attempt has exactly one outcome, that only a 2xx
 //! answer delivers, or over WebSocket a close without complaint after the whole message, and that reasons of
@@ -21,7 +22,7 @@ pub const MESSAGE_BACKOFF_MAX: Duration = Duration::from_secs(3600);
 /// Answers after which the same message will never do, so that another attempt
 /// only costs the recipient: what HTTP says of them, and what ACA-Py's
 /// recipients were seen to answer to bodies they will never take.
-const FINAL_STATUSES: [u16; 12] = [400, 405, 410, 411, 413, 414, 415, 422, 426, 431, 501, 505];
+pub(crate) const FINAL_STATUSES: [u16; 12] = [400, 405, 410, 411, 413, 414, 415, 422, 426, 431, 501, 505];
 
 /// Codes of a WebSocket's close that speak of the message: it broke the protocol, is of the wrong kind, holds
 /// what it may not, is too big, or wants an extension that was not offered.

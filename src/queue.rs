@@ -32,7 +32,7 @@ pub(crate) const LONGEST_WAIT: Duration = Duration::from_millis(500);
 /// blocking wait holds up nobody's settlement.
 pub trait Queue: Send {
     /// Registers a new agent whose lease runs out after `lease`, and says what became of the number
-    /// that it had before. No number is given out that is not higher than `seen`.
+    /// that it had before. Every number given out from now on is higher than `seen`.
     fn join(&mut self, lease: Duration, old: Option<AgentNumber>, seen: u64) -> Result<Joined, Error>;
 
     /// Takes messages within `bounds`, recorded as in flight under `me`. A claim
@@ -59,7 +59,7 @@ pub trait Queue: Send {
     ) -> Result<Option<Vec<Id>>, Error>;
 
     /// Renews the lease of an agent that is registered; lists all others; says whether anything is
-    /// due later than `longest`. No number is given out from now on that is not higher than `seen`.
+    /// due later than `longest`. Every number given out from now on is higher than `seen`.
     fn beat(&mut self, me: AgentNumber, lease: Duration, seen: u64, longest: Duration) -> Result<Beat, Error>;
 
     /// Takes back what a dead agent had in flight, at most `limit` messages, due
@@ -99,7 +99,7 @@ pub trait Queue: Send {
     fn prepare(&mut self) -> Result<Vec<String>, Error>;
 
     /// Takes over some of what another delivery service of this queue has put off, due when it was.
-    /// No number is given out that is not higher than `seen`.
+    /// Every number given out from now on is higher than `seen`.
     fn adopt(&mut self, seen: u64) -> Result<Adopted, Error>;
 
     /// Removes for good the dead letters older than `age`, at most `limit`; returns how many.

@@ -232,7 +232,9 @@ impl Reader<'_> {
         self.claiming.audited(Instant::now());
         if !strays.is_empty() {
             let n = queue.give_back(number, &strays)?;
-            warn!("{n} messages were recorded as in flight here and were not; they are due again");
+            warn!(
+                "Redis listed {n} messages as in flight in this agent that it does not hold; they will be attempted again"
+            );
         }
         Ok(())
     }

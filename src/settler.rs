@@ -5,6 +5,10 @@
 //!
 //! The beat comes first: everything that may be long (taking back, burying,
 //! removing) is done one bounded call at a time between two looks at the clock.
+//! `registration` joins and beats; `chores` is what takes several calls.
+
+mod chores;
+mod registration;
 
 use std::collections::VecDeque;
 use std::thread;
@@ -33,8 +37,6 @@ const LINGER: Duration = Duration::from_millis(1);
 const AT_ONCE: usize = 500;
 /// Bytes that are put back in one call, beside the message that reaches it.
 const RESTORED_BYTES: usize = 4 << 20;
-mod chores;
-mod registration;
 
 /// What the settler goes by.
 #[derive(Clone, Debug)]
@@ -198,7 +200,7 @@ impl Settler<'_> {
         let Some(number) = self.number else { return Ok(()) };
         while let Some((call, batch)) = self.outbox.next(BATCH) {
             let Some(lost) = queue.settle(number, call, &batch.settlements, &batch.changes)? else {
-                warn!("the queue knows another number of this agent's last call; joining again");
+                warn!("Redis has a later call number for this agent than it ever sent; registering again");
                 self.unregistered();
                 return Ok(());
             };

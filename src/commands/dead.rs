@@ -21,7 +21,7 @@ use crate::queue::redis::server::Server;
 use crate::queue::{Id, Pop};
 use crate::text::{ago, at_ms, n_of, utc, visible};
 
-/// Does what was asked; [`Exit::Nothing`] if there is nothing such.
+/// Does what was asked; [`Exit::Nothing`] if nothing matches.
 ///
 /// # Errors
 ///

@@ -326,7 +326,7 @@ impl Desk {
         }
     }
 
-    /// How a command ends that has found so many; that there is nothing such is said.
+    /// How a command ends that has found so many; that nothing matched is said.
     pub fn ending(&self, found: u64, filter: &Filter) -> Exit {
         if found > 0 {
             return Exit::Done;

@@ -17,7 +17,7 @@ use crate::text::{ago, at_ms, n_of, utc};
 /// Lanes looked at for a list; a look costs Redis some microseconds.
 const MOST_LANES: usize = 10_000;
 
-/// Does what was asked; [`Exit::Nothing`] if there is nothing such.
+/// Does what was asked; [`Exit::Nothing`] if nothing matches.
 ///
 /// # Errors
 ///

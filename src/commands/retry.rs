@@ -12,7 +12,7 @@ use crate::queue::redis::list::RedisList;
 use crate::queue::redis::server::Server;
 use crate::queue::{Id, Pop};
 
-/// Does what was asked; [`Exit::Nothing`] if there is nothing such.
+/// Does what was asked; [`Exit::Nothing`] if nothing matches.
 ///
 /// # Errors
 ///

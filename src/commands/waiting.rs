@@ -7,7 +7,7 @@ use crate::queue::Pop;
 use crate::queue::redis::list::RedisList;
 use crate::queue::redis::server::Server;
 
-/// Does what was asked; [`Exit::Nothing`] if there is nothing such.
+/// Does what was asked; [`Exit::Nothing`] if nothing matches.
 ///
 /// # Errors
 ///

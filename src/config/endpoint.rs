@@ -56,7 +56,7 @@ Steps in at endpoints. While one is paused all messages for it wait, whatever en
 restarts, and grow no older; attempts under way end. All agents go by it within a
 second. 'resume' ends that. 'try' has one that failed tried now and not when its time
 comes: it is repaired. ORIGIN is as http://host:8020, or any URL of it.
-Ends with 1 if there is nothing such.",
+Ends with 1 if nothing matches.",
     sections: &[Section { heading: "", rows: &[&LIST_LIMIT, &JSON, &ALL_PAUSED, &DRY_RUN] }, queue::SECTION],
     after: "",
     actions: &[

@@ -64,7 +64,7 @@ const END: &str = "
   -h, --help      this text
   -V, --version   the version
 
-Exit codes: 0 clean, 1 could not go on or nothing such, 2 wrong usage.
+Exit codes: 0 clean, 1 could not continue, or nothing matched, 2 wrong usage.
 ";
 
 fn of_command(command: &CommandRow) -> String {

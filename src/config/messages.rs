@@ -125,7 +125,7 @@ Looks after the dead letters: messages that will not be tried again unless they 
 replayed. 'replay' has them delivered as if they were new; 'drop' removes them for
 good; 'export' writes one line of JSON each, payload included, oldest first.
 FILTERS are those of 'list', with or without --all; --limit alone does not say which
-are meant. Ends with 1 if there is nothing such.",
+are meant. Ends with 1 if nothing matches.",
     sections: &[Section { heading: "", rows: ALL_OF_DEAD }, queue::SECTION],
     after: "",
     actions: &[
@@ -153,7 +153,7 @@ Looks after the retry schedule: messages that failed by a fault of their own, an
 for a time of their own. 'now' has them tried now, and their endpoints too where
 those have failed. FILTERS are those of 'list', with or without --all; --limit alone
 does not say which are meant. The reason is the last error.
-Ends with 1 if there is nothing such.",
+Ends with 1 if nothing matches.",
     sections: &[Section { heading: "", rows: ALL_OF_HELD }, queue::SECTION],
     after: "",
     actions: &[
@@ -174,7 +174,7 @@ Looks after what waits for its endpoint, which is down, paused or slower than wh
 comes. 'drop' removes messages for good, undelivered: an endpoint that never comes
 back, say. FILTERS are those of 'list', with or without --all; --limit alone does not
 say which are meant. The reason is the last error.
-Ends with 1 if there is nothing such.",
+Ends with 1 if nothing matches.",
     sections: &[Section { heading: "", rows: ALL_OF_HELD }, queue::SECTION],
     after: "",
     actions: &[

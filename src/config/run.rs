@@ -164,7 +164,7 @@ static ATTEMPTS: Row<u32> = Row::new("--attempts", "N", |text| number(text, 1, 1
 static FINAL: Row<Vec<u16>> = Row::new("--final", "STATUS,…", statuses)
     .variable()
     .unset("none")
-    .help("answers after which a message is dead, beside 400 405 410 411 413 414 415 422 431 501 505");
+    .help("answers after which a message is dead, beside 400 405 410 411 413 414 415 422 426 431 501 505");
 static RETRYABLE: Row<Vec<u16>> = Row::new("--retryable", "STATUS,…", statuses)
     .variable()
     .unset("none")

@@ -5,6 +5,7 @@ use super::*;
 use crate::envelope::Format;
 use crate::guard::Net;
 use crate::orders::Hand;
+use crate::policy::FINAL_STATUSES;
 use crate::queue::Pop;
 use crate::roots::Roots;
 
@@ -593,6 +594,21 @@ fn readme_names_every_option_of_run() {
     for row in rows("run") {
         assert!(words.contains(&row.name()), "README.md lacks {}", row.name());
     }
+}
+
+#[test]
+fn help_and_readme_name_the_statuses_that_are_final() {
+    let numbers = |text: &str| -> Vec<u16> {
+        text.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
+    };
+    let row = rows("run").into_iter().find(|row| row.name() == "--final").expect("an option of run");
+    assert_eq!(numbers(row.help()), FINAL_STATUSES, "--final: {}", row.help());
+    let Ok(readme) = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")) else {
+        return;
+    };
+    let table = readme.split_once("## What becomes of an attempt").expect("that section").1;
+    let said = table.lines().find(|line| line.ends_with("| dead at once |")).expect("its row of final statuses");
+    assert_eq!(numbers(said), FINAL_STATUSES, "README.md: {said}");
 }
 
 #[test]

@@ -187,8 +187,8 @@ impl Lanes {
         }
     }
 
-    /// Whether a message that failed waits for its lane and is its next probe, or is on a backoff of its own, so
-    /// that others are tried meanwhile.
+    /// Where a message that failed waits. True: in its lane, in its place, so that it will be the next probe if the lane
+    /// is down. False: it gets its own backoff, and others are tried meanwhile.
     pub(super) fn waits_for_lane(
         &self,
         claim: &Claim,

@@ -193,7 +193,7 @@ impl Lanes {
         }
     }
 
-    /// The ids of all claims held, for comparing with what the queue says.
+    /// Whether this message is held here, or its settlement is not yet confirmed.
     pub fn holds(&self, id: Id) -> bool {
         self.held.contains_key(&id)
     }

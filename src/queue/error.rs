@@ -5,17 +5,17 @@ use std::fmt;
 /// Why a move could not be made; each with a sentence for people.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Error {
-    /// Waiting may mend it: unreachable, restarting, loading, read-only, full.
+    /// Waiting may help: unreachable, restarting, loading, read-only, full.
     Unavailable(String),
-    /// So it may if the server has not got the key: another node of its Cluster has.
+    /// Waiting may help: another node of the Cluster has the key.
     Elsewhere(String),
-    /// And if it does not know a command, for another server may.
+    /// Waiting may help: another server may know the command.
     NoCommand(String),
-    /// Waiting cannot mend it: a wrong password, an option.
+    /// Waiting does not help: a wrong password, an option.
     Fatal(String),
-    /// Nor what the account may not do.
+    /// Waiting does not help: the account may not use this command or key.
     NotPermitted(Denied, String),
-    /// Nor a value at a key of the queue that is of another type than the queue keeps there.
+    /// Waiting does not help: a key of the queue holds another type.
     WrongType(String),
 }
 
@@ -29,7 +29,7 @@ pub enum Denied {
 }
 
 impl Error {
-    /// Whether waiting cannot mend it.
+    /// Whether waiting does not help.
     pub fn is_lasting(&self) -> bool {
         match self {
             Error::Unavailable(_) | Error::Elsewhere(_) | Error::NoCommand(_) => false,

@@ -118,7 +118,7 @@ impl Settler<'_> {
             }
             Chore::Hasten(longest, n) if n > 0 => {
                 warn!(
-                    "{n} messages and endpoints were due in over {}, too late since Redis's clock was ahead: they are due now",
+                    "{n} messages and endpoints were scheduled more than {} ahead because Redis's clock had been fast; they are due now",
                     spell(longest)
                 );
             }

@@ -31,11 +31,11 @@ impl Settler<'_> {
         let stuck = since > (self.options.lease * 2).max(REDIS_AWAY);
         if stuck && !self.said_stuck {
             error!(
-                "the reader has not turned for {}: this agent lets its lease run out, so that others take over",
+                "the reader thread has made no progress for {}: this agent stops renewing its lease, so that other agents take over",
                 spell(since)
             );
         } else if !stuck && self.said_stuck {
-            info!("the reader turns again: the lease is renewed");
+            info!("the reader thread makes progress again: the lease is renewed");
         }
         self.said_stuck = stuck;
         stuck
@@ -94,7 +94,7 @@ impl Settler<'_> {
         self.dispatch.lease.see(beat.numbered);
         self.next_beat = sent + between_beats(self.options.lease);
         if !beat.registered {
-            warn!("the queue does not know this agent any more; joining again");
+            warn!("the queue does not know this agent any more; registering again");
             self.unregistered();
             return Ok(());
         }

@@ -39,9 +39,13 @@ How much is logged:
 Done, or stopped when told so.
 .TP
 .B 1
-Could not go on; for
+Could not continue; for
 .BR dead ,
-nothing such; for
+.BR endpoint ,
+.B retry
+and
+.BR waiting ,
+nothing matched; for
 .BR check ,
 something to mend.
 .TP
