@@ -41,8 +41,8 @@
 //!
 //! `reader` claims it, `envelope` reads it, `lanes` say when it may go, a `worker` attempts it by way of `delivery`,
 //! `policy` judges, and the `settler` tells the queue; its `outbox` keeps each settlement until the queue has confirmed
-//! it. They meet in `dispatch`, which is the lanes' mutex and the channels between threads; no thread knows another, and
-//! `agent` starts and ends them all.
+//! it. They meet in `dispatch`, which is the lanes' mutex and the channels between threads; no thread knows another,
+//! and `agent` starts and ends them all.
 //!
 //! # What is stable
 //!

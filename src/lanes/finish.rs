@@ -187,8 +187,8 @@ impl Lanes {
         }
     }
 
-    /// Where a message that failed waits. True: in its lane, in its place, so that it will be the next probe if the lane
-    /// is down. False: it gets its own backoff, and others are tried meanwhile.
+    /// Where a message that failed waits. True: in its lane, in its place, so that it will be the next probe if the
+    /// lane is down. False: it gets its own backoff, and others are tried meanwhile.
     pub(super) fn waits_for_lane(
         &self,
         claim: &Claim,
