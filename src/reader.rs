@@ -20,7 +20,7 @@ use crate::metrics::add;
 use crate::queue::{
     AgentNumber, Claimed, Error, History, Id, Kept, LONGEST_WAIT, Place, Queue, RawClaim, Settlement, Waited,
 };
-use crate::text::panic_message;
+use crate::text::{n_of, panic_message};
 
 /// While lanes that are up have messages waiting in Redis, new messages are looked for this often.
 const DRAINING_WAIT: Duration = Duration::from_millis(5);
@@ -233,7 +233,8 @@ impl Reader<'_> {
         if !strays.is_empty() {
             let n = queue.give_back(number, &strays)?;
             warn!(
-                "Redis listed {n} messages as in flight in this agent that it does not hold; they will be attempted again"
+                "Redis listed {} as in flight in this agent that it does not hold: to be attempted again",
+                n_of(n as u64, "message")
             );
         }
         Ok(())

@@ -8,7 +8,7 @@ use log::{info, warn};
 use super::{AT_ONCE, Settler};
 use crate::metrics::add;
 use crate::queue::{AgentNumber, Error, Peer, Queue};
-use crate::text::spell;
+use crate::text::{n_of, spell};
 
 /// How often dead letters past their keeping are looked for.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
@@ -114,11 +114,11 @@ impl Settler<'_> {
                 }
             }
             Chore::Forget(age, removed) if removed > 0 => {
-                info!("{removed} dead messages older than {} removed for good", spell(age));
+                info!("{} older than {} removed for good", n_of(removed as u64, "dead message"), spell(age));
             }
             Chore::Hasten(longest, n) if n > 0 => {
                 warn!(
-                    "{n} messages and endpoints were scheduled more than {} ahead because Redis's clock had been fast; they are due now",
+                    "of messages and endpoints that were put off, {n} were due in more than {}, for Redis's clock had been fast: they are due now",
                     spell(longest)
                 );
             }
