@@ -77,7 +77,8 @@ pub struct Limits {
 const ONE_MESSAGE_ASKS: Duration = Duration::from_secs(60);
 /// While no worker is idle, more than this many claims in memory only make them older.
 const HELD_WHILE_BUSY: usize = 256;
-/// What is put off because this machine lacked something is tried again after this long.
+/// What is put off because this machine lacked something, or since a redirect leads to a lane that takes nothing now,
+/// is tried again after this long.
 pub const AFTER_LACKING: Duration = Duration::from_secs(1);
 
 /// All lanes of an agent, and what it holds.

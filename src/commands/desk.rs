@@ -162,13 +162,14 @@ impl Desk {
         out.flush()?;
         if filter.limit == Some(found) && !json {
             let overview = self.operator.overview()?;
-            let (all, what) = match shelf {
-                Shelf::Dead => (overview.dead, format!("{} dead letters in all", overview.dead)),
-                Shelf::Retry => (overview.retry, format!("{} {}", n_of(overview.retry, "message"), shelf.is())),
-                Shelf::Waiting => (overview.waiting, format!("{} {}", n_of(overview.waiting, "message"), shelf.is())),
+            let all = match shelf {
+                Shelf::Dead => overview.dead,
+                Shelf::Retry => overview.retry,
+                Shelf::Waiting => overview.waiting,
             };
             if all > found {
-                say(&format!("at most {found} are shown of {what}; '--limit' shows more"));
+                let all = n_of(all, "message");
+                say(&format!("at most {found} are shown of {all} that are {}; '--limit' shows more", shelf.is()));
             }
         }
         Ok(self.ending(found, filter))
@@ -223,15 +224,17 @@ impl Desk {
         let (mut n, mut missed, mut seen) = (0, false, HashSet::new());
         for id in ids.iter().map(|id| Id(*id)).filter(|id| seen.insert(*id)) {
             // Nobody needs the message of a dead one, which may be large, nor its origin: so it is not looked for first.
-            let did = if self.shelf == Shelf::Dead && !dry {
-                act(&[(String::new(), id)])?
-            } else {
-                let found = self.find(id)?;
-                if self.shelf.holds(&found) { act(&[(self.origin_of(id)?, id)])? } else { 0 }
+            let is_looked_for = self.shelf != Shelf::Dead || dry;
+            let found = if is_looked_for { Some(self.find(id)?) } else { None };
+            let did = match &found {
+                Some(found) if self.shelf.holds(found) => act(&[(self.origin_of(id)?, id)])?,
+                Some(_) => 0,
+                None => act(&[(String::new(), id)])?,
             };
             if did == 0 {
                 missed = true;
-                say(&self.shelf.lacks(id, &self.find(id)?));
+                let found = found.map_or_else(|| self.find(id), Ok)?;
+                say(&self.shelf.lacks(id, &found));
             }
             n += did as u64;
         }
