@@ -261,6 +261,9 @@ fn a_policy_that_leaves_something_open_is_warned_of_once_and_by_check() {
     ];
     for (options, expected) in cases {
         let agent = Agent::start(&redis, options);
+        if let Some(part) = expected {
+            agent.wait_log(part);
+        }
         let said =
             agent.log().lines().filter(|line| line.contains("--deny-net")).map(str::to_string).collect::<Vec<_>>();
         let checked = run_to_end(&[&["check", "-oq", &redis.url()], options].concat());

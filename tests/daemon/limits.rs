@@ -237,7 +237,8 @@ fn names_with_thousands_of_addresses_cost_no_more_memory_the_more_they_are() {
     let nowhere = Ipv4Addr::new(127, 33, 0, 1);
     let names = Names::start(Says::Many(nowhere, 4_000));
     let redis = Redis::start();
-    let agent = names.agent(&redis, &["--retry-first", "60s"]);
+    // On a busy machine a look-up that takes long is no other error, which would be tried again only in a minute.
+    let agent = names.agent(&redis, &["--retry-first", "60s", "--connect-timeout", "60s", "--timeout", "90s"]);
     let grown_to = |n: usize| {
         let n_before = redis.counts().messages;
         redis.push_all((n_before..n).map(|i| envelope(&format!("http://{i}.test:9/"), b"x")));
